@@ -1,0 +1,158 @@
+"""The data sets' presets: where they are, and the sizes that suit them.
+
+A preset sets `config.data`, the encoder's width and depth, batch and steps. The phantom ones and
+the hippocampus run on two CPU cores in minutes; the others are the paper's: volumes of 128^3,
+pictures of 224^2, five levels from 32 channels.
+"""
+
+import ml_collections
+
+from ssl3d.errors import UserError
+
+# Tasks that look at patches of an image one by one, and not at a crop as a whole.
+PATCH_TASKS = ("cpc", "jigsaw", "rpl")
+
+
+def apply(config: ml_collections.ConfigDict, preset: str) -> None:
+    """Fills in the preset. Raises `UserError` for a name that there is not."""
+    if preset not in PRESETS:
+        raise UserError(f"--config=...:{preset}: no such data set; choose {', '.join(PRESETS)}")
+    PRESETS[preset](config)
+
+
+def _choose(config: ml_collections.ConfigDict, **by_task: tuple[int, ...]) -> None:
+    """Sets the crop by the task's name; the key `patches` serves all tasks on patches."""
+    default = by_task["patches"] if config.task.name in PATCH_TASKS else by_task["whole"]
+    config.data.crop = by_task.get(config.task.name, default)
+
+
+def _two_cores(config: ml_collections.ConfigDict, depth: int) -> None:
+    """A net and a schedule for two CPU cores and a few minutes."""
+    config.encoder.width = 8 if config.rank == 3 else 16
+    config.encoder.depth = depth
+    config.head.hidden = (128,)
+    config.optimizer.learning_rate = 2e-3
+    config.batch_size = 8 if config.rank == 3 else 16
+    config.steps = 300
+    config.validate_every = 100
+    config.checkpoint_every = 100
+
+
+def _phantom_volume(config: ml_collections.ConfigDict, kind: str) -> None:
+    config.data.path = f"data/phantom_{kind}"
+    config.data.phantom.kind = kind
+    config.data.phantom.shape = (64, 64, 64)  # 3 mm (brain) or about 4.7 mm (abdomen)
+    _two_cores(config, depth=4)
+    if config.rank == 3:
+        _choose(config, patches=(60, 60, 60), whole=(48, 48, 48), exemplar=(40, 40, 40))
+    else:
+        _choose(config, patches=(60, 60), whole=(56, 56))
+
+
+def phantom(config: ml_collections.ConfigDict) -> None:
+    """The brain for 3D tasks, the fundus for 2D ones."""
+    if config.rank == 3:
+        phantom_brain(config)
+    else:
+        phantom_fundus(config)
+
+
+def phantom_brain(config: ml_collections.ConfigDict) -> None:
+    """Head MR in four contrasts; its axial slices for 2D tasks."""
+    _phantom_volume(config, "brain")
+
+
+def phantom_abdomen(config: ml_collections.ConfigDict) -> None:
+    """Abdominal CT; its axial slices for 2D tasks."""
+    _phantom_volume(config, "abdomen")
+
+
+def phantom_fundus(config: ml_collections.ConfigDict) -> None:
+    """Retinal photographs. Tasks on patches see only the square inside the round picture."""
+    config.data.path = "data/phantom_fundus"
+    config.data.phantom.kind = "fundus"
+    config.data.phantom.shape = (160, 160)
+    config.data.phantom.train = 256
+    config.data.phantom.val = 64
+    config.data.phantom.test = 64
+    _two_cores(config, depth=4)
+    _round_picture(config, side=160, whole=128)
+
+
+def _round_picture(config: ml_collections.ConfigDict, side: int, whole: int) -> None:
+    """Keeps the rim of the round picture, which would tell where a patch lies, out of patches."""
+    inscribed = int(0.66 * side)  # of a circle nearly as wide as the picture
+    if config.task.name in PATCH_TASKS:
+        config.data.margin = (side - inscribed) // 2
+        config.data.crop = (inscribed - 6,) * 2  # and six pixels of play
+    else:
+        config.data.crop = (whole,) * 2
+
+
+def hippocampus(config: ml_collections.ConfigDict) -> None:
+    """Task04 of the Medical Segmentation Decathlon: MR, about 35 x 50 x 36 voxels of 1 mm."""
+    _two_cores(config, depth=3)
+    config.batch_size = 16
+    if config.rank == 3:
+        _choose(config, patches=(33, 45, 33), whole=(32, 32, 32), cpc=(36, 48, 36))
+    else:
+        _choose(config, patches=(33, 45), whole=(32, 32), cpc=(35, 45))
+
+
+def _paper(config: ml_collections.ConfigDict, side: int) -> None:
+    config.data.crop = (side,) * config.rank
+    config.data.threads = 16
+    config.encoder.width = 32
+    config.encoder.depth = 5
+    config.encoder.dtype = "bfloat16"
+    config.optimizer.warmup_steps = 1000
+    config.steps = 100_000
+    config.log_every = 100
+    config.validate_every = 2000
+    config.checkpoint_every = 2000
+    batch = {"cpc": 8, "exemplar": 8, "jigsaw": 8, "rotation": 8, "rpl": 32}
+    config.batch_size = batch[config.task.name] * (1 if config.rank == 3 else 4)
+
+
+def ukb(config: ml_collections.ConfigDict) -> None:
+    """UK Biobank brain MR: T1 and T2-FLAIR at 128^3 (paper, section 4.1)."""
+    _paper(config, 128)
+
+
+def brats(config: ml_collections.ConfigDict) -> None:
+    """BraTS 2018: four contrasts at 128^3 (paper, section 4.1)."""
+    _paper(config, 128)
+
+
+def pancreas(config: ml_collections.ConfigDict) -> None:
+    """Task07 of the Medical Segmentation Decathlon: CT at 128^3 (paper, section 4.2)."""
+    _paper(config, 128)
+
+
+def retina(config: ml_collections.ConfigDict) -> None:
+    """Fundus photographs at 224^2, UK Biobank or APTOS 2019 (paper, section 4.3)."""
+    _paper(config, 224)
+    if config.rank == 2:
+        _round_picture(config, side=224, whole=224)
+
+
+def folder(config: ml_collections.ConfigDict) -> None:
+    """Any prepared data set: give --config.data.path, and --config.data.crop where 128 is wrong."""
+    _paper(config, 128)
+
+
+PRESETS = {
+    function.__name__: function
+    for function in (
+        phantom,
+        phantom_brain,
+        phantom_abdomen,
+        phantom_fundus,
+        hippocampus,
+        ukb,
+        brats,
+        pancreas,
+        retina,
+        folder,
+    )
+}

@@ -1,0 +1,120 @@
+"""Every key of a config, explained. The tasks' files and `datasets.py` fill in their own."""
+
+import ml_collections
+
+from configs import datasets
+from ssl3d.errors import UserError
+
+VARIANTS = ("", "paper", "original")
+
+
+def get_config(task: str, rank: int, arg: str) -> tuple[ml_collections.ConfigDict, str]:
+    """The config of a proxy task on a data set, before the task's own settings.
+
+    Args:
+      task: name of a file in ssl3d/tasks/.
+      rank: 2 for pictures or slices, 3 for volumes.
+      arg: DATASET[,VARIANT], what follows the colon of --config=configs/rpl3d.py:...
+
+    Returns:
+      The config and the variant: "", the corrected task; "paper", as the paper's text says;
+      "original", as the released code does, faults included.
+    """
+    preset, _, variant = arg.partition(",")
+    if variant not in VARIANTS:
+        raise UserError(f"--config=...:{arg}: variant {variant!r}; choose paper or original")
+
+    config = ml_collections.ConfigDict()
+    # The run's name, and its folder under runs/ unless --workdir says otherwise.
+    config.name = f"{task}{rank}d_{preset}" + (f"_{variant}" if variant else "")
+    config.rank = rank
+    config.seed = 0
+    config.steps = 1000  # optimiser steps of the whole run
+    config.batch_size = 8  # volumes (or slices, pictures) per step, over all devices
+    config.log_every = 20  # steps between two lines of metrics
+    config.validate_every = 200  # steps between two validations
+    config.checkpoint_every = 200  # steps between two checkpoints
+
+    config.task = ml_collections.ConfigDict({"name": task})
+
+    config.data = ml_collections.ConfigDict()
+    config.data.preset = preset
+    config.data.path = ""  # folder of the prepared data set
+    config.data.crop = (64,) * rank  # voxels, what a task sees of an image
+    config.data.margin = 0  # voxels on every side that no crop touches
+    config.data.slice_axis = 2  # of a volume, for 2D tasks: 2 axial, 1 coronal, 0 sagittal
+    config.data.train_splits = ("train", "unlabelled")
+    config.data.threads = 2  # that read and cut; does not change the data's order
+    # A built-in data set, drawn on first use; no kind: the data set is on disk.
+    config.data.phantom = ml_collections.ConfigDict(
+        {"kind": "", "shape": (64,) * rank, "train": 96, "val": 32, "test": 32, "seed": 0}
+    )
+
+    config.encoder = ml_collections.ConfigDict()
+    config.encoder.kind = "resunet"  # the paper's residual levels, or unet: plain ones
+    config.encoder.width = 32  # channels of the first level, doubled with each (paper: 32)
+    config.encoder.depth = 5  # levels including the bottleneck (paper: 5)
+    config.encoder.norm = "group"  # or instance, batch
+    config.encoder.activation_first = False  # norm after the ReLU, as the original code has it
+    config.encoder.dropout = 0.0
+    config.encoder.final_pool = "none"  # or max, as the original code has it
+    config.encoder.dtype = "float32"  # of the computation; bfloat16 pays on accelerators
+
+    config.head = ml_collections.ConfigDict()
+    config.head.hidden = (256,)  # one hidden layer (paper, appendix A)
+    config.head.batch_norm = False
+    config.head.dropout = 0.0
+    config.head.pool = "mean"  # over the bottleneck, or max
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.learning_rate = 1e-3  # peak (paper: 1e-3 in 3D, 5e-4 in 2D)
+    config.optimizer.warmup_steps = 50
+    config.optimizer.weight_decay = 1e-4
+    config.optimizer.clip_norm = 1.0  # of the whole gradient
+    config.optimizer.ema = 0.0  # decay of averaged parameters, which are then exported; 0: none
+    config.optimizer.accumulate = 1  # micro-batches per step
+
+    config.validation = ml_collections.ConfigDict()
+    config.validation.repeats = 2  # draws of each validation case
+
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.space = 1  # devices that share one volume
+
+    datasets.apply(config, preset)
+    if variant == "paper":
+        paper(config)
+    if variant == "original":
+        original(config)
+    return config, variant
+
+
+def paper(config: ml_collections.ConfigDict) -> None:
+    """What the paper's text says of all tasks (appendix A): widths and learning rates."""
+    config.encoder.kind = "resunet"
+    config.encoder.width = 32
+    config.optimizer.learning_rate = 1e-3 if config.rank == 3 else 5e-4
+
+
+def original(config: ml_collections.ConfigDict) -> None:
+    """What the released code does in all tasks: plain levels, norm after the ReLU, wide heads."""
+    config.encoder.kind = "unet"
+    config.encoder.width = 16
+    config.encoder.norm = "batch"
+    config.encoder.activation_first = True
+    config.encoder.dropout = 0.5
+    config.encoder.final_pool = "max"
+    config.head.hidden = (2048, 1024)
+    config.head.batch_norm = True
+    config.head.dropout = 0.5
+    config.head.pool = "max"
+    config.optimizer.learning_rate = 1e-4 if config.rank == 3 else 1e-5
+    config.optimizer.warmup_steps = 0
+    config.optimizer.weight_decay = 0.0
+
+
+def jitter(config: ml_collections.ConfigDict, per_side: int) -> int:
+    """Voxels of play of a patch in its cell: a fifth of the cell (the original: 3 of 42).
+
+    Small cells need more of it than the original's for neighbours not to touch.
+    """
+    return max(min(config.data.crop) // per_side // 5, 1)

@@ -1,0 +1,140 @@
+"""On-device augmentation of one example, rank-free: every function takes x [*S, C] and a key.
+
+The loop maps these over the batch with a key per example, so what an example becomes does not
+depend on its neighbours or on the batch size.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+
+def _per_channel(x: Array) -> tuple[int, ...]:
+    return (1,) * (x.ndim - 1) + (x.shape[-1],)
+
+
+def scale_and_shift(key: Array, x: Array, strength: float) -> Array:
+    """x * a + b with a in 1 ± strength and b in ± strength, drawn for each channel.
+
+    Given to every patch on its own, so that the brightness of neighbouring patches does not tell
+    where they lie. `x` is expected to be normalised (its foreground has unit variance).
+    """
+    gain, shift = jax.random.uniform(
+        key, (2, *_per_channel(x)), minval=-strength, maxval=strength, dtype=x.dtype
+    )
+    return x * (1 + gain) + shift
+
+
+def monotone(key: Array, x: Array, strength: float) -> Array:
+    """A random monotone map of the intensities of each channel, then a random gain and shift.
+
+    The map is a random convex combination of increasing curves on the range of `x`, mixed with
+    the identity: `strength` 0 leaves x as it is, 1 is the random curve alone. Order among voxels
+    is kept, the histogram is not.
+    """
+    curve_key, mix_key, affine_key = jax.random.split(key, 3)
+    axes = tuple(range(x.ndim - 1))
+    low, high = x.min(axes, keepdims=True), x.max(axes, keepdims=True)
+    width = jnp.maximum(high - low, 1e-6)
+    u = (x - low) / width
+    curves = jnp.stack([u**2, u**4, 1 - (1 - u) ** 2, 1 - (1 - u) ** 4, u * u * (3 - 2 * u)])
+    # A random power of the weights makes one curve dominate more often than an even mixture would.
+    weights = jax.random.exponential(curve_key, (5, *_per_channel(x)), x.dtype) ** 2
+    curve = (curves * weights).sum(0) / weights.sum(0)
+    share = strength * jax.random.uniform(mix_key, _per_channel(x), x.dtype)
+    return scale_and_shift(affine_key, low + width * ((1 - share) * u + share * curve), strength)
+
+
+def flips(key: Array, x: Array, probability: float = 0.5) -> Array:
+    """Mirrors each spatial axis with the given probability."""
+    for axis, flip in enumerate(jax.random.bernoulli(key, probability, (x.ndim - 1,))):
+        x = jnp.where(flip, jnp.flip(x, axis), x)
+    return x
+
+
+def signed_permutations(rank: int, group: str) -> list[tuple[tuple[int, ...], tuple[bool, ...]]]:
+    """Rotations of a cube (square) as (axes, flips): out = flip(transpose(x, axes), flips).
+
+    Args:
+      rank: 2 or 3.
+      group: "axes", identity and 90°, 180°, 270° about each axis in the original code's order
+        (3D: 0 identity; 1-3 np.rot90 k = 1, 2, 3 in the plane (0, 1); 4-6 k = 3, 2, 1 in (1, 2);
+        7-9 k = 3, 2, 1 in (0, 2); 2D: k = 0..3), or "all", the whole group (24 in 3D, 4 in 2D),
+        the "axes" ones first.
+    """
+    if rank == 2:
+        turns = [((0, 1), k) for k in (1, 2, 3)]
+    else:
+        turns = [((0, 1), 1), ((0, 1), 2), ((0, 1), 3)]
+        turns += [(plane, k) for plane in ((1, 2), (0, 2)) for k in (3, 2, 1)]
+    found = [(tuple(range(rank)), (False,) * rank)]
+    found += [_quarter_turns(rank, plane, k) for plane, k in turns]
+    if group == "all":
+        for axes in itertools.permutations(range(rank)):
+            for flipped in itertools.product((False, True), repeat=rank):
+                proper = _parity(axes) * (-1) ** sum(flipped) == 1
+                if proper and (axes, flipped) not in found:
+                    found.append((axes, flipped))
+    return found
+
+
+def _quarter_turns(
+    rank: int, plane: tuple[int, int], k: int
+) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    """np.rot90(x, k, plane) as a transposition and flips."""
+    a, b = plane
+    axes, flipped = list(range(rank)), [False] * rank
+    if k % 2:
+        axes[a], axes[b] = b, a
+    if k in (1, 2):
+        flipped[a] = True
+    if k in (2, 3):
+        flipped[b] = True
+    return tuple(axes), tuple(flipped)
+
+
+def _parity(axes: tuple[int, ...]) -> int:
+    return round(float(np.linalg.det(np.eye(len(axes))[list(axes)])))
+
+
+def rotate(x: Array, index: Array, group: str = "axes") -> Array:
+    """Turns the cube (square) x [*S, C] by the rotation number `index`, without interpolation.
+
+    A transposition out of the few there are, then each flip or none: cheaper than to make all
+    rotations and choose. All spatial sides must be equal.
+    """
+    table = signed_permutations(x.ndim - 1, group)
+    orders = sorted({axes for axes, _ in table})
+    which = jnp.asarray([orders.index(axes) for axes, _ in table])[index]
+    flipped = jnp.asarray([flips for _, flips in table])[index]
+    channel = x.ndim - 1
+    turned = x.transpose(*orders[0], channel)
+    for i, axes in enumerate(orders[1:], start=1):
+        turned = jnp.where(which == i, x.transpose(*axes, channel), turned)
+    for axis in range(channel):
+        turned = jnp.where(flipped[axis], jnp.flip(turned, axis), turned)
+    return turned
+
+
+def zoom(key: Array, x: Array, probability: float, amount: float) -> Array:
+    """Scales each axis by its own factor in 1 ± amount, with the given probability.
+
+    About the centre, the size kept, linear, the border repeated. Scaling is separable: one small
+    matrix per axis, where a gather over all voxels would cost more than the network's first level.
+    """
+    which, factors = jax.random.split(key)
+    chosen = jax.random.bernoulli(which, probability)
+    scale = jax.random.uniform(factors, (x.ndim - 1,), minval=1 - amount, maxval=1 + amount)
+    scale = jnp.where(chosen, scale, 1.0)
+    for axis in range(x.ndim - 1):
+        side = x.shape[axis]
+        centre = (side - 1) / 2
+        source = jnp.clip((jnp.arange(side) - centre) / scale[axis] + centre, 0, side - 1)
+        weights = jnp.maximum(0, 1 - jnp.abs(source[:, None] - jnp.arange(side)))
+        x = jnp.moveaxis(jnp.tensordot(weights.astype(x.dtype), x, (1, axis)), 0, axis)
+    return x

@@ -1,0 +1,46 @@
+"""What this machine's XLA can do, asked once and only when it is needed.
+
+Importing this module touches no device: programs over several hosts call
+`jax.distributed.initialize` first.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# XLA:CPU's own convolutions are several times slower than oneDNN's. jaxlib 0.12 on x86 honours
+# the option, older ones accept it and change nothing, machines other than x86 have no oneDNN.
+_ONEDNN = {"xla_cpu_experimental_onednn_custom_call": True}
+
+
+@functools.cache
+def onednn() -> bool:
+    """Whether convolutions compiled by `jit` run in oneDNN: a tiny one is compiled to find out."""
+    if jax.default_backend() != "cpu":
+        return False
+
+    def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, 16, 16, 8), (3, 3, 8, 8))]
+    try:
+        compiled = jax.jit(convolution, compiler_options=_ONEDNN).lower(*shapes).compile()
+    except (RuntimeError, ValueError):  # the option is experimental and may be renamed or dropped
+        return False
+    # The whole name of the call: the text also holds the names of Python functions, this one's too.
+    return "__onednn$convolution" in compiled.as_text()
+
+
+def jit(f: Callable, **options: Any) -> Callable:
+    """`jax.jit` with this machine's fastest convolutions; for outermost functions only.
+
+    jax refuses compiler options on a function that is called inside another jitted one.
+    """
+    if onednn():
+        options["compiler_options"] = _ONEDNN | (options.get("compiler_options") or {})
+    return jax.jit(f, **options)

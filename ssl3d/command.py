@@ -1,0 +1,113 @@
+"""What the commands share: arguments, configs from files, errors in one line, exit status.
+
+Exit status: 0 success, 2 a usage or input error (one plain line on stderr), 1 anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from ssl3d.errors import RunError, UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are `UserError`s and whose options are not abbreviated."""
+
+    def __init__(self, **kwargs: object) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
+    """Calls `main` with the command line and exits with its status."""
+    try:
+        sys.exit(main(sys.argv[1:]) or 0)
+    except (UserError, RunError) as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(1)
+
+
+CONFIG_HELP = """\
+the config:
+  --config=FILE[:DATASET[,VARIANT]]   e.g. configs/rpl3d.py:hippocampus
+  --config.KEY=VALUE                  replaces one value, e.g. --config.steps=1000
+                                      (configs/default.py explains every key)
+"""
+
+
+def parse_with_config(
+    parser: Parser, arguments: Sequence[str]
+) -> tuple[argparse.Namespace, ml_collections.ConfigDict]:
+    """Parses the command's own options and the `--config` ones.
+
+    Raises:
+      UserError: an unknown option or key (the nearest right one is named), no config, a file
+        that is not there, or a value of the wrong type.
+    """
+    options, rest = parser.parse_known_args(list(arguments))
+    paths = [argument for argument in rest if argument.startswith("--config=")]
+    overrides = [argument for argument in rest if argument.startswith("--config.")]
+    for argument in rest:
+        if argument not in paths and argument not in overrides:
+            parser.error(f"unrecognized argument {argument}")
+    if len(paths) != 1:
+        parser.error("give one --config=FILE[:DATASET[,VARIANT]], e.g. --config=configs/rpl3d.py")
+    file = paths[0].removeprefix("--config=").partition(":")[0]
+    if not Path(file).is_file():
+        raise UserError(f"--config: no file {file!r}; the shipped ones are in configs/")
+    # A config imports its neighbours as `configs.…`, from wherever the command is called.
+    sys.path.append(str(Path(file).resolve().parents[1]))
+    config = _flag(paths)
+    for override in overrides:
+        _check_override(override, config)
+        # One at a time, so that an error names its own key.
+        try:
+            _flag([*paths, override])
+        except (flags.Error, TypeError, ValueError) as error:
+            reason = str(error).splitlines()[-1]
+            raise UserError(f"{override}: {reason}") from None
+    return options, _flag([*paths, *overrides])
+
+
+def _flag(arguments: Sequence[str]) -> ml_collections.ConfigDict:
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    values(["ssl3d", *arguments])
+    return values["config"].value
+
+
+def _check_override(override: str, config: ml_collections.ConfigDict) -> None:
+    match = re.fullmatch(r"--config\.([\w.]+)=(.*)", override, re.DOTALL)
+    if not match:
+        raise UserError(f"{override}: write --config.KEY=VALUE")
+    key = match[1]
+    leaves = _leaves(config)
+    if key not in leaves:
+        nearest = difflib.get_close_matches(key, leaves, n=1, cutoff=0.0)[0]
+        raise UserError(f"--config.{key}: no such key; the nearest is --config.{nearest}")
+
+
+def _leaves(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for key, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            names += _leaves(value, f"{prefix}{key}.")
+        else:
+            names.append(prefix + key)
+    return names

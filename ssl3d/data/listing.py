@@ -1,0 +1,199 @@
+"""What a layout hands over: the cases of a source folder, and what is wrong with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from ssl3d.data.readers import stem, suffix
+from ssl3d.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceCase:
+    """One case as it lies on disk.
+
+    Attributes:
+      id: unique name within the data set.
+      subject: whose image it is.
+      images: per modality the files that hold it: one, or all files of a DICOM series.
+      label: label map, or None.
+      mask: everything outside it is background (brain masks), or None.
+      grade: class index of the whole image, or None.
+    """
+
+    id: str
+    subject: str
+    images: tuple[tuple[Path, ...], ...]
+    label: Path | None = None
+    mask: Path | None = None
+    grade: int | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files of the case, in a fixed order."""
+        extra = tuple(path for path in (self.label, self.mask) if path is not None)
+        return tuple(path for image in self.images for path in image) + extra
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A case that cannot be prepared: its name (id, file or folder) and why, in one line."""
+
+    name: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """What a layout found.
+
+    Attributes:
+      name: of the collection.
+      rank: 3 for volumes, 2 for pictures.
+      cases: in any order.
+      modalities: names of the channels, None where only the files tell how many there are.
+      classes: label value (or grade) -> name, 0 is the background; several values may share a
+        name and become one class. None where only the labels tell.
+      splits_by: "subject", or "case" where the source has no subject ids.
+      problems: cases that cannot be used.
+      notes: what somebody should know, though every case can be used.
+    """
+
+    name: str
+    rank: int
+    cases: tuple[SourceCase, ...]
+    modalities: tuple[str, ...] | None
+    classes: dict[int, str] | None
+    splits_by: str
+    problems: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the command line can tell a layout.
+
+    Attributes:
+      labels: folder of label files beside the images (`folder`, `dicom`, `bids`).
+      csv: file of grades (`images`).
+      modalities: names, in the order of the channels.
+      subject_pattern: regular expression whose first group, found in a case id, is the subject.
+    """
+
+    labels: Path | None = None
+    csv: Path | None = None
+    modalities: tuple[str, ...] | None = None
+    subject_pattern: str | None = None
+
+
+class Source:
+    """A folder to list, which remembers the problems met on the way."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.root = folder.resolve()
+        self.problems: list[Problem] = []
+        self.notes: list[str] = []
+
+    def problem(self, name: object, reason: str) -> None:
+        self.problems.append(Problem(str(name), reason))
+
+    def inside(self, path: Path) -> bool:
+        """Whether the path stays in the source once its links are followed; else a problem."""
+        try:
+            resolved = path.resolve(strict=True)
+        except FileNotFoundError:
+            what = "a link to nothing" if path.is_symlink() else "no such file"
+            self.problem(path, f"{what}; restore the file")
+            return False
+        except (OSError, RuntimeError):
+            self.problem(path, "a link that cannot be followed; replace it by the file")
+            return False
+        if not resolved.is_relative_to(self.root):
+            self.problem(path, "leaves the source folder; copy the file into it")
+            return False
+        return True
+
+    def files(self, folder: Path, suffixes: Sequence[str] | None = None) -> Iterator[Path]:
+        """All files below `folder`, sorted, hidden ones left out, links checked.
+
+        Args:
+          folder: where to look.
+          suffixes: only files with one of these (see `readers.suffix`); None for all.
+        """
+        for root, folders, names in os.walk(folder, onerror=self._unreadable):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in folders:
+                path = Path(root, name)
+                # A linked folder inside the source is met under its own name.
+                if path.is_symlink():
+                    self.inside(path)
+            for name in sorted(names):
+                path = Path(root, name)
+                # Names in "._" are left behind by macOS next to every file of an archive.
+                if name.startswith(".") or (suffixes and suffix(path) not in suffixes):
+                    continue
+                if self.inside(path):
+                    yield path
+
+    def _unreadable(self, error: OSError) -> None:
+        self.problem(error.filename, f"cannot be read ({error.strerror})")
+
+    def relative(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+
+def id_of(relative: str | Path) -> str:
+    """A case id from a path below the source: separators become `-`, odd characters `_`."""
+    path = Path(relative)
+    parts = [*path.parent.parts, stem(path)]
+    name = re.sub(r"[^A-Za-z0-9._+-]", "_", "-".join(parts))
+    return name.lstrip("._+-") or "case"
+
+
+def assign_subjects(
+    cases: Iterable[SourceCase], pattern: str | None
+) -> tuple[list[SourceCase], list[Problem]]:
+    """Subjects from the ids by a regular expression; ids it does not fit are problems.
+
+    Raises:
+      UserError: not a regular expression, or one without a group.
+    """
+    try:
+        expression = re.compile(pattern or "(.*)")
+    except re.error as error:
+        raise UserError(f"--subject-pattern: not a regular expression ({error})") from None
+    if not expression.groups:
+        raise UserError("--subject-pattern: put the part that names the subject in parentheses")
+    kept, problems = [], []
+    for case in cases:
+        match = expression.search(case.id)
+        if match and match[1]:
+            kept.append(dataclasses.replace(case, subject=match[1]))
+        else:
+            problems.append(Problem(case.id, f"--subject-pattern {pattern} does not fit the id"))
+    return kept, problems
+
+
+def without_duplicates(cases: Iterable[SourceCase]) -> tuple[list[SourceCase], list[Problem]]:
+    """The cases whose id occurs once, sorted by id; all others as problems.
+
+    Ids are compared as a file system that ignores case would.
+    """
+    by_id: dict[str, list[SourceCase]] = {}
+    for case in cases:
+        by_id.setdefault(case.id.lower(), []).append(case)
+    kept, problems = [], []
+    for same in by_id.values():
+        if len(same) == 1:
+            kept.append(same[0])
+        else:
+            files = ", ".join(str(case.files[0]) for case in same)
+            problems.append(
+                Problem(same[0].id, f"duplicate id: {len(same)} cases ({files}); rename the files")
+            )
+    return sorted(kept, key=lambda case: case.id), problems

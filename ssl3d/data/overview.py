@@ -1,0 +1,126 @@
+"""What preparation shows of its work: a table of the cases and a sheet of pictures."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ssl3d.data import store
+from ssl3d.data.listing import Problem
+
+REPORT = "report.csv"
+SHEET = "contact_sheet.png"
+# Pixels; three views of a volume side by side stay readable, 120 of them stay one screenful.
+TILE = 96
+COLUMNS = 6
+MAX_CASES = 120
+CAPTION = 12
+OVERLAY = 0.45
+# Okabe and Ito's palette: told apart with any colour vision.
+COLOURS = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+)
+
+
+def write_report(dataset: store.Dataset, problems: Sequence[Problem], path: Path) -> None:
+    """One row per case, prepared or left out, sorted by id."""
+    voxels = [f"voxels of {name}" for name in dataset.classes]
+    header = ["id", "status", "reason", "split", "split by", "subject", "grade", "shape"]
+    header += ["spacing", "source shape", *voxels, "source"]
+    rows = []
+    for case in dataset.cases:
+        counts = case.extra["voxels"] or [""] * len(voxels)
+        rows.append(
+            [
+                *(case.id, "prepared", "", case.split, dataset.splits_by, case.subject),
+                "" if case.grade is None else case.grade,
+                "x".join(map(str, case.shape)),
+                "x".join(f"{x:.4g}" for x in case.spacing),
+                "x".join(map(str, case.extra["source_shape"])),
+                *counts,
+                " ".join(case.extra["source"]),
+            ]
+        )
+    for problem in problems:
+        rows.append([problem.name, "left out", problem.reason])
+    rows.sort(key=lambda row: row[:3])
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows([*row, *[""] * (len(header) - len(row))] for row in rows)
+
+
+def write_contact_sheet(dataset: store.Dataset, path: Path) -> int:
+    """A PNG with the middle slices of the cases, labels in colour.
+
+    Volumes show their axial, coronal and sagittal slice through the middle of the foreground
+    (of the label, where there is one), the first channel only.
+
+    Returns:
+      How many cases it shows: evenly chosen where there are more than `MAX_CASES`.
+    """
+    count = min(len(dataset.cases), MAX_CASES)
+    chosen = [
+        dataset.cases[i] for i in np.linspace(0, len(dataset.cases) - 1, count).round().astype(int)
+    ]
+    views = 3 if dataset.rank == 3 else 1
+    columns = COLUMNS if views == 3 else 2 * COLUMNS
+    width, height = views * TILE + 4, TILE + CAPTION + 4
+    rows = -(-count // columns)
+    sheet = Image.new("RGB", (min(columns, count) * width, rows * height), "black")
+    draw = ImageDraw.Draw(sheet)
+    for place, case in enumerate(chosen):
+        left, top = place % columns * width, place // columns * height
+        for view, picture in enumerate(_views(dataset, case)):
+            sheet.paste(picture, (left + view * TILE, top))
+        draw.text((left, top + TILE), f"{case.id[-(width // 7) :]} {case.split}", fill="white")
+    sheet.save(path, optimize=False)
+    return count
+
+
+def _views(dataset: store.Dataset, case: store.Case) -> list[Image.Image]:
+    image = store.load_image(dataset, case)
+    label = store.load_label(dataset, case) if case.labelled else None
+    if dataset.rank == 2:
+        return [_tile(np.asarray(image, np.float32), None if label is None else np.asarray(label))]
+    box = case.foreground or tuple((0, n) for n in case.shape)
+    middle = [(start + stop) // 2 for start, stop in box]
+    if label is not None and label.any():
+        middle = [int(round(float(np.mean(indices)))) for indices in np.nonzero(label)]
+    tiles = []
+    for axis in (2, 1, 0):
+        where = (slice(None),) * axis + (middle[axis],)
+        # Anterior (superior) up, the patient's right on the left, as radiologists have it not:
+        # neurological view, which needs no second flip of the canonical axes.
+        plane = np.asarray(image[where][..., :1], np.float32)
+        shown = None if label is None else np.rot90(np.asarray(label[where]))
+        tiles.append(_tile(np.rot90(plane), shown))
+    return tiles
+
+
+def _tile(plane: np.ndarray, label: np.ndarray | None) -> Image.Image:
+    """[H, W, C] and [H, W] -> a square picture, aspect kept."""
+    low, high = np.percentile(plane, (1, 99), axis=(0, 1))
+    grey = np.clip((plane - low) / np.maximum(high - low, 1e-6), 0, 1) * 255
+    rgb = np.broadcast_to(grey, (*grey.shape[:2], 3)).copy()
+    if label is not None:
+        for value in np.unique(label[label > 0]):
+            where = label == value
+            colour = COLOURS[(int(value) - 1) % len(COLOURS)]
+            rgb[where] = (1 - OVERLAY) * rgb[where] + OVERLAY * np.asarray(colour)
+    picture = Image.fromarray(rgb.astype(np.uint8))
+    scale = TILE / max(picture.size)
+    size = tuple(max(1, round(side * scale)) for side in picture.size)
+    tile = Image.new("RGB", (TILE, TILE))
+    tile.paste(picture.resize(size), ((TILE - size[0]) // 2, (TILE - size[1]) // 2))
+    return tile

@@ -1,0 +1,199 @@
+"""Grain: from the prepared store to batches.
+
+The order of the data is a pure function of (seed, global index): example i of the run is drawn,
+cropped and tiled with a generator seeded by (seed, i), and a process takes its share of every
+global batch. Neither the number of reader threads nor of hosts changes anything, and a resume
+needs only the number of the next batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+
+from ssl3d.data import store
+
+Batch = dict[str, Any]
+
+
+class Example(NamedTuple):
+    """What a task's `record` gets: one image, or one slice of a volume for a 2D task.
+
+    Attributes:
+      image: [*S, C], float16, usually a memory map: only what is sliced is read.
+      case: the case in the manifest.
+    """
+
+    image: np.ndarray
+    case: store.Case
+
+
+Record = Callable[[np.random.Generator, Example, bool], dict[str, np.ndarray]]
+
+
+def open_example(
+    dataset: store.Dataset,
+    case: store.Case,
+    rank: int,
+    slice_axis: int,
+    margin: int,
+    rng: np.random.Generator,
+) -> Example:
+    """Opens a case; a 2D task gets a slice of a volume, drawn from its foreground.
+
+    Args:
+      slice_axis: of the volume, in RAS+ (2: axial, 1: coronal, 0: sagittal).
+      margin: voxels on every side that are left out.
+    """
+    image = store.load_image(dataset, case)
+    if rank < dataset.rank:
+        extent = case.foreground or tuple((0, side) for side in case.shape)
+        first, end = extent[slice_axis]
+        # The outer tenths of the foreground show little: skin, or the tip of an organ.
+        margin = (end - first) // 10
+        at = int(rng.integers(first + margin, end - margin))
+        image = image[(slice(None),) * slice_axis + (at,)]
+    if margin:
+        image = image[(slice(margin, -margin),) * rank]
+    return Example(image, case)
+
+
+def crop(
+    rng: np.random.Generator, image: np.ndarray, size: Sequence[int], train: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """A crop of `size` voxels, anywhere in training and from the middle in validation.
+
+    Where the image is smaller, it is continued by its mirror image: a constant border would tell
+    a task where it is.
+
+    Returns:
+      The crop [*size, C] and its first voxel [r] in the image (negative where continued).
+    """
+    room = np.asarray(image.shape[:-1]) - np.asarray(size)
+    if train:
+        start = np.where(room >= 0, rng.integers(0, np.maximum(room, 0) + 1), room // 2)
+    else:
+        start = room // 2
+    inside = tuple(
+        slice(max(a, 0), min(a + side, whole))
+        for a, side, whole in zip(start, size, image.shape[:-1], strict=True)
+    )
+    part = np.asarray(image[inside])
+    missing = [
+        (max(-a, 0), max(a + s - w, 0)) for a, s, w in zip(start, size, image.shape, strict=False)
+    ]
+    if any(before or after for before, after in missing):
+        part = np.pad(part, [*missing, (0, 0)], mode="symmetric")
+    return part, start.astype(np.int32)
+
+
+def case_key(case: store.Case) -> int:
+    """A number that only the case's id decides, for random draws in validation."""
+    return zlib.crc32(case.id.encode())
+
+
+def _record(
+    make: Record,
+    rng: np.random.Generator,
+    example: Example,
+    numbers: dict[str, int],
+    subjects: dict[str, int],
+    train: bool,
+) -> Batch:
+    return {
+        "record": make(rng, example, train),
+        "case": np.int32(numbers[example.case.id]),
+        "case_key": np.uint32(case_key(example.case)),
+        "subject": np.int32(subjects[example.case.subject]),
+    }
+
+
+def train_batches(
+    dataset: store.Dataset,
+    cases: Sequence[store.Case],
+    record: Record,
+    *,
+    rank: int,
+    slice_axis: int,
+    margin: int,
+    batch_size: int,
+    seed: int,
+    threads: int,
+    first_batch: int = 0,
+    process: tuple[int, int] = (0, 1),
+) -> Iterator[Batch]:
+    """Endless shuffled batches of this process' share, from global batch `first_batch` on.
+
+    Each batch is a dict of arrays with a leading axis of batch_size / processes: `record` (what
+    the task's `record` returned), `case` (number in the manifest), `case_key`, `subject`.
+
+    Args:
+      process: (index, count) of the processes that share every global batch.
+    """
+    index, count = process
+    numbers = {case.id: i for i, case in enumerate(dataset.cases)}
+    subjects = dataset.subjects()
+
+    def make(case: store.Case, rng: np.random.Generator) -> Batch:
+        example = open_example(dataset, case, rank, slice_axis, margin, rng)
+        return _record(record, rng, example, numbers, subjects, train=True)
+
+    source = (
+        grain.MapDataset.source(list(cases))
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .random_map(make)
+        .batch(batch_size // count)
+    )
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    batches = iter(source[index::count].to_iter_dataset(options))
+    # With threads and no worker processes this is the whole state of the iterator.
+    batches.set_state({"next_index": first_batch})
+    return batches
+
+
+def validation_batches(
+    dataset: store.Dataset,
+    cases: Sequence[store.Case],
+    record: Record,
+    *,
+    rank: int,
+    slice_axis: int,
+    margin: int,
+    batch_size: int,
+    repeats: int,
+    seed: int,
+    process: tuple[int, int] = (0, 1),
+) -> Iterator[Batch]:
+    """Every case `repeats` times, in order; what is drawn depends on (seed, case, repeat) alone.
+
+    Batches as in `train_batches`, and `valid` bool, false for the repetitions of the last example
+    that fill up the last batch, and `repeat`.
+    """
+    index, count = process
+    local = batch_size // count
+    numbers = {case.id: i for i, case in enumerate(dataset.cases)}
+    subjects = dataset.subjects()
+    entries = list(itertools.product(range(repeats), cases))
+    for start in range(0, len(entries), batch_size):
+        rows = []
+        for position in range(start + index * local, start + (index + 1) * local):
+            repeat, case = entries[min(position, len(entries) - 1)]
+            rng = np.random.default_rng((seed, case_key(case), repeat))
+            example = open_example(dataset, case, rank, slice_axis, margin, rng)
+            row = _record(record, rng, example, numbers, subjects, train=False)
+            row |= {"valid": np.bool_(position < len(entries)), "repeat": np.uint32(repeat)}
+            rows.append(row)
+        yield _stack(rows)
+
+
+def _stack(rows: list[Any]) -> Any:
+    if isinstance(rows[0], dict):
+        return {key: _stack([row[key] for row in rows]) for key in rows[0]}
+    return np.stack(rows)

@@ -1,0 +1,225 @@
+"""One case from its source files to the prepared arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from pathlib import Path
+
+import numpy as np
+
+from ssl3d.data import geometry, intensity, readers, recipes, store, validation
+from ssl3d.data.geometry import Grid
+from ssl3d.data.listing import SourceCase
+from ssl3d.data.recipes import Recipe
+from ssl3d.errors import UserError
+
+# Voxels: how far apart the corners of two grids may lie and still count as one grid. Headers
+# written by different programs differ in the fourth digit.
+GRID_TOLERANCE = 0.1
+# Voxels along the shortest axis of a prepared image: below it there is nothing to crop from.
+MIN_SIZE = 8
+UNKNOWN = 255
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What all cases of a collection share.
+
+    Attributes:
+      source: the source folder; paths in the manifest are relative to it.
+      output: folder of the prepared data set.
+      recipe: how to prepare.
+      modalities: names of the channels.
+      values: label value in the files -> class index; empty without labels.
+      classes: how many classes there are.
+    """
+
+    source: Path
+    output: Path
+    recipe: Recipe
+    modalities: tuple[str, ...]
+    values: dict[int, int]
+    classes: int
+
+
+def prepare_case(case: SourceCase, job: Job) -> store.Case:
+    """Reads, checks, prepares and writes one case.
+
+    Returns:
+      The case for the manifest, its split not yet dealt ("unlabelled", order 0).
+
+    Raises:
+      UserError: anything wrong with the files, in one line.
+    """
+    store.check_id(case.id)
+    image, grid, source_grid = _read_images(case, job)
+    content = _content_hash(image)
+    label = _read_on_grid(case.label, grid, case) if case.label else None
+    if label is not None:
+        label = _remapped(label, case.label, job.values)
+    if case.mask:
+        image[_read_on_grid(case.mask, grid, case) == 0] = 0
+
+    recipe = job.recipe
+    mask = recipes.foreground(image, recipe.foreground)
+    if recipe.crop:
+        box = recipes.bounding_box(mask)
+        inside = tuple(slice(start, stop) for start, stop in box)
+        image, mask = image[inside], mask[inside]
+        label = None if label is None else label[inside]
+        grid = geometry.crop_grid(grid, box)
+    target = geometry.target_grid(grid, recipe.spacing, recipe.size)
+    if min(target.shape) < MIN_SIZE:
+        raise UserError(
+            f"{case.images[0][0]}: only {_times(target.shape)} voxels after preparation, at least "
+            f"{MIN_SIZE} along each axis are needed"
+        )
+    image = geometry.resample(image, grid.affine, target, recipe.order)
+    mask = geometry.resample(mask, grid.affine, target, "nearest")
+    if label is not None:
+        label = geometry.resample(label, grid.affine, target, "nearest")
+    scaling = _scaling(case, image, mask, recipe)
+    image = intensity.apply(image, scaling)
+    store.write_arrays(job.output, case.id, image, label)
+    return store.Case(
+        id=case.id,
+        subject=case.subject,
+        split="unlabelled",
+        shape=target.shape,
+        channels=image.shape[-1],
+        spacing=target.spacing,
+        affine=_rows(target.affine),
+        labelled=label is not None,
+        grade=case.grade,
+        foreground=recipes.bounding_box(mask),
+        extra={
+            "source": source_files(case, job.source),
+            "checksum": readers.checksum(case.files),
+            "content": content,
+            "source_shape": list(source_grid.shape),
+            "source_affine": _rows(source_grid.affine),
+            "intensity": dataclasses.asdict(scaling),
+            "voxels": None if label is None else _counts(label, job.classes),
+        },
+    )
+
+
+def source_files(case: SourceCase, source: Path) -> list[str]:
+    """The case's files, below the source where they lie there; of a DICOM series its folder."""
+    names = []
+    for paths in (*case.images, *((path,) for path in (case.label, case.mask) if path)):
+        path = paths[0] if len(paths) == 1 else paths[0].parent
+        inside = path.is_relative_to(source)
+        names.append(path.relative_to(source).as_posix() if inside else path.name)
+    return names
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _rows(affine: np.ndarray) -> tuple[tuple[float, ...], ...]:
+    # Adding 0 turns -0.0 into 0.0: the manifest's bytes must not depend on the way to a zero.
+    return tuple(tuple(float(x) + 0.0 for x in row) for row in affine)
+
+
+def _read_images(case: SourceCase, job: Job) -> tuple[np.ndarray, Grid, Grid]:
+    """The image [*S, C] float32 in canonical orientation, its grid, and the source's grid."""
+    rank = job.recipe.rank
+    volumes = []
+    grid = source_grid = None
+    for paths in case.images:
+        volume = readers.read_image(paths, rank)
+        own_grid = Grid(volume.array.shape[:rank], volume.affine)
+        array, affine = geometry.to_canonical(volume.array, volume.affine)
+        if grid is None:
+            grid, source_grid = Grid(array.shape[:rank], affine), own_grid
+        else:
+            _check_same_grid(paths[0], Grid(array.shape[:rank], affine), case.images[0][0], grid)
+        volumes.append(array)
+        del volume
+    image = volumes[0] if len(volumes) == 1 else np.concatenate(volumes, axis=-1)
+    wanted = len(job.modalities)
+    if rank == 2 and image.shape[-1] == 1 and wanted == 3:
+        image = np.repeat(image, 3, axis=-1)
+    if image.shape[-1] != wanted:
+        raise UserError(
+            f"{case.images[0][0]}: {image.shape[-1]} channels, the data set has {wanted} "
+            f"({', '.join(job.modalities)})"
+        )
+    return image, grid, source_grid
+
+
+def _read_on_grid(path: Path, grid: Grid, case: SourceCase) -> np.ndarray:
+    """A label map in canonical orientation, on the image's grid."""
+    volume = readers.read_label(path, len(grid.shape))
+    array, affine = geometry.to_canonical(volume.array, volume.affine)
+    _check_same_grid(path, Grid(array.shape, affine), case.images[0][0], grid)
+    return array
+
+
+def _check_same_grid(path: Path, grid: Grid, other_path: Path, other: Grid) -> None:
+    if grid.shape != other.shape:
+        raise UserError(
+            f"{path}: shape {_times(grid.shape)} differs from {_times(other.shape)} of "
+            f"{other_path.name}; bring both to one grid"
+        )
+    corners = np.array(
+        [[*corner, 1] for corner in np.ndindex(*(2,) * len(grid.shape))], np.float64
+    ) * [*(n - 1 for n in grid.shape), 1]
+    distance = np.linalg.norm(corners @ (grid.affine - other.affine).T, axis=1).max()
+    if distance > GRID_TOLERANCE * min(other.spacing):
+        raise UserError(
+            f"{path}: lies on another grid than {other_path.name} (the same voxel is up to "
+            f"{distance:.3g} mm away); bring both to one grid"
+        )
+
+
+def _content_hash(image: np.ndarray) -> str:
+    """sha256 of the canonical voxels: the same image under another name or compression."""
+    digest = hashlib.sha256(str(image.shape).encode())
+    for plane in image:
+        digest.update(np.ascontiguousarray(plane, "<f4"))
+    return digest.hexdigest()
+
+
+def _remapped(label: np.ndarray, path: Path, values: dict[int, int]) -> np.ndarray:
+    """Label values -> class indices, uint8 [*S]."""
+    table = np.full(validation.LARGEST_LABEL + 1, UNKNOWN, np.uint8)
+    for value, index in values.items():
+        table[value] = index
+    remapped = table[label]
+    if (remapped == UNKNOWN).any():
+        unknown = sorted({int(value) for value in np.unique(label[remapped == UNKNOWN])})
+        raise UserError(
+            f"{path}: unknown label value {', '.join(map(str, unknown[:5]))}; the data set's are "
+            f"{', '.join(map(str, sorted(values)))}"
+        )
+    return remapped
+
+
+def _scaling(
+    case: SourceCase, image: np.ndarray, mask: np.ndarray, recipe: Recipe
+) -> intensity.Scaling:
+    try:
+        scaling = recipes.scaling(image, mask, recipe)
+    except UserError as error:
+        raise UserError(f"{case.images[0][0]}: {error}") from None
+    if recipe.intensity == "window":
+        low, high = recipe.window
+        least, most = float(image.min()), float(image.max())
+        if math.isclose(max(least, low), min(most, high)) or most < low or least > high:
+            raise UserError(
+                f"{case.images[0][0]}: values {least:g} to {most:g} lie outside the window "
+                f"{low:g} to {high:g} HU; is it a CT in HU?"
+            )
+    return scaling
+
+
+def _counts(label: np.ndarray, classes: int) -> list[int]:
+    counts = np.zeros(classes, np.int64)
+    for plane in label:
+        counts += np.bincount(plane.ravel(), minlength=classes)
+    return [int(n) for n in counts]

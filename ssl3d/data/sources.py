@@ -1,0 +1,66 @@
+"""Which data a config means: the data set on disk, and its cases to train and validate on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import ml_collections
+from jax.experimental import multihost_utils
+
+from ssl3d.data import phantom, store
+from ssl3d.errors import UserError
+
+
+def open_dataset(config: ml_collections.ConfigDict) -> store.Dataset:
+    """The prepared data set of `config.data`; a phantom is drawn on first use.
+
+    Raises:
+      UserError: no path, no data set there, or one of the wrong rank.
+    """
+    data = config.data
+    if not data.path:
+        raise UserError(
+            f"config.data.path is empty: prepare the {data.preset} data with "
+            "python -m ssl3d.prepare and give its folder, --config.data.path=DIR"
+        )
+    path = Path(data.path)
+    if data.phantom.kind:
+        if jax.process_index() == 0:
+            counts = {split: data.phantom[split] for split in ("train", "val", "test")}
+            phantom.write(
+                data.phantom.kind, path, tuple(data.phantom.shape), counts, data.phantom.seed
+            )
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("phantom drawn")
+    dataset = store.read(path)
+    if dataset.rank < config.rank:
+        raise UserError(
+            f"{path}: holds pictures ({dataset.rank}D); a {config.rank}D config needs volumes, "
+            f"use the {dataset.rank}D config of the task"
+        )
+    if len(config.data.crop) != config.rank:
+        raise UserError(
+            f"config.data.crop={tuple(config.data.crop)}: give {config.rank} numbers of voxels"
+        )
+    if not 0 <= data.slice_axis < dataset.rank:
+        raise UserError(f"config.data.slice_axis={data.slice_axis}: 0, 1 or 2")
+    return dataset
+
+
+def choose_cases(
+    config: ml_collections.ConfigDict, dataset: store.Dataset
+) -> tuple[tuple[store.Case, ...], tuple[store.Case, ...]]:
+    """The cases to train on and to validate on. Raises `UserError` where there are none."""
+    unknown = set(config.data.train_splits) - set(store.SPLITS)
+    if unknown:
+        raise UserError(
+            f"config.data.train_splits: no split {unknown.pop()!r}; choose of "
+            + ", ".join(store.SPLITS)
+        )
+    train = dataset.split(*config.data.train_splits)
+    validation = dataset.split("val")
+    for cases, what in ((train, "to train on"), (validation, "in the split val")):
+        if not cases:
+            raise UserError(f"{dataset.path}: no cases {what}; prepare with other splits")
+    return train, validation

@@ -1,0 +1,327 @@
+"""The prepared data set: a folder with a manifest and one `.npy` per image and label.
+
+    dataset.json          name, modalities, classes and, per case, everything but the voxels
+    images/<id>.npy       float16 [*S, C], intensities already normalised
+    labels/<id>.npy       uint8 [*S], values index `classes` (a graded picture has its grade
+                          in the manifest instead)
+
+Readable with NumPy alone, memory-mapped, so that a crop reads only its own part of the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssl3d.errors import UserError
+
+FORMAT = "ssl3d-prepared"
+VERSION = 1
+MANIFEST = "dataset.json"
+SPLITS = ("train", "val", "test", "unlabelled")
+
+# An id becomes a file name: no separators, no leading dot, nothing a shell or Windows trips over.
+ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One image of the data set.
+
+    Attributes:
+      id: unique name, also the files' stem.
+      subject: whose image it is; splits and negatives go by subject.
+      split: one of `SPLITS`.
+      shape: *S of the stored image, in voxels (pixels).
+      channels: C of the stored image.
+      spacing: mm per voxel along each axis of the stored image.
+      affine: voxel of the stored image -> mm in RAS+, (r + 1) x (r + 1) rows.
+      labelled: whether `labels/<id>.npy` exists.
+      grade: class index of the whole image, or None.
+      order: rank of the case's subject in the seeded shuffle of its split; the nested subset of
+        a label fraction f is the subjects of the lowest ranks.
+      foreground: first and last-plus-one voxel of the foreground per axis, ((start, stop), ...).
+      extra: everything preparation wants to remember (source, checksums, statistics, geometry).
+    """
+
+    id: str
+    subject: str
+    split: str
+    shape: tuple[int, ...]
+    channels: int
+    spacing: tuple[float, ...]
+    affine: tuple[tuple[float, ...], ...]
+    labelled: bool = False
+    grade: int | None = None
+    order: int = 0
+    foreground: tuple[tuple[int, int], ...] | None = None
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A prepared data set: the manifest, with the folder it was read from.
+
+    Attributes:
+      path: the folder.
+      name: what it is called in reports.
+      rank: 2 for pictures, 3 for volumes.
+      modalities: names of the C channels.
+      classes: names of the label values (or of the grades), index 0 is the background (grade 0).
+      splits_by: "subject", or "case" where the source has no subject ids.
+      cases: sorted by id.
+      extra: everything preparation wants to remember (recipe, seed, version).
+    """
+
+    path: Path
+    name: str
+    rank: int
+    modalities: tuple[str, ...]
+    classes: tuple[str, ...]
+    splits_by: str
+    cases: tuple[Case, ...]
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def split(self, *names: str) -> tuple[Case, ...]:
+        """The cases of the named splits, sorted by id."""
+        return tuple(case for case in self.cases if case.split in names)
+
+    def subjects(self) -> dict[str, int]:
+        """Subject -> number; the same numbers in every split and on every host."""
+        return {name: i for i, name in enumerate(sorted({case.subject for case in self.cases}))}
+
+
+def image_path(folder: Path, case_id: str) -> Path:
+    return folder / "images" / f"{case_id}.npy"
+
+
+def label_path(folder: Path, case_id: str) -> Path:
+    return folder / "labels" / f"{case_id}.npy"
+
+
+def check_id(case_id: str) -> str:
+    """Returns the id, or raises `UserError` when it cannot be a file name inside the folder."""
+    if not ID_PATTERN.fullmatch(case_id):
+        raise UserError(
+            f"case id {case_id!r} cannot be a file name: use letters, digits and . _ + - only, "
+            "starting with a letter or digit"
+        )
+    return case_id
+
+
+def write_arrays(
+    folder: Path, case_id: str, image: np.ndarray, label: np.ndarray | None = None
+) -> None:
+    """Writes one case: `image` [*S, C] as float16, `label` [*S] as uint8.
+
+    The label goes first and each file appears by a rename, so a case whose image is there is
+    whole. Raises `UserError` for a bad id or intensities that float16 cannot hold.
+    """
+    check_id(case_id)
+    if not np.isfinite(image).all() or np.abs(image).max(initial=0) > np.finfo(np.float16).max:
+        raise UserError(
+            f"{case_id}: the normalised image holds values that float16 cannot; check its "
+            "intensities and the recipe's normalisation"
+        )
+    if label is not None:
+        if label.shape != image.shape[:-1]:
+            raise UserError(f"{case_id}: label {label.shape} does not fit image {image.shape}")
+        _save(label_path(folder, case_id), label.astype(np.uint8))
+    _save(image_path(folder, case_id), image.astype(np.float16))
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("wb") as file:
+        np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+        # A rename can reach the disk before the data it names: a power cut would leave zeros.
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def write_manifest(dataset: Dataset) -> None:
+    """Writes `dataset.json`; until it is there the folder is no data set."""
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        **{
+            field.name: getattr(dataset, field.name)
+            for field in dataclasses.fields(dataset)
+            if field.name not in ("path", "cases")
+        },
+        "cases": [dataclasses.asdict(case) for case in sorted(dataset.cases, key=lambda c: c.id)],
+    }
+    dataset.path.mkdir(parents=True, exist_ok=True)
+    partial = dataset.path / f".{MANIFEST}.{os.getpid()}"
+    partial.write_text(json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    partial.replace(dataset.path / MANIFEST)
+
+
+def read(path: str | Path) -> Dataset:
+    """Reads the manifest of a prepared data set.
+
+    Raises:
+      UserError: no data set there, another format or version, or a manifest that contradicts
+        itself (duplicate or unsafe ids, unknown splits, a subject in two splits, wrong ranks).
+    """
+    folder = Path(path)
+    file = folder / MANIFEST
+    try:
+        document = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder}: no prepared data set here ({MANIFEST} is missing); "
+            "make one with python -m ssl3d.prepare"
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); prepare the data again") from None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise UserError(
+            f"{file}: not the manifest of a prepared data set (format is not {FORMAT!r}); "
+            "prepare the source with python -m ssl3d.prepare"
+        )
+    if document.get("version") != VERSION:
+        raise UserError(
+            f"{file}: format version {document.get('version')!r}, this program reads {VERSION}; "
+            "prepare the data again"
+        )
+    try:
+        dataset = Dataset(
+            path=folder,
+            name=str(document["name"]),
+            rank=int(document["rank"]),
+            modalities=tuple(document["modalities"]),
+            classes=tuple(document["classes"]),
+            splits_by=str(document["splits_by"]),
+            cases=tuple(case_from(entry) for entry in document["cases"]),
+            extra=dict(document.get("extra", {})),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{file}: a field is missing or of the wrong kind ({type(error).__name__}: {error}); "
+            "prepare the data again"
+        ) from None
+    _check(dataset, file)
+    return dataset
+
+
+def case_from(entry: dict[str, Any]) -> Case:
+    """A case from its JSON object. Raises KeyError, TypeError, ValueError or `UserError`."""
+    return Case(
+        id=check_id(str(entry["id"])),
+        subject=str(entry["subject"]),
+        split=str(entry["split"]),
+        shape=tuple(int(n) for n in entry["shape"]),
+        channels=int(entry["channels"]),
+        spacing=tuple(float(x) for x in entry["spacing"]),
+        affine=tuple(tuple(float(x) for x in row) for row in entry["affine"]),
+        labelled=bool(entry["labelled"]),
+        grade=None if entry["grade"] is None else int(entry["grade"]),
+        order=int(entry["order"]),
+        foreground=(
+            None
+            if entry["foreground"] is None
+            else tuple((int(a), int(b)) for a, b in entry["foreground"])
+        ),
+        extra=dict(entry.get("extra", {})),
+    )
+
+
+def _check(dataset: Dataset, file: Path) -> None:
+    def refuse(what: str) -> UserError:
+        return UserError(f"{file}: {what}; prepare the data again")
+
+    if dataset.rank not in (2, 3):
+        raise refuse(f"rank {dataset.rank} is neither 2 nor 3")
+    if not dataset.cases:
+        raise refuse("no cases")
+    ids: set[str] = set()
+    splits: dict[str, str] = {}
+    for case in dataset.cases:
+        if case.id in ids:
+            raise refuse(f"case {case.id} is listed twice")
+        ids.add(case.id)
+        if case.split not in SPLITS:
+            raise refuse(f"case {case.id}: unknown split {case.split!r}")
+        if len(case.shape) != dataset.rank or len(case.spacing) != dataset.rank:
+            raise refuse(f"case {case.id}: shape {case.shape} is not of rank {dataset.rank}")
+        if min(case.shape) < 1 or not all(math.isfinite(x) and x > 0 for x in case.spacing):
+            raise refuse(f"case {case.id}: shape {case.shape} or spacing {case.spacing} is empty")
+        if case.channels != len(dataset.modalities):
+            raise refuse(
+                f"case {case.id}: {case.channels} channels, the data set has "
+                f"{len(dataset.modalities)} modalities"
+            )
+        if splits.setdefault(case.subject, case.split) != case.split:
+            raise refuse(f"subject {case.subject} is in two splits")
+
+
+def load_image(dataset: Dataset, case: Case) -> np.ndarray:
+    """The image [*S, C] as a read-only memory map, float16. Raises `UserError`."""
+    array = _load(image_path(dataset.path, case.id))
+    if array.dtype != np.float16 or array.shape != (*case.shape, case.channels):
+        raise UserError(
+            f"{image_path(dataset.path, case.id)}: {array.dtype} {array.shape}, the manifest says "
+            f"float16 {(*case.shape, case.channels)}; prepare the data again"
+        )
+    return array
+
+
+def load_label(dataset: Dataset, case: Case) -> np.ndarray:
+    """The label [*S] as a read-only memory map, uint8. Raises `UserError`."""
+    array = _load(label_path(dataset.path, case.id))
+    if array.dtype != np.uint8 or array.shape != case.shape:
+        raise UserError(
+            f"{label_path(dataset.path, case.id)}: {array.dtype} {array.shape}, the manifest says "
+            f"uint8 {case.shape}; prepare the data again"
+        )
+    return array
+
+
+def _load(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing, though the manifest lists it; prepare again") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); prepare the data again") from None
+
+
+def assign_splits(
+    subjects: Sequence[str], fractions: dict[str, float], seed: int
+) -> dict[str, tuple[str, int]]:
+    """Deals subjects to splits: subject -> (split, rank within the split).
+
+    Seeded and independent of the order in which the subjects come. Sizes are the fractions of
+    the number of subjects, rounded to the nearest, with at least one subject for each split
+    of a non-zero fraction where there are enough; `train` takes what is left.
+
+    Args:
+      subjects: names; duplicates count once.
+      fractions: of "val" and "test", e.g. {"val": 0.2, "test": 0.2}.
+      seed: of the shuffle.
+    """
+    names = sorted(set(subjects))
+    # RandomState's stream is frozen by NumPy's policy: the same splits under any version.
+    shuffled = [names[i] for i in np.random.RandomState(seed).permutation(len(names))]
+    splits: dict[str, tuple[str, int]] = {}
+    start = 0
+    for split in ("test", "val"):
+        share = fractions.get(split, 0.0)
+        count = max(round(share * len(names)), 1 if share > 0 and len(names) > 2 else 0)
+        for rank, name in enumerate(shuffled[start : start + count]):
+            splits[name] = (split, rank)
+        start += count
+    for rank, name in enumerate(shuffled[start:]):
+        splits[name] = ("train", rank)
+    return splits

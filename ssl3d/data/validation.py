@@ -1,0 +1,135 @@
+"""What an image must be: finite, of the right rank, with a geometry that can be inverted.
+
+Every check raises a `UserError` that names the file in one line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ssl3d.data.geometry import spacing_of
+from ssl3d.errors import UserError
+
+# Voxels: fewer than this along an axis is a slice or a localiser, not a volume.
+MIN_VOLUME_SIZE = 4
+# Smallest singular value of the axes' directions: below it two of them are the same.
+SINGULAR = 1e-6
+# How far label values stored as real numbers may be from integers: rounding of a scale factor.
+LABEL_TOLERANCE = 1e-3
+LARGEST_LABEL = 65535
+
+
+@contextlib.contextmanager
+def reporting(path: Path) -> Iterator[None]:
+    """Turns what the image libraries raise on a bad file into one line that names the file."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except Exception as error:
+        # Of a library's many lines the last says what happened, without its own prefix.
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = lines[-1].strip().removeprefix("ITK ERROR: ")
+        raise UserError(
+            f"{path}: cannot be read as an image ({reason}); it is damaged or of another kind"
+        ) from None
+
+
+def read_bytes(path: Path, limit: int = -1) -> bytes:
+    """The file's bytes, the first `limit` of them; an empty file is an error."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if not data:
+        raise UserError(f"{path}: the file is empty (0 bytes); copy it again")
+    return data
+
+
+def check_rank(path: Path, found: int, wanted: int) -> None:
+    """Pictures (2) and volumes (3) are not mixed."""
+    if found != wanted:
+        kinds = {2: "a 2D picture", 3: "a 3D volume"}
+        raise UserError(f"{path}: {kinds[found]}, but {kinds[wanted]} is needed here")
+
+
+def split_channels(path: Path, shape: Sequence[int], rank: int) -> tuple[tuple[int, ...], int]:
+    """(X, Y, Z) or (X, Y, Z, C) of a volume file -> ((X, Y, Z), C)."""
+    check_rank(path, 3, rank)
+    shape = tuple(int(n) for n in shape)
+    while len(shape) > 4 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) not in (3, 4):
+        raise UserError(f"{path}: {len(shape)}D data of shape {shape}, but a 3D volume is needed")
+    if min(shape) < 1:
+        raise UserError(f"{path}: no data, the shape is {shape}")
+    if min(shape[:3]) < MIN_VOLUME_SIZE:
+        raise UserError(
+            f"{path}: {' x '.join(map(str, shape[:3]))} voxels is a slice, not a 3D volume "
+            f"(at least {MIN_VOLUME_SIZE} along each axis)"
+        )
+    return shape[:3], shape[3] if len(shape) == 4 else 1
+
+
+def check_affine(path: Path, affine: np.ndarray) -> None:
+    """The affine [4, 4] is finite and invertible."""
+    if not np.isfinite(affine).all():
+        raise UserError(f"{path}: the affine holds NaN or infinite numbers; mend the header")
+    spacing = spacing_of(affine)
+    if min(spacing) == 0:
+        raise UserError(f"{path}: voxel spacing {spacing}; mend the header")
+    if np.linalg.svd(affine[:3, :3] / spacing, compute_uv=False)[-1] < SINGULAR:
+        raise UserError(f"{path}: singular affine, two axes point the same way; mend the header")
+
+
+def check_values(path: Path, image: np.ndarray) -> None:
+    """Every channel of an image [*S, C] is finite and not constant."""
+    for channel in range(image.shape[-1]):
+        values = image[..., channel]
+        low, high = float(values.min()), float(values.max())
+        where = f" in channel {channel}" if image.shape[-1] > 1 else ""
+        if not (math.isfinite(low) and math.isfinite(high)):
+            count = int(values.size - np.isfinite(values).sum())
+            raise UserError(
+                f"{path}: {count} voxels are NaN or infinite{where}; replace them, e.g. by 0"
+            )
+        if low == high and image.shape[-1] == 1:
+            raise UserError(f"{path}: constant image, every voxel is {low:g}")
+    if float(image.min()) == float(image.max()):
+        raise UserError(f"{path}: constant image, every voxel is {low:g}")
+
+
+def whole_numbers(path: Path, label: np.ndarray) -> np.ndarray:
+    """Label values as the smallest unsigned type that holds them."""
+    if label.dtype.kind not in "iuf":
+        raise UserError(f"{path}: label values of type {label.dtype} are not numbers")
+    low, high = label.min(), label.max()
+    if label.dtype.kind == "f":
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise UserError(f"{path}: label values are NaN or infinite; replace them by 0")
+        for plane in label:
+            rest = np.abs(plane - np.rint(plane))
+            if rest.max() > LABEL_TOLERANCE:
+                value = plane.flat[int(rest.argmax())]
+                raise UserError(
+                    f"{path}: label value {value:g} is not a whole number (was the label "
+                    "resampled with interpolation, or is this an image?)"
+                )
+        low, high = np.rint(low), np.rint(high)
+    if low < 0 or high > LARGEST_LABEL:
+        value = low if low < 0 else high
+        raise UserError(f"{path}: label value {value:g} is outside 0 to {LARGEST_LABEL}")
+    unsigned = np.empty(label.shape, np.uint8 if high <= 255 else np.uint16)
+    for plane, source in zip(unsigned, label, strict=True):
+        plane[...] = np.rint(source) if label.dtype.kind == "f" else source
+    return unsigned

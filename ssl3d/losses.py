@@ -1,0 +1,63 @@
+"""Losses and the counts behind accuracies, as pure functions over arrays."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def cross_entropy(logits: Array, labels: Array, candidates: Array | None = None) -> Array:
+    """Softmax cross-entropy in float32.
+
+    Args:
+      logits: [..., K].
+      labels: int [...].
+      candidates: bool [..., K], the classes that take part (default: all); must hold the label.
+
+    Returns:
+      [...]
+    """
+    logits = logits.astype(jnp.float32)
+    if candidates is not None:
+        logits = jnp.where(candidates, logits, -jnp.inf)
+    chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+def ranked_first(logits: Array, labels: Array, candidates: Array | None = None) -> Array:
+    """Whether the label's logit is above every other candidate's; a tie is lost.
+
+    A network that answers the same for every class is thus right never, not always.
+    Shapes as in `cross_entropy`; float32 [...], 1 or 0.
+    """
+    logits = logits.astype(jnp.float32)
+    chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)
+    others = jnp.arange(logits.shape[-1]) != labels[..., None]
+    if candidates is not None:
+        others &= candidates
+    return jnp.all(jnp.where(others, logits < chosen, True), axis=-1).astype(jnp.float32)
+
+
+def per_example(values: Array) -> tuple[Array, Array]:
+    """Sum and count over everything but the first axis: [B, ...] -> ([B], [B])."""
+    flat = values.reshape(values.shape[0], -1)
+    return flat.sum(axis=1), jnp.full(flat.shape[0], flat.shape[1], jnp.float32)
+
+
+def classified(logits: Array, labels: Array) -> tuple[Array, dict[str, tuple[Array, Array]]]:
+    """Mean cross-entropy of each example with its accuracy beside chance.
+
+    Args:
+      logits: [B, Q, K].
+      labels: int [B, Q].
+
+    Returns:
+      loss [B] and the metrics `accuracy` and `chance`.
+    """
+    total, count = per_example(cross_entropy(logits, labels))
+    metrics = {
+        "accuracy": per_example(ranked_first(logits, labels)),
+        "chance": (count / logits.shape[-1], count),
+    }
+    return total / count, metrics

@@ -1,0 +1,59 @@
+"""Heads over pooled features; they do not depend on the input's size or rank."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ssl3d.models import layers
+from ssl3d.models.encoders import Features
+
+
+def pooled(features: Features, how: str = "mean") -> jax.Array:
+    """Global mean or maximum over the bottleneck: -> [B, E], float32.
+
+    Raises ValueError unless `how` is "mean" or "max".
+    """
+    bottleneck = features.levels[-1].astype(jnp.float32)
+    axes = tuple(range(1, bottleneck.ndim - 1))
+    if how == "mean":
+        return bottleneck.mean(axes)
+    if how == "max":
+        return bottleneck.max(axes)
+    raise ValueError(f"pooling {how!r}; choose mean or max")
+
+
+def encode_patches(encoder: nn.Module, patches: jax.Array, how: str, train: bool) -> jax.Array:
+    """Encodes N patches of each example, each once: [B, N, *P, C] -> [B, N, E], float32."""
+    batch, count = patches.shape[:2]
+    features = pooled(encoder(patches.reshape(-1, *patches.shape[2:]), train), how)
+    return features.reshape(batch, count, -1)
+
+
+class MLP(nn.Module):
+    """Dense, ReLU (, batch norm)(, dropout) for each hidden width, then a dense layer to `out`.
+
+    [..., E] -> [..., out], float32. Batch norm and dropout are for the original code's heads.
+    """
+
+    hidden: tuple[int, ...]
+    out: int
+    batch_norm: bool = False
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = x.astype(jnp.float32)
+        for width in self.hidden:
+            x = nn.relu(nn.Dense(width, kernel_init=nn.initializers.he_normal())(x))
+            if self.batch_norm:
+                x = layers.Norm("batch")(x, train)
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.out)(x)
+
+
+def build(config: Mapping[str, Any], out: int) -> MLP:
+    """The head of `config.head` (hidden, batch_norm, dropout) with `out` outputs."""
+    return MLP(tuple(config["hidden"]), out, config["batch_norm"], config["dropout"])

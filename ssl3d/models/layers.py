@@ -1,0 +1,227 @@
+"""Convolution, pooling, resampling and normalisation: the one spelling of each, in any rank.
+
+The rank is the array's: x is [B, *S, C] and rank = x.ndim - 2. Every form is chosen for speed
+(the library's own are in brackets) and agrees with the library's in value and gradient:
+max pooling as blocks (`reduce_window`: 5 times slower backwards on CPU), strided convolution as
+space-to-depth and a matrix product (strided: 20-60 times, slow on GPU too), transposed
+convolution as a matrix product and depth-to-space (45 times), group norm from per-channel sums
+(3 times).
+
+Parameters are float32; `dtype` is what is computed in.
+"""
+
+import itertools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ssl3d import backend
+
+NORMS = ("group", "instance", "batch")
+
+# A group of one channel would make group norm an instance norm, which forgets the mean of every
+# channel: groups keep at least four channels, and there are at most eight of them.
+_GROUPS, _GROUP_CHANNELS = 8, 4
+
+_EPSILON = 1e-5
+_BATCH_EPSILON, _BATCH_MOMENTUM = 1e-3, 0.99  # Keras' defaults, as the original code has them
+
+
+def _spatial(x: jax.Array) -> range:
+    return range(1, x.ndim - 1)
+
+
+def _pad_to_even(x: jax.Array, value: float) -> jax.Array:
+    widths = [(0, x.shape[axis] % 2 if axis in _spatial(x) else 0) for axis in range(x.ndim)]
+    return jnp.pad(x, widths, constant_values=value) if any(b for _, b in widths) else x
+
+
+def _blocks(x: jax.Array) -> tuple[jax.Array, tuple[int, ...]]:
+    """[B, *S, C] with even S -> [B, S1/2, 2, S2/2, 2, ..., C] and the axes of the twos."""
+    halves = itertools.chain.from_iterable((x.shape[axis] // 2, 2) for axis in _spatial(x))
+    rank = x.ndim - 2
+    return x.reshape(x.shape[0], *halves, x.shape[-1]), tuple(range(2, 2 + 2 * rank, 2))
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """Maximum over blocks of 2^rank: [B, *S, C] -> [B, *ceil(S/2), C].
+
+    The last block of an odd axis holds only the voxels there are.
+    """
+    blocks, twos = _blocks(_pad_to_even(x, -jnp.inf))
+    return blocks.max(twos)
+
+
+def space_to_depth(x: jax.Array) -> jax.Array:
+    """Blocks of 2^rank voxels into channels: [B, *S, C] -> [B, *ceil(S/2), 2^rank * C].
+
+    Odd axes are padded with a zero at the far end.
+    """
+    blocks, twos = _blocks(_pad_to_even(x, 0))
+    halves = tuple(axis - 1 for axis in twos)
+    blocks = blocks.transpose(0, *halves, *twos, blocks.ndim - 1)
+    return blocks.reshape(*blocks.shape[: x.ndim - 1], -1)
+
+
+def depth_to_space(x: jax.Array) -> jax.Array:
+    """The inverse of `space_to_depth`: [B, *S, 2^rank * C] -> [B, *2S, C]."""
+    rank = x.ndim - 2
+    blocks = x.reshape(*x.shape[:-1], *(2,) * rank, -1)
+    order = itertools.chain.from_iterable((axis, axis + rank) for axis in _spatial(x))
+    doubled = [2 * x.shape[axis] for axis in _spatial(x)]
+    return blocks.transpose(0, *order, blocks.ndim - 1).reshape(x.shape[0], *doubled, -1)
+
+
+def upsample_nearest(x: jax.Array) -> jax.Array:
+    """Every voxel becomes a block of 2^rank: [B, *S, C] -> [B, *2S, C]."""
+    shape = itertools.chain.from_iterable((x.shape[axis], 1) for axis in _spatial(x))
+    blocks, twos = x.reshape(x.shape[0], *shape, x.shape[-1]), range(2, 2 * (x.ndim - 2) + 1, 2)
+    doubled = [2 * x.shape[axis] for axis in _spatial(x)]
+    target = [2 if axis in twos else n for axis, n in enumerate(blocks.shape)]
+    return jnp.broadcast_to(blocks, target).reshape(x.shape[0], *doubled, x.shape[-1])
+
+
+def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolution of stride 1 that keeps the size ("SAME").
+
+    x: [B, *S, C], kernel: [k, ..., k, C, C'] -> [B, *S, C']
+    """
+    if math.prod(kernel.shape[:-2]) == 1:
+        return x @ kernel.reshape(kernel.shape[-2:])
+    if x.ndim == 5 and jax.default_backend() == "cpu" and not backend.onednn():
+        return _convolve_slices(x, kernel)
+    axes = "DHW"[-(x.ndim - 2) :]
+    spec = (f"N{axes}C", f"{axes}IO", f"N{axes}C")
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1,) * (x.ndim - 2), "SAME", dimension_numbers=spec
+    )
+
+
+def _convolve_slices(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A 3D convolution as one in 2D over slices whose neighbours are stacked in the channels.
+
+    XLA:CPU without oneDNN has a fast convolution in 2D only.
+    """
+    batch, depth, height, width, channels = x.shape
+    taps = kernel.shape[0]
+    padded = jnp.pad(x, ((0, 0), ((taps - 1) // 2, taps // 2), (0, 0), (0, 0), (0, 0)))
+    stacked = jnp.concatenate([padded[:, tap : tap + depth] for tap in range(taps)], axis=-1)
+    flat = kernel.transpose(1, 2, 0, 3, 4).reshape(*kernel.shape[1:3], taps * channels, -1)
+    y = convolve(stacked.reshape(batch * depth, height, width, -1), flat)
+    return y.reshape(batch, depth, height, width, -1)
+
+
+class Conv(nn.Module):
+    """Convolution with kernel k^rank, stride 1, same size: [B, *S, C] -> [B, *S, channels]."""
+
+    channels: int
+    kernel: int = 3
+    bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (*(self.kernel,) * (x.ndim - 2), x.shape[-1], self.channels)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
+        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype))
+        if self.bias:
+            y += self.param("bias", nn.initializers.zeros, (self.channels,)).astype(self.dtype)
+        return y
+
+
+class Downsample(nn.Module):
+    """Convolution with kernel 2^rank and stride 2: [B, *S, C] -> [B, *ceil(S/2), channels]."""
+
+    channels: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (*(2,) * (x.ndim - 2), x.shape[-1], self.channels)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
+        return space_to_depth(x.astype(self.dtype)) @ kernel.astype(self.dtype).reshape(
+            -1, self.channels
+        )
+
+
+class Upsample(nn.Module):
+    """Transposed convolution, kernel 2^rank, stride 2: [B, *S, C] -> [B, *2S, channels]."""
+
+    channels: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        rank = x.ndim - 2
+        shape = (*(2,) * rank, x.shape[-1], self.channels)
+        # Every output voxel sees one input voxel, so the fan-in is C and not 2^rank C.
+        init = nn.initializers.variance_scaling(2.0 * 2**rank, "fan_in", "truncated_normal")
+        kernel = self.param("kernel", init, shape, jnp.float32).astype(self.dtype)
+        flat = jnp.moveaxis(kernel, rank, 0).reshape(x.shape[-1], -1)
+        return depth_to_space(x.astype(self.dtype) @ flat)
+
+
+def groups(channels: int) -> int:
+    """The number of groups `Norm("group")` splits this many channels into."""
+    most = max(1, min(_GROUPS, channels // _GROUP_CHANNELS))
+    return next(n for n in range(most, 0, -1) if channels % n == 0)
+
+
+class Norm(nn.Module):
+    """Group, instance or batch normalisation with a scale and shift per channel.
+
+    [B, *S, C] -> the same shape in `dtype`; statistics are float32 whatever `dtype` is. Batch norm
+    keeps running statistics in the collection `batch_stats` and uses them when not training.
+    """
+
+    kind: str = "group"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        if self.kind == "batch":
+            mean, variance = self._batch_statistics(x, train)
+            factor = scale * jax.lax.rsqrt(variance + _BATCH_EPSILON)
+        else:
+            count = groups(channels) if self.kind == "group" else channels
+            mean, variance = _moments(x, tuple(_spatial(x)))
+            if count < channels:
+                mean, variance = _pool_channels(mean, variance, count)
+            factor = scale * jax.lax.rsqrt(variance + _EPSILON)
+        return (x * factor + (bias - mean * factor)).astype(self.dtype)
+
+    def _batch_statistics(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+        zeros, ones = nn.initializers.zeros, nn.initializers.ones
+        running = [
+            self.variable("batch_stats", name, init, None, x.shape[-1:], jnp.float32)
+            for name, init in (("mean", zeros), ("var", ones))
+        ]
+        if not train:
+            return running[0].value, running[1].value
+        now = [s.reshape(-1) for s in _moments(x, tuple(range(x.ndim - 1)))]
+        if not self.is_initializing():
+            for kept, new in zip(running, now, strict=True):
+                kept.value = _BATCH_MOMENTUM * kept.value + (1 - _BATCH_MOMENTUM) * new
+        return now[0], now[1]
+
+
+def _moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Mean and (biased) variance over `axes`, which are kept with length 1; float32."""
+    x = x.astype(jnp.float32)
+    mean = x.mean(axes, keepdims=True)
+    square = jnp.square(x).mean(axes, keepdims=True)
+    return mean, jnp.maximum(square - jnp.square(mean), 0)
+
+
+def _pool_channels(mean: jax.Array, variance: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """Moments of single channels -> those of `count` groups, repeated: [B, 1.., C] both."""
+    square = variance + jnp.square(mean)
+    grouped = [m.reshape(*m.shape[:-1], count, -1).mean(-1) for m in (mean, square)]
+    per_group = mean.shape[-1] // count
+    mean, square = (jnp.repeat(m, per_group, axis=-1) for m in grouped)
+    return mean, jnp.maximum(square - jnp.square(mean), 0)

@@ -1,0 +1,240 @@
+"""Prepares a collection of images for training: reads, checks, crops, resamples, normalises.
+
+    python -m ssl3d.prepare --layout=msd --source=Task04_Hippocampus --output=data/hippocampus
+    python -m ssl3d.prepare --layout=dicom --source=SCANS --output=OUT --recipe=ct --dry-run
+
+Layouts, recipes and the format of the result are described in docs/data.md. Run again after an
+interruption, it goes on with the missing cases.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from ssl3d.command import Parser, run
+from ssl3d.data import collection, overview, planning, splits, store
+from ssl3d.data.layouts import LAYOUTS, list_cases
+from ssl3d.data.listing import Listing, Options, Problem
+from ssl3d.data.recipes import RECIPES, Recipe
+from ssl3d.errors import UserError
+
+
+def parser() -> Parser:
+    """The command's options."""
+    result = Parser(prog="python -m ssl3d.prepare", description=__doc__)
+    add = result.add_argument
+    add("--layout", required=True, choices=sorted(LAYOUTS), help="how the files are arranged")
+    add("--source", required=True, type=Path, help="folder of the collection")
+    add("--output", required=True, type=Path, help="folder of the prepared data set")
+    add("--recipe", choices=sorted(RECIPES), help="default: what the layout and name suggest")
+    add("--name", help="of the data set; default: the collection's")
+    add("--labels", type=Path, metavar="DIR", help="folder of labels beside the images")
+    add("--csv", type=Path, metavar="FILE", help="grades of pictures; default: the one CSV there")
+    add("--modalities", type=_names, metavar="A,B", help="names of the channels, in order")
+    add("--classes", type=_classes, metavar="0:background,1:liver", help="label values and names")
+    add("--spacing", type=_numbers, metavar="X,Y,Z", help="mm to resample to, or one number")
+    add("--size", type=_sizes, metavar="X,Y,Z", help="voxels to stretch to, or one number")
+    add("--crop", choices=("yes", "no"), help="crop to the foreground")
+    add("--order", choices=("linear", "cubic"), help="interpolation of the image")
+    add("--intensity", choices=("window", "zscore", "minmax", "picture"), help="normalisation")
+    add("--window", type=_numbers, metavar="LOW,HIGH", help="HU, for --intensity=window")
+    add("--splits", type=Path, metavar="FILE", help="your own splits, JSON or CSV")
+    add("--val", type=_fraction, metavar="F", help="share of the subjects for validation")
+    add("--test", type=_fraction, metavar="F", help="share of the subjects for the test")
+    add("--seed", type=int, default=0, help="of the splits (default 0)")
+    add("--subject-pattern", metavar="REGEX", help="its group 1, in the case id, is the subject")
+    add("--workers", type=_count, default=os.cpu_count(), help="processes (default: all cores)")
+    add("--on-error", choices=("stop", "skip"), default="stop", help="skip leaves bad cases out")
+    add("--dry-run", action="store_true", help="print the plan and stop")
+    return result
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError("must lie between 0 and 1")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def _classes(text: str) -> dict[int, str]:
+    pairs = (part.partition(":") for part in text.split(","))
+    return {int(value): name.strip() for value, _, name in pairs}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs the command. Raises `UserError`."""
+    started = time.monotonic()
+    options = parser().parse_args(arguments)
+    listing = list_cases(
+        options.layout,
+        options.source,
+        Options(options.labels, options.csv, options.modalities, options.subject_pattern),
+    )
+    if options.classes:
+        listing = dataclasses.replace(listing, classes=options.classes)
+    recipe = choose_recipe(options, listing)
+    for note in listing.notes:
+        print(f"note: {note}", file=sys.stderr)
+    listing = planning.complete(listing, recipe.rank, options.workers)
+    job = planning.job_of(listing, recipe, options.source, options.output)
+    if options.dry_run:
+        problems = planning.print_plan(listing, job, options.workers)
+        report_problems([*listing.problems, *problems], options.on_error)
+        return
+    collection.check_disk(options.output, planning.bytes_needed(listing, job))
+    result = collection.prepare_all(listing.cases, job, options.workers)
+    problems = [*listing.problems, *result.problems]
+    report_problems(problems, options.on_error)
+    cases, doubles = settle_splits(result.cases, recipe, options)
+    report_problems(doubles, options.on_error)
+    if not cases:
+        raise UserError(f"{options.source}: no case could be prepared")
+    dataset = store.Dataset(
+        path=options.output,
+        name=options.name or listing.name,
+        rank=recipe.rank,
+        modalities=job.modalities,
+        classes=planning.class_names(listing.classes),
+        splits_by=listing.splits_by,
+        cases=cases,
+        extra={
+            "layout": options.layout,
+            "settings": collection.settings_of(job),
+            "seed": options.seed,
+            "splits": options.splits.name if options.splits else dict(recipe.fractions),
+        },
+    )
+    problems += doubles
+    overview.write_report(dataset, problems, options.output / overview.REPORT)
+    overview.write_contact_sheet(dataset, options.output / overview.SHEET)
+    collection.finish(dataset)
+    print(summary(dataset, len(problems), result.reused, time.monotonic() - started))
+
+
+def choose_recipe(options: argparse.Namespace, listing: Listing) -> Recipe:
+    """The recipe by name or by what the collection is, with the options' changes.
+
+    Raises:
+      UserError: nothing tells the modality, or an option that does not fit the recipe.
+    """
+    recipe = RECIPES[options.recipe or planning.suggest_recipe(options.layout, listing)]
+    kinds = {2: "pictures", 3: "volumes"}
+    if recipe.rank != listing.rank:
+        raise UserError(
+            f"--recipe={recipe.name} is for {kinds[recipe.rank]}, but {options.source} holds "
+            f"{kinds[listing.rank]}"
+        )
+    if options.spacing and options.size:
+        raise UserError("--spacing and --size exclude each other: a size stretches the image")
+    changes: dict[str, object] = {}
+    for option in ("spacing", "size"):
+        values = getattr(options, option)
+        if values is not None:
+            values = values * recipe.rank if len(values) == 1 else values
+            if len(values) != recipe.rank or min(values) <= 0:
+                raise UserError(f"--{option}: give one or {recipe.rank} positive numbers")
+            changes |= {"spacing": None, "size": None, option: values}
+    if options.crop:
+        changes["crop"] = options.crop == "yes"
+    if options.window:
+        if len(options.window) != 2 or options.window[0] >= options.window[1]:
+            raise UserError("--window: give two HU values, the lower one first")
+        changes["window"] = options.window
+    for option in ("order", "intensity"):
+        if getattr(options, option):
+            changes[option] = getattr(options, option)
+    fractions = dict(recipe.fractions)
+    for split in ("val", "test"):
+        if getattr(options, split) is not None:
+            fractions[split] = getattr(options, split)
+    if sum(fractions.values()) >= 1:
+        raise UserError("--val and --test together leave nothing to train on")
+    return dataclasses.replace(recipe, fractions=tuple(fractions.items()), **changes)
+
+
+def settle_splits(
+    cases: Sequence[store.Case], recipe: Recipe, options: argparse.Namespace
+) -> tuple[tuple[store.Case, ...], list[Problem]]:
+    """The cases with their splits; one of two equal images in different splits is a problem."""
+    if options.splits:
+        wanted = splits.read_split_file(options.splits)
+        cases = splits.apply_split_file(cases, wanted, options.splits)
+    else:
+        cases = splits.deal(cases, dict(recipe.fractions), options.seed)
+    problems = []
+    for first, second in collection.duplicates(cases):
+        same = f"the same image, voxel by voxel, as {first.id}"
+        if first.split == second.split:
+            print(f"note: {second.id}: {same}; both are in {first.split}", file=sys.stderr)
+        else:
+            problems.append(
+                Problem(
+                    second.id,
+                    f"{same}, but in {second.split} while that one is in {first.split}; "
+                    "remove one of them",
+                )
+            )
+    left_out = {problem.name for problem in problems}
+    return tuple(case for case in cases if case.id not in left_out), problems
+
+
+def report_problems(problems: Sequence[Problem], on_error: str) -> None:
+    """Prints each problem on its line; unless they are to be skipped, ends the run.
+
+    Raises:
+      UserError: there are problems and `on_error` is "stop".
+    """
+    word = "error" if on_error == "stop" else "left out"
+    for problem in problems:
+        print(" ".join(f"{word}: {problem.name}: {problem.reason}".split()), file=sys.stderr)
+    if problems and on_error == "stop":
+        what = "one case" if len(problems) == 1 else f"{len(problems)} cases"
+        raise UserError(
+            f"{what} cannot be prepared, see above; mend and run again (finished cases are kept), "
+            "or add --on-error=skip"
+        )
+
+
+def summary(dataset: store.Dataset, left_out: int, reused: int, seconds: float) -> str:
+    """The last line of a run."""
+    counts = Counter(case.split for case in dataset.cases)
+    parts = [f"{split} {counts[split]}" for split in store.SPLITS if counts[split]]
+    line = f"{dataset.path}: {len(dataset.cases)} cases ({', '.join(parts)}; "
+    line += f"splits by {dataset.splits_by})"
+    if dataset.splits_by == "case":
+        line += ", as the source has no subject ids"
+    if reused:
+        line += f"; {reused} were there already"
+    if left_out:
+        line += f"; {left_out} left out, see {overview.REPORT}"
+    return f"{line}; {seconds:.1f} s"
+
+
+if __name__ == "__main__":
+    run(main)

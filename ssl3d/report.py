@@ -1,0 +1,122 @@
+"""What a run tells: a progress bar, `metrics.jsonl`, TensorBoard, one last line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class Report:
+    """Writes from the first process alone; in the others it does nothing.
+
+    Args:
+      workdir: where `metrics.jsonl` and the event files go.
+      steps: the whole run's length.
+      step: where this run begins; lines of an earlier run beyond it are dropped, as those steps
+        are made again.
+    """
+
+    def __init__(self, workdir: Path, steps: int, step: int) -> None:
+        self._active = jax.process_index() == 0
+        self._metrics = workdir / "metrics.jsonl"
+        if not self._active:
+            return
+        _truncate(self._metrics, step)
+        self._events = SummaryWriter(str(workdir), purge_step=step + 1)
+        self._terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=steps,
+            initial=step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not self._terminal,
+            bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {postfix} {remaining} left",
+        )
+
+    def say(self, text: str) -> None:
+        """One line, above the bar where there is one."""
+        if self._active:
+            self._bar.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def advance(self, step: int) -> None:
+        if self._active:
+            self._bar.update(step - self._bar.n)
+
+    def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """One line of `metrics.jsonl`, the event files, and the screen."""
+        if not self._active:
+            return
+        numbers = {name: round(float(value), 6) for name, value in values.items()}
+        with self._metrics.open("a") as file:
+            file.write(json.dumps({"step": step, "split": split} | numbers) + "\n")
+        for name, value in numbers.items():
+            self._events.add_scalar(f"{split}/{name}", value, step)
+        line = describe(numbers)
+        if self._terminal and split == "train":
+            self._bar.set_postfix_str(line)
+        else:
+            self.say(f"step {step:>6} {split:<5} {line}")
+
+    def close(self) -> None:
+        if self._active:
+            self._events.close()
+            self._bar.close()
+
+
+def describe(values: Mapping[str, float]) -> str:
+    """The numbers of a log point as a person reads them."""
+    parts = [f"loss {values['loss']:.3f}"]
+    if "accuracy" in values:
+        accuracy = f"accuracy {values['accuracy']:.3f}"
+        if "accuracy_low" in values:
+            accuracy += f" [{values['accuracy_low']:.3f}, {values['accuracy_high']:.3f}]"
+        parts.append(f"{accuracy} (chance {values['chance']:.3f})")
+    if "accuracy_histogram" in values:
+        parts.append(f"histogram {values['accuracy_histogram']:.3f}")
+    if "volumes_per_second" in values:
+        parts.append(f"{values['volumes_per_second']:.1f} volumes/s")
+    return " ".join(parts)
+
+
+def read_metrics(workdir: Path) -> list[dict]:
+    """The lines of `metrics.jsonl`; a last line that a kill cut short is left out."""
+    file = workdir / "metrics.jsonl"
+    lines = []
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+def _truncate(file: Path, step: int) -> None:
+    kept = [line for line in read_metrics(file.parent) if line["step"] <= step]
+    partial = file.with_name(".metrics.jsonl")
+    partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    partial.replace(file)
+
+
+def bootstrap(
+    sums: np.ndarray, counts: np.ndarray, groups: np.ndarray, seed: int = 0
+) -> tuple[float, float]:
+    """A 95 % interval of sum / count by resampling groups (subjects) with replacement.
+
+    Args:
+      sums, counts: [M], of each example.
+      groups: int [M]; examples of one group are drawn together.
+    """
+    _, index = np.unique(groups, return_inverse=True)
+    totals = np.bincount(index, sums), np.bincount(index, counts)
+    draws = np.random.default_rng(seed).integers(0, len(totals[0]), (2000, len(totals[0])))
+    ratios = totals[0][draws].sum(axis=1) / np.maximum(totals[1][draws].sum(axis=1), 1e-12)
+    low, high = np.quantile(ratios, (0.025, 0.975))
+    return float(low), float(high)

@@ -1,0 +1,224 @@
+"""Contrastive predictive coding: which patch comes further along the first axis?
+
+Van den Oord et al. 2018; Taleb et al. 2020, section 3.1 and equation 1: patches on a grid are
+encoded, a recurrent network sums up an inverted pyramid of context patches, and from it the
+codes of later patches in the same column are predicted. The loss is InfoNCE: the true patch
+against all other patches of the global batch. Every patch is encoded once per step; contexts
+and targets are gathered from the codes.
+
+A prediction must not see its target: the first predicted row is the first that shares no voxel
+with the context, and batch norm, which mixes patches, is refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax import Array
+
+from ssl3d import augment, losses
+from ssl3d.errors import UserError
+from ssl3d.models import encoders, heads
+from ssl3d.tasks import Box, Panel, Task
+from ssl3d.tasks.grid import Grid, cut, patch_grid
+
+
+def _mirror(i: int, n: int) -> int:
+    """Index i reflected into 0..n-1 without repeating the border."""
+    i = abs(i) % (2 * n - 2) if n > 1 else 0
+    return min(i, 2 * n - 2 - i)
+
+
+def contexts(grid: Grid, row: int, border: str) -> np.ndarray:
+    """The context patches of every anchor in `row`, int [A, M], the anchor last.
+
+    Row u <= row contributes the neighbourhood of the anchor's column up to row - u columns away:
+    an inverted pyramid, in raster order. Beyond the grid's border the pyramid is reflected
+    ("mirror") or holds N, the number of an all-zero patch ("zero", the original code in 2D).
+    """
+    n, rank = grid.per_side, grid.rank
+    table = []
+    for column in itertools.product(range(n), repeat=rank - 1):
+        terms = []
+        for u in range(row + 1):
+            reach = row - u
+            for offset in itertools.product(range(-reach, reach + 1), repeat=rank - 1):
+                place = [c + o for c, o in zip(column, offset, strict=True)]
+                if border == "zero" and not all(0 <= c < n for c in place):
+                    terms.append(grid.count)
+                else:
+                    place = [u, *(_mirror(c, n) for c in place)]
+                    terms.append(int(np.ravel_multi_index(place, (n,) * rank)))
+        table.append(terms)
+    return np.asarray(table)
+
+
+def predicted(grid: Grid, row: int) -> np.ndarray:
+    """The patches that each anchor in `row` predicts, int [A, L]: the later rows of its column.
+
+    From the first row that shares no voxel with the context.
+    """
+    n, columns = grid.per_side, grid.per_side ** (grid.rank - 1)
+    rows = np.arange(row + grid.rows_apart, n)
+    return rows[None, :] * columns + np.arange(columns)[:, None]
+
+
+class Network(nn.Module):
+    """Patches [B, N, *P, C] -> codes [B, N, E] and predictions [B, A, L, E]."""
+
+    encoder: nn.Module
+    code: nn.Module
+    recurrence: nn.Module
+    predictors: tuple[nn.Module, ...]
+    pool: str
+    terms: np.ndarray  # int [A, M]
+
+    def __call__(self, patches: Array, train: bool = False) -> dict[str, Array]:
+        count = patches.shape[1]
+        if self.terms.max() == count:
+            patches = jnp.concatenate([patches, jnp.zeros_like(patches[:, :1])], axis=1)
+        codes = self.code(heads.encode_patches(self.encoder, patches, self.pool, train))
+        sequences = codes[:, self.terms]  # [B, A, M, E]
+        flat = sequences.reshape(-1, *sequences.shape[2:])
+        summary = self.recurrence(flat)[:, -1].reshape(*sequences.shape[:2], -1)
+        predictions = jnp.stack([predict(summary) for predict in self.predictors], axis=2)
+        return {"codes": codes[:, :count], "predictions": predictions}
+
+
+def views(
+    key: Array, record: dict[str, Array], train: bool, strength: float, flip_rows: bool
+) -> tuple[Array, dict[str, Array]]:
+    """Patches [N, *P, C], each with a brightness of its own, -> the same shape."""
+    patches = record["patches"].astype(jnp.float32)
+    intensity, flip, pair = jax.random.split(key, 3)
+    if train and strength > 0:
+        keys = jax.random.split(intensity, patches.shape[0])
+        patches = jax.vmap(lambda k, x: augment.scale_and_shift(k, x, strength))(keys, patches)
+    if flip_rows:
+        flipped = jax.random.bernoulli(flip, 0.5, (patches.shape[0],) + (1,) * (patches.ndim - 1))
+        patches = jnp.where(flipped, jnp.flip(patches, axis=1), patches)
+    return patches, {"pair": jax.random.uniform(pair, (patches.shape[0],))}
+
+
+def _normalised(x: Array) -> Array:
+    return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
+
+
+def info_nce(
+    outputs: dict[str, Array], targets: dict[str, Array], goals: np.ndarray, temperature: float
+) -> tuple[Array, dict[str, Any]]:
+    """Equation 1 of Taleb et al. over the global batch, on cosines.
+
+    Args:
+      outputs: codes [B, N, E], predictions [B, A, L, E].
+      targets: subject int [B], valid bool [B].
+      goals: int [A, L], the patch that each prediction is of.
+      temperature: cosines are divided by it.
+
+    Returns:
+      loss [B]; accuracy, the true patch first among the N patches of its own volume, ties lost.
+    """
+    codes = _normalised(outputs["codes"].astype(jnp.float32))
+    predictions = _normalised(outputs["predictions"].astype(jnp.float32))
+    batch, count, _ = codes.shape
+    logits = jnp.einsum("bale,cne->balcn", predictions, codes) / temperature
+    # Patches of the same subject in another row of the batch are no negatives, nor is padding.
+    own = jnp.eye(batch, dtype=bool)
+    other = (targets["subject"][:, None] != targets["subject"]) & targets["valid"][None, :]
+    candidates = jnp.repeat(own | other, count, axis=1)[:, None, None, :]
+    labels = jnp.arange(batch)[:, None, None] * count + goals
+    flat = logits.reshape(*logits.shape[:3], batch * count)
+    total, terms = losses.per_example(losses.cross_entropy(flat, labels, candidates))
+    metrics = _accuracy(jnp.einsum("bale,bne->baln", predictions, codes), goals)
+    return total / terms, metrics
+
+
+def binary(
+    outputs: dict[str, Array], targets: dict[str, Array], goals: np.ndarray
+) -> tuple[Array, dict[str, Any]]:
+    """The original code's loss: one true and one false column per anchor, told apart.
+
+    The score is the mean product of predicted and true code over dimensions and rows. Faults
+    kept: a single negative, which may be of the same volume and is wrong by a whole column.
+    Arguments and metrics as in `info_nce`.
+    """
+    codes, predictions = outputs["codes"], outputs["predictions"]
+    batch, anchors = predictions.shape[:2]
+    columns = codes[:, goals]  # [B, A, L, E]
+    own = jnp.arange(batch * anchors)
+    pair = targets["pair"][:, :anchors].reshape(-1)
+    step = 1 + jnp.floor(pair * (batch * anchors - 1)).astype(jnp.int32)
+    wrong = columns.reshape(batch * anchors, *columns.shape[2:])[(own + step) % (batch * anchors)]
+    true = (predictions * columns).mean((-2, -1))
+    false = (predictions * wrong.reshape(columns.shape)).mean((-2, -1))
+    loss = (jax.nn.softplus(-true) + jax.nn.softplus(false)).mean(axis=1) / 2
+    metrics = _accuracy(jnp.einsum("bale,bne->baln", predictions, codes), goals)
+    right = jnp.stack([true > 0, false < 0], axis=-1).astype(jnp.float32)
+    return loss, metrics | {"pair_accuracy": losses.per_example(right)}
+
+
+def _accuracy(logits: Array, goals: np.ndarray) -> dict[str, tuple[Array, Array]]:
+    """Logits [B, A, L, N] over the patches of the own volume -> accuracy and chance."""
+    labels = jnp.broadcast_to(goals, logits.shape[:3])
+    hits, terms = losses.per_example(losses.ranked_first(logits, labels))
+    return {"accuracy": (hits, terms), "chance": (terms / logits.shape[-1], terms)}
+
+
+def build(config: ml_collections.ConfigDict) -> Task:
+    """Raises `UserError` where the settings contradict each other."""
+    task = config.task
+    grid = patch_grid(config.data.crop, task.per_side, jitter=task.jitter, overlap=task.overlap)
+    row = task.anchor_row
+    goals = predicted(grid, row)
+    if goals.shape[1] == 0:
+        raise UserError(
+            f"config.task.anchor_row={row}: no row of the {task.per_side} is left to predict "
+            f"(overlapping patches share voxels over {grid.rows_apart - 1} rows)"
+        )
+    if task.objective not in ("info_nce", "binary"):
+        raise UserError(f"config.task.objective={task.objective!r}: choose info_nce or binary")
+    if config.encoder.norm == "batch" and task.objective == "info_nce":
+        raise UserError(
+            "config.encoder.norm=batch lets a prediction see its target through the batch's "
+            "statistics; use group or instance for cpc"
+        )
+
+    def loss(outputs: dict[str, Array], targets: dict[str, Array]) -> tuple[Array, dict[str, Any]]:
+        if task.objective == "binary":
+            return binary(outputs, targets, goals)
+        return info_nce(outputs, targets, goals, task.temperature)
+
+    table = contexts(grid, row, task.border)
+
+    def panels(record: dict, inputs: np.ndarray, targets: dict) -> list[Panel]:
+        anchor = len(table) // 2
+        seen = dict.fromkeys(int(i) for i in table[anchor] if i < grid.count)
+        shown = [("context", i) for i in seen] + [("predict", int(i)) for i in goals[anchor]]
+        boxes = tuple(
+            Box(f"{name} {i}", tuple(record["starts"][i]), grid.patch) for name, i in shown
+        )
+        return [Panel("volume", None, boxes)] + [
+            Panel(f"{name}: patch {i}", inputs[i]) for name, i in shown
+        ]
+
+    return Task(
+        record=lambda rng, example, train: cut(rng, example, config.data.crop, grid, train),
+        views=lambda key, record, train: views(key, record, train, task.intensity, task.flip_rows),
+        network=Network(
+            encoder=encoders.build(config.encoder),
+            code=nn.Dense(task.code),
+            recurrence=nn.RNN(nn.GRUCell(task.context)),
+            predictors=tuple(nn.Dense(task.code) for _ in range(goals.shape[1])),
+            pool=config.head.pool,
+            terms=table,
+        ),
+        loss=loss,
+        panels=panels,
+        needs_whole_batch=True,
+    )

@@ -1,0 +1,206 @@
+"""Exemplar: which volume is this a transformed version of?
+
+Dosovitskiy et al. 2016, Hoffer & Ailon 2015; Taleb et al. 2020, section 3.5 and equation 3: a
+transformed volume shall lie nearer to its original than to any other, by a margin. One shared
+head on L2-normalised embeddings, and every other volume of the global batch as a negative: a
+constant encoder keeps the loss at the margin. Intensities are changed by a random monotone map,
+so that a volume's histogram does not identify it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax import Array
+
+from ssl3d import augment, losses
+from ssl3d.data.pipeline import Example, crop
+from ssl3d.errors import UserError
+from ssl3d.models import encoders, heads
+from ssl3d.tasks import Box, Panel, Task
+
+# As many as already order the triplets of untouched z-scored volumes without any network.
+_QUANTILES = 33
+
+
+class Network(nn.Module):
+    """(original, transformed) crops [B, 2, *S, C] -> embeddings [B, 2, E] of unit length.
+
+    `heads` holds one head for both, or the original code's three with sigmoids: for the
+    transformed volume, the original and, as a third embedding [B, 3, E], the original in its
+    role as somebody else's negative.
+    """
+
+    encoder: nn.Module
+    heads: tuple[nn.Module, ...]
+    pool: str
+
+    def __call__(self, crops: Array, train: bool = False) -> Array:
+        features = heads.encode_patches(self.encoder, crops, self.pool, train)
+        if len(self.heads) == 1:
+            embeddings = self.heads[0](features, train)
+            length = jnp.sqrt(jnp.sum(jnp.square(embeddings), -1, keepdims=True) + 1e-12)
+            return embeddings / length
+        original, transformed = features[:, 0], features[:, 1]
+        parts = zip(self.heads, (original, transformed, original), strict=True)
+        return jax.nn.sigmoid(jnp.stack([head(x, train) for head, x in parts], axis=1))
+
+
+def transform(key: Array, volume: Array, task: ml_collections.ConfigDict) -> Array:
+    """Flips, quarter turns, zoom and a monotone change of intensities: [*S, C] -> [*S, C]."""
+    flip, turn, which, zoom, intensity = jax.random.split(key, 5)
+    volume = augment.flips(flip, volume, task.flip)
+    if len(set(volume.shape[:-1])) == 1:
+        choices = len(augment.signed_permutations(volume.ndim - 1, "all"))
+        turned = jax.random.bernoulli(turn, task.turn)
+        index = jnp.where(turned, jax.random.randint(which, (), 0, choices), 0)
+        volume = augment.rotate(volume, index, "all")
+    volume = augment.zoom(zoom, volume, task.zoom, task.zoom_amount)
+    return augment.monotone(intensity, volume, task.intensity)
+
+
+def views(
+    key: Array, record: dict[str, Array], train: bool, task: ml_collections.ConfigDict
+) -> tuple[Array, dict[str, Array]]:
+    """Crop [*S, C] -> the original and its transformed version [2, *S, C]."""
+    original = record["volume"].astype(jnp.float32)
+    return jnp.stack([original, transform(key, original, task)]), {}
+
+
+def margin_loss(
+    embeddings: Array, targets: dict[str, Array], margin: float
+) -> tuple[Array, dict[str, Any]]:
+    """Mean over the other subjects of max(0, d(transformed, own) - d(transformed, other) + margin).
+
+    d is the squared distance, whose gradient at zero is zero and not NaN.
+
+    Args:
+      embeddings: [B, 2, E], originals first, of unit length.
+      targets: subject int [B], valid bool [B].
+
+    Returns:
+      loss [B] (zero where no other subject is in the batch); accuracy: the own original is nearer
+      than every other, ties lost.
+    """
+    originals, transformed = embeddings[:, 0], embeddings[:, 1]
+    distance = jnp.sum(jnp.square(transformed[:, None] - originals[None]), axis=-1)
+    own = jnp.diagonal(distance)[:, None]
+    others = (targets["subject"][:, None] != targets["subject"]) & targets["valid"][None, :]
+    hinge = jnp.where(others, jnp.maximum(0.0, own - distance + margin), 0.0)
+    count = others.sum(axis=1)
+    loss = hinge.sum(axis=1) / jnp.maximum(count, 1)
+    labels = jnp.arange(len(distance))
+    hits = losses.ranked_first(-distance, labels, others | jnp.eye(len(distance), dtype=bool))
+    ones = jnp.ones_like(hits)
+    return loss, {"accuracy": (hits, ones), "chance": (1 / (1.0 + count), ones)}
+
+
+def original_loss(
+    embeddings: Array, targets: dict[str, Array], margin: float
+) -> tuple[Array, dict[str, Any]]:
+    """The original code's triplet loss: mean squared differences, the next volume as negative.
+
+    Fault kept: outputs lie in (0, 1), so no distance exceeds 1, the margin, and the three heads'
+    biases alone reach a loss of 0. [B, 3, E] -> loss [B], metrics as in `margin_loss`.
+    """
+    positive, anchor, negative = embeddings[:, 0], embeddings[:, 1], embeddings[:, 2]
+    near = jnp.mean(jnp.square(anchor - positive), axis=-1)
+    far = jnp.mean(jnp.square(anchor - jnp.roll(negative, 1, axis=0)), axis=-1)
+    _, metrics = margin_loss(embeddings, targets, margin)
+    return jnp.maximum(0.0, near - far + margin), metrics
+
+
+def collect(inputs: Array, embeddings: Array) -> dict[str, Array]:
+    """What `score` needs of each case: embeddings [2, E] and intensity quantiles [2, 33 C]."""
+    axes = tuple(range(2, inputs.ndim - 1))
+    quantiles = jnp.quantile(inputs, jnp.linspace(0, 1, _QUANTILES), axis=axes)
+    histogram = jnp.moveaxis(quantiles, 0, -1).reshape(*inputs.shape[:2], -1)
+    return {"embeddings": embeddings[:, :2], "histogram": histogram}
+
+
+def score(
+    collected: dict[str, np.ndarray], subjects: np.ndarray, repeats: np.ndarray, pool: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Is the own original the nearest of `pool` originals of different subjects? Ties lost.
+
+    The pool of a case holds its own original and those of the subjects that follow it in the
+    order of the validation set, so the result does not depend on the batch size.
+
+    Args:
+      collected: arrays [M, 2, ...] from `collect`, originals first.
+      subjects, repeats: int [M].
+
+    Returns:
+      (hits [M], ones [M]) as `accuracy` for the embeddings and `accuracy_histogram` for 33
+      quantiles of the intensities, which need no network, and `chance`.
+    """
+    results: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    ones = np.ones(len(subjects))
+    sizes = np.ones(len(subjects))
+    for name, key in (("accuracy", "embeddings"), ("accuracy_histogram", "histogram")):
+        originals, transformed = collected[key][:, 0], collected[key][:, 1]
+        hits = np.zeros(len(subjects))
+        for i in range(len(subjects)):
+            rivals = _rivals(i, subjects, repeats, pool - 1)
+            own = np.square(transformed[i] - originals[i]).sum()
+            others = np.square(transformed[i] - originals[rivals]).sum(axis=-1)
+            hits[i] = bool((own < others).all()) and len(rivals) > 0
+            sizes[i] = 1 + len(rivals)
+        results[name] = (hits, ones)
+    return results | {"chance": (1 / sizes, ones)}
+
+
+def _rivals(i: int, subjects: np.ndarray, repeats: np.ndarray, count: int) -> list[int]:
+    """The next `count` cases after i, cyclically, of the same repeat and other subjects."""
+    taken = {int(subjects[i])}
+    rivals = []
+    for step in range(1, len(subjects)):
+        j = (i + step) % len(subjects)
+        if repeats[j] == repeats[i] and int(subjects[j]) not in taken and len(rivals) < count:
+            taken.add(int(subjects[j]))
+            rivals.append(j)
+    return rivals
+
+
+def build(config: ml_collections.ConfigDict) -> Task:
+    """Raises `UserError` where the settings contradict each other."""
+    task, size = config.task, tuple(config.data.crop)
+    if config.batch_size < 2:
+        raise UserError("config.batch_size=1 leaves exemplar no negatives; use 2 or more")
+    if task.objective not in ("margin", "original"):
+        raise UserError(f"config.task.objective={task.objective!r}: choose margin or original")
+    shared = task.objective == "margin"
+    head_count = 1 if shared else 3
+
+    def record(rng: np.random.Generator, example: Example, train: bool) -> dict[str, np.ndarray]:
+        volume, start = crop(rng, example.image, size, train)
+        return {"volume": volume, "start": start}
+
+    def panels(record: dict, inputs: np.ndarray, targets: dict) -> list[Panel]:
+        return [
+            Panel("volume", None, (Box("crop", tuple(record["start"]), size),)),
+            Panel("original", inputs[0]),
+            Panel("transformed", inputs[1]),
+        ]
+
+    return Task(
+        record=record,
+        views=lambda key, record, train: views(key, record, train, task),
+        network=Network(
+            encoder=encoders.build(config.encoder),
+            heads=tuple(heads.build(config.head, out=task.code) for _ in range(head_count)),
+            pool=config.head.pool,
+        ),
+        loss=lambda outputs, targets: (margin_loss if shared else original_loss)(
+            outputs, targets, task.margin
+        ),
+        panels=panels,
+        collect=collect,
+        score=lambda collected, subjects, repeats: score(collected, subjects, repeats, task.pool),
+        needs_whole_batch=True,
+    )

@@ -1,0 +1,135 @@
+"""Jigsaw: which permutation were the patches shuffled by?
+
+Noroozi & Favaro 2016; Taleb et al. 2020, section 3.3: 27 patches in 3D (9 in 2D) in an order
+drawn from P permutations that lie far apart in Hamming distance; the class is the permutation's
+number. Beyond the paper, K puzzles share one encoding of their patches: the encoder looks at
+each patch alone, so permuting its embeddings equals permuting the patches.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax import Array
+
+from ssl3d import augment, losses
+from ssl3d.errors import UserError
+from ssl3d.models import encoders, heads
+from ssl3d.tasks import Box, Panel, Task
+from ssl3d.tasks.grid import cut, patch_grid
+
+# Candidates from which the far permutations are chosen, per permutation wanted.
+_CANDIDATES = 20
+
+
+@functools.cache
+def permutations(count: int, patches: int, seed: int, spread: bool) -> np.ndarray:
+    """P different permutations of N patches, int [P, N], the same on any machine.
+
+    With `spread`, chosen greedily: from a pool of random candidates, always the one whose least
+    Hamming distance to those chosen is largest, of these the one with the largest mean (Noroozi &
+    Favaro 2016, algorithm 1, on a sample in place of all N! permutations). Without, as drawn
+    (the original code's).
+
+    Raises:
+      UserError: there are fewer than P permutations of N patches.
+    """
+    # RandomState's stream is frozen by NumPy's policy; Generator's may change.
+    random = np.random.RandomState(seed)
+    drawn = random.random_sample((_CANDIDATES * count, patches)).argsort(axis=1, kind="stable")
+    _, first = np.unique(drawn, axis=0, return_index=True)
+    pool = drawn[np.sort(first)]
+    if len(pool) < count:
+        raise UserError(
+            f"config.task.permutations={count}: too many for {patches} patches; "
+            f"{len(pool)} were found"
+        )
+    if not spread:
+        return pool[:count]
+    chosen = [0]
+    least = np.full(len(pool), patches)
+    total = np.zeros(len(pool), np.int64)
+    for _ in range(count - 1):
+        distance = (pool != pool[chosen[-1]]).sum(axis=1)
+        least, total = np.minimum(least, distance), total + distance
+        # The least distance decides, then the total; one that is chosen has a least of 0.
+        chosen.append(int(np.argmax(least * (patches * count) + total * (least > 0))))
+    return pool[chosen]
+
+
+class Network(nn.Module):
+    """(patches [B, N, *P, C], orders int [B, K, N]) -> logits [B, K, P].
+
+    Place i of puzzle k shows patch orders[k, i].
+    """
+
+    encoder: nn.Module
+    code: nn.Module
+    head: nn.Module
+    pool: str
+
+    def __call__(self, inputs: tuple[Array, Array], train: bool = False) -> Array:
+        patches, orders = inputs
+        codes = self.code(heads.encode_patches(self.encoder, patches, self.pool, train))
+        puzzles = jnp.take_along_axis(codes[:, None], orders[..., None], axis=2)
+        return self.head(puzzles.reshape(*orders.shape[:2], -1), train)
+
+
+def views(
+    key: Array, record: dict[str, Array], train: bool, table: Array, puzzles: int, strength: float
+) -> tuple[tuple[Array, Array], dict[str, Array]]:
+    """Draws K permutations: patches [N, *P, C] -> (patches, orders [K, N]) and the classes [K]."""
+    patches = record["patches"].astype(jnp.float32)
+    draw, intensity = jax.random.split(key)
+    # Without replacement: K different puzzles tell more than the same one twice.
+    chosen = jax.random.choice(draw, table.shape[0], (puzzles,), replace=False)
+    if train and strength > 0:
+        keys = jax.random.split(intensity, patches.shape[0])
+        patches = jax.vmap(lambda k, x: augment.scale_and_shift(k, x, strength))(keys, patches)
+    return (patches, table[chosen]), {"permutation": chosen}
+
+
+def loss(logits: Array, targets: dict[str, Array]) -> tuple[Array, dict[str, Any]]:
+    """Cross-entropy over permutations: logits [B, K, P], targets.permutation [B, K]."""
+    return losses.classified(logits, targets["permutation"])
+
+
+def build(config: ml_collections.ConfigDict) -> Task:
+    """Raises `UserError` where the settings contradict each other."""
+    task = config.task
+    grid = patch_grid(config.data.crop, task.per_side, jitter=task.jitter)
+    chosen = permutations(task.permutations, grid.count, task.permutation_seed, task.spread)
+    if not 1 <= task.puzzles <= task.permutations:
+        raise UserError(f"config.task.puzzles={task.puzzles}: between 1 and {task.permutations}")
+
+    def panels(record: dict, inputs: tuple, targets: dict) -> list[Panel]:
+        patches, orders = inputs
+        boxes = tuple(
+            Box(str(i), tuple(start), grid.patch) for i, start in enumerate(record["starts"])
+        )
+        number = int(targets["permutation"][0])
+        return [Panel("volume", None, boxes)] + [
+            Panel(f"place {place}: patch {patch} (permutation {number})", patches[patch])
+            for place, patch in enumerate(orders[0])
+        ]
+
+    return Task(
+        record=lambda rng, example, train: cut(rng, example, config.data.crop, grid, train),
+        views=lambda key, record, train: views(
+            key, record, train, jnp.asarray(chosen), task.puzzles, task.intensity
+        ),
+        network=Network(
+            encoder=encoders.build(config.encoder),
+            code=nn.Dense(task.code),
+            head=heads.build(config.head, out=task.permutations),
+            pool=config.head.pool,
+        ),
+        loss=loss,
+        panels=panels,
+    )

@@ -1,0 +1,106 @@
+"""Relative patch location: where does a patch lie, seen from the centre of its grid?
+
+Doersch et al. 2015; Taleb et al. 2020, section 3.2: a 3x3(x3) grid, the centre patch as the
+reference, a query drawn from the others, and its position as the class (26 in 3D, 8 in 2D).
+Beyond the paper, Q queries share one encoding of the centre, and only patches that are used
+are encoded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax import Array
+
+from ssl3d import augment, losses
+from ssl3d.errors import UserError
+from ssl3d.models import encoders, heads
+from ssl3d.tasks import Box, Panel, Task
+from ssl3d.tasks.grid import Grid, cut, patch_grid
+
+
+class Network(nn.Module):
+    """Patches [B, 1 + Q, *P, C], the centre first -> logits [B, Q, K]."""
+
+    encoder: nn.Module
+    head: nn.Module
+    pool: str
+
+    def __call__(self, patches: Array, train: bool = False) -> Array:
+        features = heads.encode_patches(self.encoder, patches, self.pool, train)
+        centre, queries = features[:, :1], features[:, 1:]
+        pairs = jnp.concatenate([jnp.broadcast_to(centre, queries.shape), queries], axis=-1)
+        return self.head(pairs, train)
+
+
+def class_of(patch: Array, centre: int) -> Array:
+    """Number of a patch in its grid -> class: the centre has none, those after it move up."""
+    return jnp.where(patch > centre, patch - 1, patch)
+
+
+def views(
+    key: Array, record: dict[str, Array], train: bool, queries: int, centre: int, strength: float
+) -> tuple[Array, dict[str, Array]]:
+    """Draws Q different queries: patches [N, *P, C] -> [1 + Q, *P, C] and the classes [Q]."""
+    patches = record["patches"].astype(jnp.float32)
+    draw, intensity = jax.random.split(key)
+    others = jnp.asarray([i for i in range(patches.shape[0]) if i != centre])
+    chosen = jax.random.permutation(draw, others)[:queries]
+    shown = patches[jnp.concatenate([jnp.array([centre]), chosen])]
+    if train and strength > 0:
+        keys = jax.random.split(intensity, 1 + queries)
+        shown = jax.vmap(lambda k, x: augment.scale_and_shift(k, x, strength))(keys, shown)
+    return shown, {"position": class_of(chosen, centre), "query": chosen}
+
+
+def loss(logits: Array, targets: dict[str, Array]) -> tuple[Array, dict[str, Any]]:
+    """Cross-entropy over positions: logits [B, Q, K], targets.position [B, Q] -> [B], metrics."""
+    return losses.classified(logits, targets["position"])
+
+
+def direction(query: int, grid: Grid) -> str:
+    """The query's place seen from the centre, in steps along each axis."""
+    return " ".join(f"{step - grid.per_side // 2:+d}" for step in grid.positions[query])
+
+
+def build(config: ml_collections.ConfigDict) -> Task:
+    """Raises `UserError` where the settings contradict each other."""
+    task = config.task
+    grid = patch_grid(config.data.crop, task.per_side, jitter=task.jitter)
+    if task.per_side % 2 == 0:
+        raise UserError(f"config.task.per_side={task.per_side}: a grid with a centre needs it odd")
+    centre = grid.count // 2
+    if not 1 <= task.queries < grid.count:
+        raise UserError(f"config.task.queries={task.queries}: between 1 and {grid.count - 1}")
+
+    def panels(record: dict, inputs: np.ndarray, targets: dict) -> list[Panel]:
+        names = ["centre", *(direction(int(q), grid) for q in targets["query"])]
+        shown = [centre, *(int(q) for q in targets["query"])]
+        boxes = tuple(
+            Box(name, tuple(record["starts"][i]), grid.patch)
+            for name, i in zip(names, shown, strict=True)
+        )
+        labels = ["", *(f" = class {int(k)}" for k in targets["position"])]
+        return [Panel("volume", None, boxes)] + [
+            Panel(name + label, patch)
+            for name, label, patch in zip(names, labels, inputs, strict=True)
+        ]
+
+    return Task(
+        record=lambda rng, example, train: cut(rng, example, config.data.crop, grid, train),
+        views=lambda key, record, train: views(
+            key, record, train, task.queries, centre, task.intensity
+        ),
+        network=Network(
+            encoder=encoders.build(config.encoder),
+            head=heads.build(config.head, out=grid.count - 1),
+            pool=config.head.pool,
+        ),
+        loss=loss,
+        panels=panels,
+    )

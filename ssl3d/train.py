@@ -1,0 +1,511 @@
+"""The one loop: any task, proxy or downstream, on any mesh.
+
+The step is a pure function of (state, batch); its randomness is the seed folded with the step, so
+that a resume has no generator to restore. Metrics stay on the device between log points.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from clu import parameter_overview
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from ssl3d import backend, checkpoint, report, sharding, tasks
+from ssl3d.data import pipeline, sources, store
+from ssl3d.errors import RunError, UserError
+
+
+# How many steps the host may be ahead of the device: one to hide the dispatch, and one more.
+_STEPS_AHEAD = 2
+
+State = dict[str, Any]
+
+
+def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
+    """Linear warm-up, then a cosine to zero at `config.steps`, wherever a run is stopped."""
+    peak, warmup = config.optimizer.learning_rate, config.optimizer.warmup_steps
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(config.steps, warmup + 1))
+
+
+def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """AdamW on a clipped gradient; no decay for biases and norms, which are vectors."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.optimizer.clip_norm),
+        optax.adamw(
+            schedule(config),
+            weight_decay=config.optimizer.weight_decay,
+            mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
+        ),
+    )
+
+
+def init_state(
+    config: ml_collections.ConfigDict,
+    task: tasks.Task,
+    optimizer: optax.GradientTransformation,
+    record: Any,
+    mesh: Mesh,
+) -> State:
+    """Parameters, running statistics, optimiser and step, replicated over the mesh.
+
+    Args:
+      record: the record of one example, for its shapes alone.
+    """
+    key = jax.random.key(config.seed)
+
+    def init(key: jax.Array) -> State:
+        batch = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape), leaf.dtype), record)
+        inputs, _ = _views(task, key[None], batch, train=True)
+        variables = task.network.init(key, inputs, train=False)
+        params = variables["params"]
+        state = {
+            "params": params,
+            "batch_stats": variables.get("batch_stats", {}),
+            "optimizer": optimizer.init(params),
+            "step": jnp.zeros((), jnp.int32),
+        }
+        if config.optimizer.ema > 0:
+            # A copy: the step donates the state, and one buffer can be donated but once.
+            state["ema"] = jax.tree.map(jnp.copy, params)
+        return state
+
+    return backend.jit(init, out_shardings=sharding.replicated(mesh))(key)
+
+
+def _views(task: tasks.Task, keys: jax.Array, records: Any, train: bool) -> Any:
+    return jax.vmap(lambda key, record: task.views(key, record, train))(keys, records)
+
+
+def variables_of(state: State, params: Any = None) -> dict[str, Any]:
+    """What `network.apply` takes, with the averaged parameters where there are any."""
+    params = state.get("ema", state["params"]) if params is None else params
+    return {"params": params} | (
+        {"batch_stats": state["batch_stats"]} if state["batch_stats"] else {}
+    )
+
+
+def make_gradients(config: ml_collections.ConfigDict, task: tasks.Task) -> Callable:
+    """The function (state, batch) -> gradients, batch_stats, metrics of one step.
+
+    Metrics are `loss` and, by name, (sum, count) over the global batch.
+    """
+
+    def forward(params: Any, state: State, batch: Any, keys: jax.Array) -> Any:
+        inputs, targets = _views(task, keys, batch["record"], train=True)
+        dropout = jax.random.fold_in(keys[0], 1)
+        outputs, changed = task.network.apply(
+            variables_of(state, params),
+            inputs,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout},
+        )
+        valid = jnp.ones(len(batch["subject"]), bool)
+        loss, metrics = task.loss(outputs, targets | {"subject": batch["subject"], "valid": valid})
+        sums = {name: (total.sum(), count.sum()) for name, (total, count) in metrics.items()}
+        return loss.mean(), (changed.get("batch_stats", {}), sums)
+
+    def gradients(state: State, batch: Any) -> tuple[Any, Any, dict[str, Any]]:
+        step_key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
+        size = len(batch["subject"])
+        keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(jnp.arange(size))
+        micro = config.optimizer.accumulate
+        differentiate = jax.value_and_grad(forward, has_aux=True)
+        if micro == 1:
+            (loss, (stats, sums)), grads = differentiate(state["params"], state, batch, keys)
+            return grads, stats, {"loss": loss} | sums
+
+        def one(carry: Any, part: Any) -> Any:
+            stats, total = carry
+            (loss, (stats, sums)), grads = differentiate(
+                state["params"], state | {"batch_stats": stats}, *part
+            )
+            return (stats, jax.tree.map(jnp.add, total, (grads, loss, sums))), None
+
+        parts = jax.tree.map(
+            lambda leaf: leaf.reshape(micro, size // micro, *leaf.shape[1:]), (batch, keys)
+        )
+        shapes = jax.eval_shape(
+            differentiate, state["params"], state, *jax.tree.map(lambda leaf: leaf[0], parts)
+        )
+        (loss, (_, sums)), grads = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        (stats, (grads, loss, sums)), _ = jax.lax.scan(
+            one, (state["batch_stats"], (grads, loss, sums)), parts
+        )
+        return jax.tree.map(lambda g: g / micro, grads), stats, {"loss": loss / micro} | sums
+
+    return gradients
+
+
+def make_step(
+    config: ml_collections.ConfigDict,
+    task: tasks.Task,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+) -> Callable[[State, Any], tuple[State, dict[str, Any]]]:
+    """The jitted training step; it takes over (donates) the state."""
+    gradients = make_gradients(config, task)
+
+    def step(state: State, batch: Any) -> tuple[State, dict[str, Any]]:
+        grads, stats, metrics = gradients(state, batch)
+        updates, optimizer_state = optimizer.update(grads, state["optimizer"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        new = {
+            "params": params,
+            "batch_stats": stats,
+            "optimizer": optimizer_state,
+            "step": state["step"] + 1,
+        }
+        if config.optimizer.ema > 0:
+            new["ema"] = optax.incremental_update(params, state["ema"], 1 - config.optimizer.ema)
+        return new, metrics | {"gradient_norm": optax.global_norm(grads)}
+
+    whole = sharding.replicated(mesh)
+    return backend.jit(step, donate_argnums=0, out_shardings=(whole, whole))
+
+
+def make_evaluation(
+    config: ml_collections.ConfigDict, task: tasks.Task, mesh: Mesh
+) -> Callable[[dict[str, Any], Any], Any]:
+    """The jitted (variables, batch) -> per example: loss, {name: (sum, count)}, collected arrays.
+
+    The draws of an example depend on (seed, case, repeat) alone.
+    """
+    # Far from every step's number, which training folds into the same seed.
+    root = jax.random.fold_in(jax.random.key(config.seed), 2**31)
+
+    def evaluate(variables: dict[str, Any], batch: Any) -> Any:
+        keys = jax.vmap(
+            lambda case, repeat: jax.random.fold_in(jax.random.fold_in(root, case), repeat)
+        )(batch["case_key"], batch["repeat"])
+        inputs, targets = _views(task, keys, batch["record"], train=False)
+        outputs = task.network.apply(variables, inputs, train=False)
+        loss, metrics = task.loss(
+            outputs, targets | {"subject": batch["subject"], "valid": batch["valid"]}
+        )
+        collected = task.collect(inputs, outputs) if task.collect else {}
+        return loss, metrics, collected
+
+    return backend.jit(evaluate, out_shardings=sharding.replicated(mesh))
+
+
+def validate(
+    evaluation: Callable[..., Any],
+    task: tasks.Task,
+    variables: dict[str, Any],
+    batches: Iterator[pipeline.Batch],
+    mesh: Mesh,
+) -> dict[str, float]:
+    """Means over the validation set, and a 95 % interval of the accuracy over its subjects."""
+    rows: list[Any] = []
+    for batch in batches:
+        labels = {name: batch[name] for name in ("subject", "repeat", "valid")}
+        outcome = evaluation(variables, sharding.to_devices(batch, mesh))
+        rows.append((jax.device_get(outcome), _gather(labels)))
+    (loss, metrics, collected), labels = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
+    keep = labels["valid"]
+    loss, metrics, collected, labels = jax.tree.map(
+        lambda leaf: leaf[keep], (loss, metrics, collected, labels)
+    )
+    if task.score is not None:
+        metrics |= task.score(collected, labels["subject"], labels["repeat"])
+    values = {"loss": float(loss.mean())}
+    for name, (total, count) in metrics.items():
+        values[name] = float(total.sum() / max(count.sum(), 1e-12))
+    if "accuracy" in metrics:
+        interval = report.bootstrap(*metrics["accuracy"], labels["subject"])
+        values["accuracy_low"], values["accuracy_high"] = interval
+    return values
+
+
+def _gather(labels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    if jax.process_count() == 1:
+        return labels
+    return multihost_utils.process_allgather(labels, tiled=True)
+
+
+class _Stop:
+    """Whether a signal has asked the run to save and exit: Ctrl-C, SIGTERM."""
+
+    def __init__(self) -> None:
+        self.name = ""
+        if jax.process_count() == 1:
+            signal.signal(signal.SIGTERM, self._note)
+            signal.signal(signal.SIGINT, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.name:  # a second one does not wait for the save
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
+
+    def asked(self, step: int) -> bool:
+        # The hosts hear of a signal at different moments but have to stop after the same step.
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            self.name = "SIGTERM"
+        return bool(self.name)
+
+
+def _fetch(pending: collections.deque, case_ids: tuple[str, ...]) -> dict[str, float]:
+    """Empties the queue of (step, cases, metrics on the device) into means over its steps.
+
+    Raises:
+      RunError: a loss or gradient is not finite; the step and its cases are named.
+    """
+    steps = [(step, cases, jax.device_get(metrics)) for step, cases, metrics in pending]
+    pending.clear()
+    for step, cases, metrics in steps:
+        if not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["gradient_norm"]):
+            names = ", ".join(case_ids[i] for i in cases)
+            raise RunError(
+                f"step {step}: loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}; "
+                f"cases {names}; lower config.optimizer.learning_rate or check these cases "
+                "(the last checkpoint is from before)"
+            )
+    stacked = jax.tree.map(lambda *leaves: np.asarray(leaves, np.float64), *(m for *_, m in steps))
+    means = {name: float(stacked.pop(name).mean()) for name in ("loss", "gradient_norm")}
+    return means | {
+        name: float(total.sum() / count.sum()) for name, (total, count) in stacked.items()
+    }
+
+
+def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) -> bool:
+    """Trains, or goes on training, what `config` describes.
+
+    Args:
+      workdir: checkpoints, metrics, and the exported encoder at the end.
+      stop_at: save and end after this many steps (0: train to the end). Schedules do not change.
+
+    Returns:
+      Whether all steps of the config are done.
+
+    Raises:
+      UserError: config, data or workdir do not fit.
+      RunError: a non-finite loss.
+    """
+    started = time.monotonic()
+    dataset = sources.open_dataset(config)
+    task = tasks.build(config)
+    mesh = sharding.make_mesh(config.mesh.space)
+    _check(config, task, mesh)
+    train_cases, validation_cases = sources.choose_cases(config, dataset)
+    checkpoint.check_config(config, workdir)
+
+    process = (jax.process_index(), jax.process_count())
+    shared = {
+        "record": task.record,
+        "rank": config.rank,
+        "slice_axis": config.data.slice_axis,
+        "margin": config.data.margin,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "process": process,
+    }
+
+    def validation_batches() -> Iterator[pipeline.Batch]:
+        return pipeline.validation_batches(
+            dataset, validation_cases, repeats=config.validation.repeats, **shared
+        )
+
+    first = next(validation_batches())
+    record = jax.tree.map(lambda leaf: leaf[0], first["record"])
+    optimizer = make_optimizer(config)
+    state = init_state(config, task, optimizer, record, mesh)
+    manager = checkpoint.open_manager(workdir)
+    restored = checkpoint.restore(manager, state)
+    if restored is not None:
+        state, _ = restored
+    begin = int(state["step"]) if restored is None else restored[1]
+    end = min(stop_at or config.steps, config.steps)
+    log = report.Report(workdir, config.steps, begin)
+    log.say(_introduction(config, dataset, train_cases, validation_cases, state, begin, mesh))
+
+    step_function = make_step(config, task, optimizer, mesh)
+    evaluation = make_evaluation(config, task, mesh)
+    case_ids = tuple(case.id for case in dataset.cases)
+    stop = _Stop()
+
+    def validate_and_log(step: int) -> dict[str, float]:
+        values = validate(evaluation, task, variables_of(state), validation_batches(), mesh)
+        log.log(step, "val", values)
+        return values
+
+    if begin == 0:
+        # What an untrained network reaches, the first yardstick of any pretraining.
+        validate_and_log(0)
+    batches = pipeline.train_batches(
+        dataset, train_cases, threads=config.data.threads, first_batch=begin, **shared
+    )
+    pending: collections.deque = collections.deque()
+    clock = _Clock()
+    step = begin
+    try:
+        while step < end and not stop.asked(step):
+            with clock.time("wait"):
+                batch = next(batches)
+            cases = batch["case"]
+            state, metrics = step_function(state, sharding.to_devices(batch, mesh))
+            step += 1
+            clock.step()
+            pending.append((step, cases, metrics))
+            if len(pending) > _STEPS_AHEAD:
+                jax.block_until_ready(pending[-1 - _STEPS_AHEAD][2])
+            if step == begin + 1:
+                # The first step compiles; its time says nothing about the others.
+                jax.block_until_ready(metrics)
+                clock.restart()
+            log.advance(step)
+            last = step == end
+            if step % config.log_every == 0 or last:
+                values = _fetch(pending, case_ids)
+                log.log(step, "train", values | clock.window(config.batch_size))
+            with clock.time("pause"):
+                if step % config.validate_every == 0 or step == config.steps:
+                    validate_and_log(step)
+                if step % config.checkpoint_every == 0 or last:
+                    if pending:
+                        _fetch(pending, case_ids)  # nothing is saved after a non-finite loss
+                    checkpoint.save(manager, step, state)
+        if stop.name and step > begin:
+            if pending:
+                _fetch(pending, case_ids)
+            checkpoint.save(manager, step, state)
+        manager.wait_until_finished()
+        if step == config.steps:
+            _export(config, task, dataset, state, workdir)
+        log.say(_summary(config, workdir, step, stop.name, time.monotonic() - started))
+    finally:
+        log.close()
+        manager.close()
+    return step == config.steps
+
+
+class _Clock:
+    """Wall time of training, and the share of it spent waiting for data, per log window."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self._start = time.perf_counter()
+        self._spent = {"wait": 0.0, "pause": 0.0}
+        self._steps = 0
+
+    @contextlib.contextmanager
+    def time(self, what: str) -> Iterator[None]:
+        """Counts the time inside as "wait" (for data) or "pause" (no training at all)."""
+        begin = time.perf_counter()
+        yield
+        self._spent[what] += time.perf_counter() - begin
+
+    def step(self) -> None:
+        self._steps += 1
+
+    def window(self, batch_size: int) -> dict[str, float]:
+        """The figures since the last window, and starts the next."""
+        spent = max(time.perf_counter() - self._start - self._spent["pause"], 1e-9)
+        figures = {
+            "volumes_per_second": self._steps * batch_size / spent,
+            "data_wait": self._spent["wait"] / spent,
+        }
+        self.restart()
+        return figures
+
+
+def _check(config: ml_collections.ConfigDict, task: tasks.Task, mesh: Mesh) -> None:
+    sharding.check_batch(config.batch_size, "batch_size", mesh)
+    for key in ("steps", "batch_size", "log_every", "validate_every", "checkpoint_every"):
+        if config[key] < 1:
+            raise UserError(f"config.{key}={config[key]}: must be 1 or more")
+    micro = config.optimizer.accumulate
+    if micro < 1 or config.batch_size % micro:
+        raise UserError(f"config.optimizer.accumulate={micro}: must divide the batch size")
+    if micro > 1 and task.needs_whole_batch:
+        raise UserError(
+            f"config.optimizer.accumulate={micro}: {config.task.name} takes its negatives from the "
+            "whole batch, micro-batches would change the problem; use more devices"
+        )
+    if config.mesh.space > 1 and config.task.name not in ("rotation", "exemplar"):
+        raise UserError(
+            f"config.mesh.space={config.mesh.space} splits whole volumes; {config.task.name} "
+            "feeds patches, which config.mesh.space=1 spreads over the devices already"
+        )
+
+
+def _introduction(
+    config: ml_collections.ConfigDict,
+    dataset: store.Dataset,
+    train_cases: tuple[store.Case, ...],
+    validation_cases: tuple[store.Case, ...],
+    state: State,
+    begin: int,
+    mesh: Mesh,
+) -> str:
+    encoder = parameter_overview.count_parameters(state["params"]["encoder"])
+    whole = parameter_overview.count_parameters(state["params"])
+    return (
+        f"{config.name}: {len(train_cases)} training and {len(validation_cases)} validation cases "
+        f"of {dataset.name}; encoder {encoder:,} parameters, heads {whole - encoder:,}; "
+        f"{mesh.size} {jax.devices()[0].platform} device(s); "
+        + (f"going on at step {begin} of {config.steps}" if begin else f"{config.steps} steps")
+    )
+
+
+def _export(
+    config: ml_collections.ConfigDict,
+    task: tasks.Task,
+    dataset: store.Dataset,
+    state: State,
+    workdir: Path,
+) -> None:
+    if jax.process_index() != 0:
+        return
+    variables = variables_of(state)
+    encoder = {
+        name: jax.device_get(tree["encoder"])
+        for name, tree in variables.items()
+        if "encoder" in tree
+    }
+    from ssl3d.models import export
+
+    export.save_encoder(
+        workdir / "encoder",
+        encoder,
+        {
+            "encoder": config.encoder.to_dict(),
+            "rank": config.rank,
+            "channels": len(dataset.modalities),
+            "modalities": list(dataset.modalities),
+            "task": config.task.name,
+            "dataset": dataset.name,
+            "steps": config.steps,
+        },
+    )
+
+
+def _summary(
+    config: ml_collections.ConfigDict, workdir: Path, step: int, signal_name: str, seconds: float
+) -> str:
+    if step < config.steps:
+        why = f"stopped by {signal_name}" if signal_name else "stopped"
+        return f"{why} at step {step} of {config.steps}; run the same command again to go on"
+    lines = [line for line in report.read_metrics(workdir) if line["split"] == "val"]
+    text = f"{config.name}: {step} steps"
+    if lines:
+        text += f", validation {report.describe(lines[-1])}"
+        if lines[0]["step"] == 0 and "accuracy" in lines[0]:
+            text += f", untrained {lines[0]['accuracy']:.3f}"
+    return f"{text}; {seconds:.0f} s; encoder in {workdir / 'encoder'}"
