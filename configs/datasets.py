@@ -42,9 +42,17 @@ def _phantom_volume(config: ml_collections.ConfigDict, kind: str) -> None:
     config.data.path = f"data/phantom_{kind}"
     config.data.phantom.kind = kind
     config.data.phantom.shape = (64, 64, 64)  # 3 mm (brain) or about 4.7 mm (abdomen)
-    _two_cores(config, depth=4)
+    _two_cores(config, depth=4 if config.rank == 3 else 3)
     if config.rank == 3:
-        _choose(config, patches=(60, 60, 60), whole=(48, 48, 48), exemplar=(40, 40, 40))
+        # CPC stays inside the body: patches of nothing but air cannot be told apart.
+        config.data.margin = 6 if config.task.name == "cpc" else 0
+        _choose(
+            config,
+            patches=(60, 60, 60),
+            cpc=(48, 48, 48),
+            whole=(48, 48, 48),
+            exemplar=(40, 40, 40),
+        )
     else:
         _choose(config, patches=(60, 60), whole=(56, 56))
 

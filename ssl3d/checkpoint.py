@@ -94,6 +94,7 @@ def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[Any, int] | None
     """
     steps = sorted(manager.all_steps(), reverse=True)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    damaged = []
     for step in steps:
         try:
             restored = manager.restore(
@@ -105,8 +106,12 @@ def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[Any, int] | None
         except Exception as error:  # whatever a damaged file makes Orbax or zarr raise
             reason = (str(error).splitlines() or [""])[0][:200]
             print(f"checkpoint {step} does not read ({type(error).__name__}: {reason})", flush=True)
-            manager.delete(step)
+            damaged.append(step)
             continue
+        # They would stand in the way of new ones of the same steps. Only now that another has
+        # been read is it clear that the fault is theirs, and not the disk's or the memory's.
+        for other in damaged:
+            manager.delete(other)
         return restored["state"], int(restored["data"]["next_index"])
     if steps:
         raise RunError(f"{manager.directory}: no checkpoint reads; remove the folder to start anew")

@@ -25,6 +25,8 @@ from ssl3d.data.listing import Listing, Options, Problem
 from ssl3d.data.recipes import RECIPES, Recipe
 from ssl3d.errors import UserError
 
+NOTES_SHOWN = 20
+
 
 def parser() -> Parser:
     """The command's options."""
@@ -94,13 +96,16 @@ def main(arguments: Sequence[str]) -> None:
     listing = list_cases(
         options.layout,
         options.source,
-        Options(options.labels, options.csv, options.modalities, options.subject_pattern),
+        Options(
+            options.labels,
+            options.csv,
+            options.modalities,
+            options.classes,
+            options.subject_pattern,
+        ),
     )
-    if options.classes:
-        listing = dataclasses.replace(listing, classes=options.classes)
     recipe = choose_recipe(options, listing)
-    for note in listing.notes:
-        print(f"note: {note}", file=sys.stderr)
+    print_notes(listing.notes)
     listing = planning.complete(listing, recipe.rank, options.workers)
     job = planning.job_of(listing, recipe, options.source, options.output)
     if options.dry_run:
@@ -111,7 +116,8 @@ def main(arguments: Sequence[str]) -> None:
     result = collection.prepare_all(listing.cases, job, options.workers)
     problems = [*listing.problems, *result.problems]
     report_problems(problems, options.on_error)
-    cases, doubles = settle_splits(result.cases, recipe, options)
+    cases, doubles, notes = settle_splits(result.cases, recipe, options)
+    print_notes(notes)
     report_problems(doubles, options.on_error)
     if not cases:
         raise UserError(f"{options.source}: no case could be prepared")
@@ -131,8 +137,8 @@ def main(arguments: Sequence[str]) -> None:
         },
     )
     problems += doubles
-    overview.write_report(dataset, problems, options.output / overview.REPORT)
-    overview.write_contact_sheet(dataset, options.output / overview.SHEET)
+    overview.write_report(dataset, problems, [*listing.notes, *notes])
+    overview.write_contact_sheet(dataset)
     collection.finish(dataset)
     print(summary(dataset, len(problems), result.reused, time.monotonic() - started))
 
@@ -180,28 +186,37 @@ def choose_recipe(options: argparse.Namespace, listing: Listing) -> Recipe:
 
 def settle_splits(
     cases: Sequence[store.Case], recipe: Recipe, options: argparse.Namespace
-) -> tuple[tuple[store.Case, ...], list[Problem]]:
-    """The cases with their splits; one of two equal images in different splits is a problem."""
+) -> tuple[tuple[store.Case, ...], list[Problem], list[Problem]]:
+    """The cases with their splits.
+
+    Returns:
+      The cases, problems (one image under two ids in different splits; the second is left out)
+      and notes (the same within one split).
+    """
     if options.splits:
         wanted = splits.read_split_file(options.splits)
         cases = splits.apply_split_file(cases, wanted, options.splits)
     else:
         cases = splits.deal(cases, dict(recipe.fractions), options.seed)
-    problems = []
+    problems, notes = [], []
     for first, second in collection.duplicates(cases):
         same = f"the same image, voxel by voxel, as {first.id}"
         if first.split == second.split:
-            print(f"note: {second.id}: {same}; both are in {first.split}", file=sys.stderr)
+            notes.append(Problem(second.id, f"{same}; both are in {first.split}"))
         else:
-            problems.append(
-                Problem(
-                    second.id,
-                    f"{same}, but in {second.split} while that one is in {first.split}; "
-                    "remove one of them",
-                )
-            )
+            where = f"but in {second.split} while that one is in {first.split}"
+            problems.append(Problem(second.id, f"{same}, {where}; remove one of them"))
     left_out = {problem.name for problem in problems}
-    return tuple(case for case in cases if case.id not in left_out), problems
+    return tuple(case for case in cases if case.id not in left_out), problems, notes
+
+
+def print_notes(notes: Sequence[Problem]) -> None:
+    """The first notes, one per line; all of them are in the report."""
+    for note in notes[:NOTES_SHOWN]:
+        print(" ".join(f"note: {note.name}: {note.reason}".split()), file=sys.stderr)
+    if len(notes) > NOTES_SHOWN:
+        more = len(notes) - NOTES_SHOWN
+        print(f"note: {more} more like these, see {overview.REPORT}", file=sys.stderr)
 
 
 def report_problems(problems: Sequence[Problem], on_error: str) -> None:

@@ -37,7 +37,7 @@ class Report:
             unit="step",
             dynamic_ncols=True,
             disable=not self._terminal,
-            bar_format="{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {postfix} {remaining} left",
+            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix} {remaining} left",
         )
 
     def say(self, text: str) -> None:

@@ -28,7 +28,6 @@ from ssl3d import backend, checkpoint, report, sharding, tasks
 from ssl3d.data import pipeline, sources, store
 from ssl3d.errors import RunError, UserError
 
-
 # How many steps the host may be ahead of the device: one to hide the dispatch, and one more.
 _STEPS_AHEAD = 2
 

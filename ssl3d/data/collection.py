@@ -144,6 +144,7 @@ def check_disk(output: Path, needed: int) -> None:
 
 
 def gigabytes(count: int) -> str:
+    """A number of bytes for people."""
     return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"
 
 

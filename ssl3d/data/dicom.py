@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+import pydicom.config
 from pydicom.errors import InvalidDicomError
 
 from ssl3d.data.geometry import Grid
@@ -24,6 +25,8 @@ SUFFIXES = (".dcm", ".dicom", ".ima")
 POSITION_TOLERANCE = 0.05
 # Of the direction cosines, which many scanners write with six decimals or fewer.
 DIRECTION_TOLERANCE = 1e-3
+# Values of odd format are common and harmless in fields that nobody reads here.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 # Bytes of a file in which the header of an image certainly shows whether it is DICOM.
 PREAMBLE = 132
 

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ssl3d.data.readers import stem, suffix
 from ssl3d.errors import UserError
@@ -41,7 +42,7 @@ class SourceCase:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A case that cannot be prepared: its name (id, file or folder) and why, in one line."""
+    """Something wrong: the name of a case, file or folder, and what about it, in one line."""
 
     name: str
     reason: str
@@ -59,8 +60,8 @@ class Listing:
       classes: label value (or grade) -> name, 0 is the background; several values may share a
         name and become one class. None where only the labels tell.
       splits_by: "subject", or "case" where the source has no subject ids.
-      problems: cases that cannot be used.
-      notes: what somebody should know, though every case can be used.
+      problems: what cannot be used.
+      notes: what somebody should know, though it can be used.
     """
 
     name: str
@@ -70,7 +71,7 @@ class Listing:
     classes: dict[int, str] | None
     splits_by: str
     problems: tuple[Problem, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[Problem, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +82,14 @@ class Options:
       labels: folder of label files beside the images (`folder`, `dicom`, `bids`).
       csv: file of grades (`images`).
       modalities: names, in the order of the channels.
+      classes: label value (or grade) -> name.
       subject_pattern: regular expression whose first group, found in a case id, is the subject.
     """
 
     labels: Path | None = None
     csv: Path | None = None
     modalities: tuple[str, ...] | None = None
+    classes: dict[int, str] | None = None
     subject_pattern: str | None = None
 
 
@@ -97,10 +100,13 @@ class Source:
         self.folder = folder
         self.root = folder.resolve()
         self.problems: list[Problem] = []
-        self.notes: list[str] = []
+        self.notes: list[Problem] = []
 
     def problem(self, name: object, reason: str) -> None:
         self.problems.append(Problem(str(name), reason))
+
+    def note(self, name: object, reason: str) -> None:
+        self.notes.append(Problem(str(name), reason))
 
     def inside(self, path: Path) -> bool:
         """Whether the path stays in the source once its links are followed; else a problem."""
@@ -144,6 +150,7 @@ class Source:
         self.problem(error.filename, f"cannot be read ({error.strerror})")
 
     def relative(self, path: Path) -> str:
+        """The path below the source, for names and messages."""
         return path.relative_to(self.folder).as_posix()
 
 
@@ -155,45 +162,60 @@ def id_of(relative: str | Path) -> str:
     return name.lstrip("._+-") or "case"
 
 
-def assign_subjects(
-    cases: Iterable[SourceCase], pattern: str | None
-) -> tuple[list[SourceCase], list[Problem]]:
-    """Subjects from the ids by a regular expression; ids it does not fit are problems.
+def finish(
+    source: Source, options: Options, *, cases: Iterable[SourceCase], splits_by: str, **fields: Any
+) -> Listing:
+    """The listing: ids unique, subjects and classes as the user wants them.
 
     Raises:
-      UserError: not a regular expression, or one without a group.
+      UserError: nothing found at all, or an option that makes no sense.
     """
+    kept = _without_duplicates(source, cases)
+    if options.subject_pattern:
+        kept, splits_by = _with_subjects(source, kept, options.subject_pattern), "subject"
+    if not kept and not source.problems:
+        raise UserError(f"{source.folder}: no cases found; is --layout the right one?")
+    if options.classes:
+        fields["classes"] = options.classes
+    if options.modalities:
+        fields["modalities"] = options.modalities
+    return Listing(
+        cases=tuple(kept),
+        splits_by=splits_by,
+        problems=tuple(source.problems),
+        notes=tuple(source.notes),
+        **fields,
+    )
+
+
+def _without_duplicates(source: Source, cases: Iterable[SourceCase]) -> list[SourceCase]:
+    """The cases whose id occurs once (letter case ignored, as some file systems do), sorted."""
+    by_id: dict[str, list[SourceCase]] = {}
+    for case in cases:
+        by_id.setdefault(case.id.lower(), []).append(case)
+    kept = []
+    for same in by_id.values():
+        if len(same) == 1:
+            kept.append(same[0])
+        else:
+            files = ", ".join(sorted(source.relative(case.files[0]) for case in same))
+            source.problem(same[0].id, f"duplicate id of {len(same)} cases ({files}); rename them")
+    return sorted(kept, key=lambda case: case.id)
+
+
+def _with_subjects(source: Source, cases: list[SourceCase], pattern: str) -> list[SourceCase]:
+    """Subjects from the ids by a regular expression; ids it does not fit are problems."""
     try:
-        expression = re.compile(pattern or "(.*)")
+        expression = re.compile(pattern)
     except re.error as error:
         raise UserError(f"--subject-pattern: not a regular expression ({error})") from None
     if not expression.groups:
         raise UserError("--subject-pattern: put the part that names the subject in parentheses")
-    kept, problems = [], []
+    kept = []
     for case in cases:
         match = expression.search(case.id)
         if match and match[1]:
             kept.append(dataclasses.replace(case, subject=match[1]))
         else:
-            problems.append(Problem(case.id, f"--subject-pattern {pattern} does not fit the id"))
-    return kept, problems
-
-
-def without_duplicates(cases: Iterable[SourceCase]) -> tuple[list[SourceCase], list[Problem]]:
-    """The cases whose id occurs once, sorted by id; all others as problems.
-
-    Ids are compared as a file system that ignores case would.
-    """
-    by_id: dict[str, list[SourceCase]] = {}
-    for case in cases:
-        by_id.setdefault(case.id.lower(), []).append(case)
-    kept, problems = [], []
-    for same in by_id.values():
-        if len(same) == 1:
-            kept.append(same[0])
-        else:
-            files = ", ".join(str(case.files[0]) for case in same)
-            problems.append(
-                Problem(same[0].id, f"duplicate id: {len(same)} cases ({files}); rename the files")
-            )
-    return sorted(kept, key=lambda case: case.id), problems
+            source.problem(case.id, f"the id does not fit --subject-pattern={pattern}")
+    return kept

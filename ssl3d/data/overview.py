@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -32,8 +31,10 @@ COLOURS = (
 )
 
 
-def write_report(dataset: store.Dataset, problems: Sequence[Problem], path: Path) -> None:
-    """One row per case, prepared or left out, sorted by id."""
+def write_report(
+    dataset: store.Dataset, problems: Sequence[Problem], notes: Sequence[Problem]
+) -> None:
+    """`report.csv`: one row per case, prepared or left out, and per note, sorted by name."""
     voxels = [f"voxels of {name}" for name in dataset.classes]
     header = ["id", "status", "reason", "split", "split by", "subject", "grade", "shape"]
     header += ["spacing", "source shape", *voxels, "source"]
@@ -51,23 +52,21 @@ def write_report(dataset: store.Dataset, problems: Sequence[Problem], path: Path
                 " ".join(case.extra["source"]),
             ]
         )
-    for problem in problems:
-        rows.append([problem.name, "left out", problem.reason])
+    rows += [[problem.name, "left out", problem.reason] for problem in problems]
+    rows += [[note.name, "note", note.reason] for note in notes]
     rows.sort(key=lambda row: row[:3])
-    with path.open("w", newline="") as file:
+    with (dataset.path / REPORT).open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows([*row, *[""] * (len(header) - len(row))] for row in rows)
 
 
-def write_contact_sheet(dataset: store.Dataset, path: Path) -> int:
-    """A PNG with the middle slices of the cases, labels in colour.
+def write_contact_sheet(dataset: store.Dataset) -> None:
+    """`contact_sheet.png`: middle slices of the cases, labels in colour.
 
     Volumes show their axial, coronal and sagittal slice through the middle of the foreground
-    (of the label, where there is one), the first channel only.
-
-    Returns:
-      How many cases it shows: evenly chosen where there are more than `MAX_CASES`.
+    (of the label, where there is one), the first channel only. Of more than `MAX_CASES` cases
+    so many are shown, evenly chosen from the sorted ids.
     """
     count = min(len(dataset.cases), MAX_CASES)
     chosen = [
@@ -84,8 +83,7 @@ def write_contact_sheet(dataset: store.Dataset, path: Path) -> int:
         for view, picture in enumerate(_views(dataset, case)):
             sheet.paste(picture, (left + view * TILE, top))
         draw.text((left, top + TILE), f"{case.id[-(width // 7) :]} {case.split}", fill="white")
-    sheet.save(path, optimize=False)
-    return count
+    sheet.save(dataset.path / SHEET)
 
 
 def _views(dataset: store.Dataset, case: store.Case) -> list[Image.Image]:
@@ -96,12 +94,12 @@ def _views(dataset: store.Dataset, case: store.Case) -> list[Image.Image]:
     box = case.foreground or tuple((0, n) for n in case.shape)
     middle = [(start + stop) // 2 for start, stop in box]
     if label is not None and label.any():
-        middle = [int(round(float(np.mean(indices)))) for indices in np.nonzero(label)]
+        middle = [round(float(np.mean(indices))) for indices in np.nonzero(label)]
     tiles = []
     for axis in (2, 1, 0):
         where = (slice(None),) * axis + (middle[axis],)
-        # Anterior (superior) up, the patient's right on the left, as radiologists have it not:
-        # neurological view, which needs no second flip of the canonical axes.
+        # Anterior or superior up and the patient's left on the left: the canonical axes as they
+        # are, turned once.
         plane = np.asarray(image[where][..., :1], np.float32)
         shown = None if label is None else np.rot90(np.asarray(label[where]))
         tiles.append(_tile(np.rot90(plane), shown))

@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import threadpoolctl
 from tqdm import tqdm
 
 from ssl3d.data import intensity, store
@@ -150,7 +151,10 @@ def write(
     draw = functools.partial(_write_case, kind=kind, shape=shape, seed=seed, folder=folder)
     # Spawned and not forked: a fork of a process that has used jax can hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=context) as pool:
+    # One BLAS thread each: the products are small, and more threads only get into each other's way.
+    with ProcessPoolExecutor(
+        workers or os.cpu_count(), context, threadpoolctl.threadpool_limits, (1,)
+    ) as pool:
         jobs = [pool.submit(draw, i, split=split) for i, split in enumerate(splits)]
         cases = tuple(
             job.result()

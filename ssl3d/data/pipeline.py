@@ -55,8 +55,8 @@ def open_example(
         extent = case.foreground or tuple((0, side) for side in case.shape)
         first, end = extent[slice_axis]
         # The outer tenths of the foreground show little: skin, or the tip of an organ.
-        margin = (end - first) // 10
-        at = int(rng.integers(first + margin, end - margin))
+        outer = (end - first) // 10
+        at = int(rng.integers(first + outer, end - outer))
         image = image[(slice(None),) * slice_axis + (at,)]
     if margin:
         image = image[(slice(margin, -margin),) * rank]

@@ -43,7 +43,7 @@ def open_dataset(config: ml_collections.ConfigDict) -> store.Dataset:
         raise UserError(
             f"config.data.crop={tuple(config.data.crop)}: give {config.rank} numbers of voxels"
         )
-    if not 0 <= data.slice_axis < dataset.rank:
+    if not 0 <= data.slice_axis < 3:
         raise UserError(f"config.data.slice_axis={data.slice_axis}: 0, 1 or 2")
     return dataset
 

@@ -100,10 +100,12 @@ class Dataset:
 
 
 def image_path(folder: Path, case_id: str) -> Path:
+    """Where the image of a case lies."""
     return folder / "images" / f"{case_id}.npy"
 
 
 def label_path(folder: Path, case_id: str) -> Path:
+    """Where the label of a case lies."""
     return folder / "labels" / f"{case_id}.npy"
 
 

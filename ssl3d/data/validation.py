@@ -93,20 +93,20 @@ def check_affine(path: Path, affine: np.ndarray) -> None:
 
 
 def check_values(path: Path, image: np.ndarray) -> None:
-    """Every channel of an image [*S, C] is finite and not constant."""
-    for channel in range(image.shape[-1]):
-        values = image[..., channel]
-        low, high = float(values.min()), float(values.max())
-        where = f" in channel {channel}" if image.shape[-1] > 1 else ""
+    """An image [*S, C] is finite, and no channel of a volume (no picture as a whole) constant."""
+    lows = [float(image[..., channel].min()) for channel in range(image.shape[-1])]
+    highs = [float(image[..., channel].max()) for channel in range(image.shape[-1])]
+    for channel, (low, high) in enumerate(zip(lows, highs, strict=True)):
+        where = f" in channel {channel}" if len(lows) > 1 else ""
         if not (math.isfinite(low) and math.isfinite(high)):
+            values = image[..., channel]
             count = int(values.size - np.isfinite(values).sum())
             raise UserError(
                 f"{path}: {count} voxels are NaN or infinite{where}; replace them, e.g. by 0"
             )
-        if low == high and image.shape[-1] == 1:
-            raise UserError(f"{path}: constant image, every voxel is {low:g}")
-    if float(image.min()) == float(image.max()):
-        raise UserError(f"{path}: constant image, every voxel is {low:g}")
+        # Many fundus cameras leave the blue of a picture all black.
+        if low == high and (image.ndim == 4 or min(lows) == max(highs)):
+            raise UserError(f"{path}: constant image, every voxel is {low:g}{where}")
 
 
 def whole_numbers(path: Path, label: np.ndarray) -> np.ndarray:

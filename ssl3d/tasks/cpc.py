@@ -197,7 +197,8 @@ def build(config: ml_collections.ConfigDict) -> Task:
     table = contexts(grid, row, task.border)
 
     def panels(record: dict, inputs: np.ndarray, targets: dict) -> list[Panel]:
-        anchor = len(table) // 2
+        columns = (grid.per_side,) * (grid.rank - 1)
+        anchor = int(np.ravel_multi_index([n // 2 for n in columns], columns))
         seen = dict.fromkeys(int(i) for i in table[anchor] if i < grid.count)
         shown = [("context", i) for i in seen] + [("predict", int(i)) for i in goals[anchor]]
         boxes = tuple(

@@ -1,3 +1,5 @@
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from ssl3d.data.anatomy import brain
 
 SHAPE = (48, 48, 48)
 T1CE, FLAIR, T1, T2 = range(4)
+ENDS = (slice(None, 6), slice(-6, None))
 
 
 @pytest.fixture(scope="module")
@@ -16,9 +19,7 @@ def subjects():
 
 
 @settings(max_examples=10, deadline=None)
-@given(
-    seed=st.integers(0, 2**32), shape=st.tuples(*[st.integers(12, 28)] * 3).filter(lambda s: max(s))
-)
+@given(seed=st.integers(0, 2**32), shape=st.tuples(*[st.integers(12, 28)] * 3))
 def test_every_shape_gives_a_valid_subject(seed, shape):
     image, labels, spacing = brain.subject(np.random.default_rng(seed), shape)
     assert image.shape == (*shape, 4)
@@ -40,33 +41,30 @@ def test_a_subject_is_a_function_of_the_generator():
     assert not np.array_equal(first[0], other[0])
 
 
-def test_resolution_changes_the_voxels_and_not_the_head():
-    """Both grids show heads of the same size: their volumes in mm^3 agree on average."""
-
-    def volume(size):
-        draws = [brain.subject(np.random.default_rng(seed), (size,) * 3) for seed in range(6)]
-        return np.mean([_head(image).sum() * np.prod(spacing) for image, _, spacing in draws])
-
-    assert volume(24) == pytest.approx(volume(40), rel=0.1)
-
-
 def test_subjects_differ(subjects):
     flat = np.stack([gaussian_filter(image[..., T1], 1).ravel() for image, _, _ in subjects])
     correlation = np.corrcoef(flat)[np.triu_indices(len(flat), 1)]
-    assert correlation.max() < 0.95
-    assert correlation.min() > 0.5  # yet all are heads, the same way up
+    assert correlation.max() < 0.98
+    assert correlation.min() > 0.7  # yet all are heads, the same way up
 
 
-@pytest.mark.parametrize(("axis", "factor"), [(0, 2), (1, 5), (2, 5)])
-def test_opposite_directions_can_be_told_apart(subjects, axis, factor):
-    """Were directions arbitrary, the mean of n differences to the mirror image would cancel.
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_opposite_directions_can_be_told_apart(subjects, axis):
+    """Differences to the mirror image agree over subjects in more places than by chance.
 
-    Its energy would be 1 / n of theirs; `factor` says how many times that it has to be.
+    Chance is what is left when half of the subjects, drawn at random, are mirrored.
     """
-    smooth = [gaussian_filter(image, (1, 1, 1, 0)) for image, _, _ in subjects]
+    smooth = [gaussian_filter(image, (1, 1, 1, 0)) / image.mean() for image, _, _ in subjects]
     odd = np.stack([image - np.flip(image, axis) for image in smooth])
-    energy = np.mean(np.mean(odd, axis=0) ** 2) / np.mean(odd**2)
-    assert energy * len(subjects) > factor
+
+    def systematic(differences):
+        error = differences.std(axis=0) / len(differences) ** 0.5
+        return np.mean(np.abs(differences.mean(axis=0)) > 5 * error + 0.01)
+
+    rng = np.random.default_rng(0)
+    signs = np.resize([-1, 1], (len(odd), 1, 1, 1, 1))
+    chance = max(systematic(odd * rng.permutation(signs)) for _ in range(5))
+    assert systematic(odd) > max(10 * chance, 0.001)
 
 
 def test_sides_differ_by_anatomy(subjects):
@@ -77,9 +75,9 @@ def test_sides_differ_by_anatomy(subjects):
             image[..., T1CE] / image[..., T1CE].mean() - image[..., T1] / image[..., T1].mean()
         )
         fluid = image[..., T2] / image[..., T2].mean()
-        sinus, horn = (slice(4, 20), slice(16, 26)), (slice(8, 20), slice(22, 34))
-        right_sinus.append(_right_excess(enhancement[:, *sinus], 6, 16))
-        left_horn.append(-_right_excess(fluid[:, *horn], 2, 12))
+        sinus, horn = (slice(4, 15), slice(18, 27)), (slice(4, 16), slice(17, 27))
+        right_sinus.append(_right_excess(enhancement[:, *sinus], 2, 14))
+        left_horn.append(-_right_excess(fluid[:, *horn], 1, 10))
     assert np.mean(np.array(right_sinus) > 0) >= 0.8
     assert np.mean(np.array(left_horn) > 0) >= 0.8
 
@@ -94,17 +92,10 @@ def test_nothing_tells_where_the_field_of_view_ends(subjects):
 
 
 def test_noise_is_the_same_everywhere_in_air(subjects):
-    corners = np.array(
-        [
-            [image[x, y, z].mean() for x in ENDS for y in ENDS for z in ENDS]
-            for image, _, _ in subjects
-        ]
-    )
+    ends = list(product(ENDS, repeat=3))
+    corners = np.array([[image[end].mean() for end in ends] for image, _, _ in subjects])
     relative = (corners / corners.mean(axis=1, keepdims=True)).mean(axis=0)
     np.testing.assert_allclose(relative, 1, atol=0.05)
-
-
-ENDS = (slice(None, 6), slice(-6, None))
 
 
 def test_most_subjects_have_one_tumour_with_all_its_parts():
@@ -125,10 +116,11 @@ def test_tumours_look_like_tumours_and_lie_inside_the_brain(subjects):
 
         pieces, count = label(classes > 0)
         assert np.bincount(pieces.ravel())[1:].max() > 0.6 * (classes > 0).sum(), count
-        assert image[classes == brain.OEDEMA, FLAIR].mean() > 1.5 * image[head, FLAIR].mean()
-        enhancing, necrosis = classes == brain.ENHANCING, classes == brain.NECROSIS
-        assert image[enhancing, T1CE].mean() > 1.3 * image[enhancing, T1].mean()
-        assert image[enhancing, T1CE].mean() > 1.5 * image[necrosis, T1CE].mean()
+        level = image / image[head].mean(axis=0)  # every contrast has a gain of its own
+        necrosis, oedema, enhancing = (level[classes == part].mean(axis=0) for part in (1, 2, 3))
+        assert oedema[FLAIR] > 1.4
+        assert enhancing[T1CE] > 1.3 * enhancing[T1]
+        assert enhancing[T1CE] > 1.4 * necrosis[T1CE]
 
 
 def _head(image):

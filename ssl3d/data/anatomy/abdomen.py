@@ -377,7 +377,7 @@ def _pancreas(rng: Generator, scan: _Scan) -> None:
     lobules = scan.texture[window]
     scan.paint(window, distance - 4, FAT + 9 * lobules)
     distance += rng.uniform(0.8, 1.5 + scan.adiposity) * lobules
-    scan.paint(window, distance, scan.enhanced(42, 50) + 6 * lobules, PANCREAS)
+    scan.paint(window, distance, scan.enhanced(49, 49) + 6 * lobules, PANCREAS)
     if diseased:
         window, duct = scan.along(course[seat:] * (1, 1, 1, 0) + (0, 0, 0, rng.uniform(1.5, 3.5)))
         duct[scan.label[window] != PANCREAS] = np.inf

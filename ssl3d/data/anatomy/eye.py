@@ -66,7 +66,7 @@ class Eye:
 
 
 class Strokes(NamedTuple):
-    """Straight pieces with round ends: `start`, `end` [n, 2], `radius` [n] in mm; `density` 0..1."""
+    """Straight pieces with round ends: `start`, `end` [n, 2], `radius` [n] mm; `density` 0..1."""
 
     start: np.ndarray
     end: np.ndarray

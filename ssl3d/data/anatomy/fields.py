@@ -156,10 +156,13 @@ def soft(distance: np.ndarray, width: float) -> np.ndarray:
     return np.clip(np.float32(0.5) - distance / np.float32(width), 0, 1)
 
 
-def paint(image: np.ndarray, share: np.ndarray, value: Scale | np.ndarray) -> None:
+def paint(
+    image: np.ndarray, share: np.ndarray, value: float | Sequence[float] | np.ndarray
+) -> None:
     """Lay `value` over `image` [C, *S] in place where `share` [*S] says so (0 keeps, 1 replaces).
 
-    `value` is one number, one per channel [C], or a field per channel [C, *S].
+    `value` is one number, one per channel [C], or a field per channel [C, *S]. Raises ValueError
+    for an `image` that is not contiguous in memory.
     """
     inside = np.flatnonzero(share)
     part = share.ravel()[inside]

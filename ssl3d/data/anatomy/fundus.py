@@ -1,10 +1,8 @@
 """Retinal photographs with diabetic retinopathy of grade 0 to 4, drawn procedurally.
 
-An eye is laid out in mm on the retina, in a frame that is the same for both eyes: the origin is
-the centre of the optic disc, axis 0 points inferiorly and axis 1 temporally. `View` maps it to
-the pixels of one photograph, mirrored for a right eye. Light comes back from the sclera and loses,
-by Beer and Lambert's law, what melanin, macular pigment and blood absorb on its way; pale things
-(disc, exudates, scars) are painted over it.
+Light comes back from the sclera and loses, by Beer and Lambert's law, what melanin, macular
+pigment and blood absorb on its way; pale things (disc, exudates, scars) are painted over it. `eye`
+holds the frame of reference, `retinal_vessels` and `retinopathy` what their names say.
 
 What tells up from down is anatomy: the fovea lies below the level of the disc; the inferior arcade
 runs closer to it and holds the thicker vein; the superior retina has more pigment, the inferior
@@ -69,10 +67,10 @@ def _background(rng: np.random.Generator, eye: Eye) -> np.ndarray:
     superior = np.tanh((eye.fovea[0] - retina[0]) / 4)
     macula = np.exp(-squared_distance(retina, eye.fovea) / (2 * rng.uniform(0.9, 1.3) ** 2))
     foveola = np.exp(-squared_distance(retina, eye.fovea) / (2 * rng.uniform(0.28, 0.4) ** 2))
-    periphery = squared_distance(retina, eye.fovea / 2) / 49
+    periphery = np.minimum(squared_distance(retina, eye.fovea / 2) / 7**2, 1)  # 7 mm: the rim
 
     # Choroidal vessels show where the pigment epithelium is thin: not at the macula, more below.
-    tigroid = rng.uniform(0.03, 0.15) * (1 - 0.8 * macula) * (1 - 0.4 * superior)
+    tigroid = rng.uniform(0.02, 0.12) * (1 - 0.8 * macula) * (1 - 0.4 * superior)
     melanin = rng.uniform(0.55, 1.35) * (
         1
         + rng.uniform(0.05, 0.22) * superior
@@ -97,10 +95,9 @@ def _choroidal_vessels(rng: np.random.Generator, eye: Eye, retina: np.ndarray) -
     """Choroidal vessels as a texture of unit variance, drawn out towards the four vortex veins."""
     pad = int(2 / eye.pixel) + 1
     grain = smooth_noise(rng, [size + 2 * pad for size in eye.shape], 0.15 / eye.pixel)
-    pole = eye.fovea / 2
-    away = retina - column(pole)
-    away *= 1 + 0.5 * np.abs(column([1, 0]))  # the vortex veins lie above and below the equator
-    away /= np.sqrt(np.sum(away**2, axis=0)) + 1
+    # The vortex veins leave above and below, so the way there is steeper than from the pole.
+    away = (retina - column(eye.fovea / 2)) * column((1.5, 1))
+    away /= np.sqrt(np.sum(away**2, axis=0)) + 1  # mm: no preferred direction at the pole itself
     direction = np.tensordot((eye.tilt * eye.mirror).T, away, axes=1) / eye.pixel
     winding = [smooth_noise(rng, eye.shape, 0.5 / eye.pixel) for _ in eye.shape]
     start = np.indices(eye.shape) + pad + 0.16 / eye.pixel * np.stack(winding)
@@ -134,13 +131,13 @@ def _paint_disc(rng: np.random.Generator, image: np.ndarray, eye: Eye, retina: n
 
 
 def _expose(rng: np.random.Generator, image: np.ndarray, eye: Eye) -> np.ndarray:
-    """The photograph [H, W, 3] in 0..1: uneven light, optics, colour balance, noise, round field."""
+    """The photograph [H, W, 3] in 0..1: flash, haze, optics, colours, noise, round field."""
     frame = coordinates(eye.shape, (eye.pixel, eye.pixel)) / eye.radius
     # The flash falls off away from a random side, not alike in all colours.
     angle = rng.uniform(0, 2 * np.pi)
     slope = rng.uniform(0, 0.2) + rng.uniform(-0.06, 0.06, 3)
     slope = column(slope) * (np.sin(angle) * frame[0] + np.cos(angle) * frame[1])
-    vignette = rng.uniform(0.1, 0.4) * squared_distance(frame, rng.uniform(-0.25, 0.25, 2))
+    vignette = rng.uniform(0, 0.3) * squared_distance(frame, rng.uniform(-0.4, 0.4, 2))
     uneven = 0.05 * smooth_noise(rng, eye.shape, 0.4 * min(eye.shape))
     image = image * np.exp(slope - vignette + uneven)
     haze = rng.uniform(0, 0.12)

@@ -50,7 +50,7 @@ def add_vessels(rng: np.random.Generator, image: np.ndarray, eye: Eye, grade: in
         name: rng.uniform(0.86, 0.98) * course + rng.normal(0, 0.18, course.shape)
         for name, course in courses.items()
     }
-    arteries = _tree(rng, eye, entry + (0.1, -0.1), beside, ARTERY_RADIUS)
+    arteries = _tree(rng, eye, entry + np.array((0.1, -0.1)), beside, ARTERY_RADIUS)
     absorb(image, contrast * coverage(eye, veins.strokes()), VEIN)
     absorb(image, contrast * coverage(eye, arteries.strokes()), ARTERY)
 
@@ -75,12 +75,10 @@ def _tree(
     ]
 
     # Small vessels leave the disc straight for the macula (+1) and the nasal periphery (-1).
-    goal = np.repeat([1, -1], (3, 3))
-    heading = np.where(goal > 0, 0, np.pi) + rng.uniform(-0.8, 0.8, len(goal))
-    small = grow(
-        rng, eye, np.tile(entry, (len(goal), 1)), heading, np.full(len(goal), 0.4 * radius),
-        rng.uniform(2.5, 4, len(goal)), goal,
-    )  # fmt: skip
+    goal = np.repeat([1, -1], 3)
+    heading = np.where(goal > 0, 0, np.pi) + rng.uniform(-0.8, 0.8, goal.size)
+    length, start = rng.uniform(2.5, 4, goal.size), np.tile(entry, (goal.size, 1))
+    small = grow(rng, eye, start, heading, np.full(goal.size, 0.4 * radius), length, goal)
 
     temporal, nasal = _join(arcades[:2]), _join(arcades[2:])
     inner = _branches(rng, eye, temporal, 6, 1, (1.5, 4.5))
@@ -114,14 +112,13 @@ def _branches(
     lengths: tuple[float, float],
 ) -> Paths:
     """`count` side branches for each of `parents`, bound for the fovea (`goal` 1) or away (-1)."""
-    index = np.sum(parents.radius > 0, axis=1, keepdims=True)
-    spread = (np.arange(count) + rng.uniform(0.1, 0.9, (len(index), count))) / count
-    index = (index * (0.1 + 0.87 * spread)).astype(int)
+    length = np.sum(parents.radius > 0, axis=1, keepdims=True)  # in vertices
+    spread = (np.arange(count) + rng.uniform(0.1, 0.9, (len(length), count))) / count
+    index = (length * (0.1 + 0.87 * spread)).astype(int)
     index = np.clip(index, 0, parents.points.shape[1] - 2).ravel()
     parent = np.repeat(np.arange(len(parents.points)), count)
     start = parents.points[parent, index]
-    onward = parents.points[parent, index + 1] - start
-    heading = _bearing(onward)
+    heading = _bearing(parents.points[parent, index + 1] - start)
     # A branch leaves on the side it is bound for; where that is straight on, on either.
     wanted = np.sin(_bearing(goal * (eye.fovea - start)) - heading)
     side = np.sign(wanted + rng.uniform(-0.5, 0.5, len(wanted)))
@@ -140,7 +137,11 @@ def grow(
     length: np.ndarray,
     goal: int | np.ndarray,
 ) -> Paths:
-    """Vessels that wander from `start` [n, 2] and bend towards their goal, sparing the fovea."""
+    """Vessels that wander from `start` [n, 2] and bend towards the fovea (`goal` 1) or away (-1).
+
+    `heading` in radians from temporal through inferior, `radius` and `length` in mm, all [n]. They
+    taper to half, and none enters the avascular zone of the fovea.
+    """
     point, points = start, [start]
     for _ in range(int(length.max() / STEP) + 1):
         target = _bearing(np.reshape(goal, (-1, 1)) * (eye.fovea - point))

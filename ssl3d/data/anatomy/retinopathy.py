@@ -1,4 +1,9 @@
-"""What diabetic retinopathy of grade 0 to 4 leaves on a retina."""
+"""What diabetic retinopathy leaves on a retina, by its grade on the international scale.
+
+0 none; 1 mild: microaneurysms only; 2 moderate: haemorrhages and hard exudates too; 3 severe: many
+haemorrhages all over, beaded veins, cotton wool spots; 4 proliferative: new vessels, blood before
+the retina or the scars of the laser that treated them.
+"""
 
 from dataclasses import replace
 from enum import Flag, auto
@@ -9,7 +14,8 @@ from ssl3d.data.anatomy.eye import BLOOD, MELANIN, Eye, Strokes, absorb, coverag
 from ssl3d.data.anatomy.fields import deform, ellipsoid, paint, rotation_matrix, soft
 from ssl3d.data.anatomy.retinal_vessels import grow
 
-EXUDATE, COTTON_WOOL, SCAR = (1.1, 0.95, 0.45), (1.05, 0.92, 0.7), (1.0, 0.8, 0.45)  # RGB
+# Red, green, blue.
+EXUDATE, COTTON_WOOL, SCAR = (1.1, 0.95, 0.45), (1.05, 0.92, 0.7), (1.0, 0.8, 0.45)
 
 # Lesions per grade, lowest and highest number.
 MICROANEURYSMS = ((0, 0), (4, 9), (9, 18), (18, 35), (15, 35))
@@ -27,6 +33,7 @@ class Proliferation(Flag):
 
     @staticmethod
     def draw(rng: np.random.Generator, grade: int) -> "Proliferation":
+        """Any of them for grade 4, none below."""
         return Proliferation(int(rng.integers(1, 8)) if grade == 4 else 0)
 
 
@@ -120,7 +127,7 @@ def _add_preretinal_blood(rng: np.random.Generator, image: np.ndarray, eye: Eye)
     retina = eye.retina()
     centre = eye.fovea + rng.choice([-1, 1]) * rng.uniform((1.6, -1.5), (3.2, 1.5))
     boat = ellipsoid(
-        deform(rng, retina, 0.12, 0.5 / eye.pixel), centre, rng.uniform((0.6, 0.9), (1.1, 1.7))
+        deform(rng, retina, 0.06, 0.5 / eye.pixel), centre, rng.uniform((0.6, 0.9), (1.1, 1.7))
     )
     level = centre[0] - rng.uniform(0, 0.3) - retina[0]
     absorb(image, 1.1 * soft(np.maximum(boat, level), 2 * eye.pixel), BLOOD)
