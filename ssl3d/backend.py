@@ -44,3 +44,13 @@ def jit(f: Callable, **options: Any) -> Callable:
     if onednn():
         options["compiler_options"] = _ONEDNN | (options.get("compiler_options") or {})
     return jax.jit(f, **options)
+
+
+def jit_once(f: Callable, **options: Any) -> Callable:
+    """`jax.jit` for what runs a single time, such as initialisation: compiled in a hurry.
+
+    LLVM spends a minute on the random numbers of a network's parameters that take a millisecond.
+    """
+    if jax.default_backend() == "cpu":
+        options["compiler_options"] = {"xla_backend_optimization_level": 0}
+    return jax.jit(f, **options)

@@ -27,6 +27,7 @@ from jax.sharding import Mesh
 from ssl3d import backend, checkpoint, report, sharding, tasks
 from ssl3d.data import pipeline, sources, store
 from ssl3d.errors import RunError, UserError
+from ssl3d.models import export
 
 # How many steps the host may be ahead of the device: one to hide the dispatch, and one more.
 _STEPS_AHEAD = 2
@@ -65,10 +66,11 @@ def init_state(
       record: the record of one example, for its shapes alone.
     """
     key = jax.random.key(config.seed)
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), record)
+    shapes, _ = jax.eval_shape(lambda keys, part: _views(task, keys, part, True), key[None], batch)
 
     def init(key: jax.Array) -> State:
-        batch = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape), leaf.dtype), record)
-        inputs, _ = _views(task, key[None], batch, train=True)
+        inputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         variables = task.network.init(key, inputs, train=False)
         params = variables["params"]
         state = {
@@ -82,7 +84,7 @@ def init_state(
             state["ema"] = jax.tree.map(jnp.copy, params)
         return state
 
-    return backend.jit(init, out_shardings=sharding.replicated(mesh))(key)
+    return backend.jit_once(init, out_shardings=sharding.replicated(mesh))(key)
 
 
 def _views(task: tasks.Task, keys: jax.Array, records: Any, train: bool) -> Any:
@@ -478,8 +480,6 @@ def _export(
         for name, tree in variables.items()
         if "encoder" in tree
     }
-    from ssl3d.models import export
-
     export.save_encoder(
         workdir / "encoder",
         encoder,

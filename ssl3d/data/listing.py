@@ -103,26 +103,28 @@ class Source:
         self.notes: list[Problem] = []
 
     def problem(self, name: object, reason: str) -> None:
-        self.problems.append(Problem(str(name), reason))
+        """Remembers what cannot be used; the same file met twice is one problem."""
+        problem = Problem(str(name), reason)
+        if problem not in self.problems:
+            self.problems.append(problem)
 
     def note(self, name: object, reason: str) -> None:
+        """Remembers what somebody should know."""
         self.notes.append(Problem(str(name), reason))
 
     def inside(self, path: Path) -> bool:
         """Whether the path stays in the source once its links are followed; else a problem."""
         try:
-            resolved = path.resolve(strict=True)
-        except FileNotFoundError:
-            what = "a link to nothing" if path.is_symlink() else "no such file"
-            self.problem(path, f"{what}; restore the file")
-            return False
-        except (OSError, RuntimeError):
-            self.problem(path, "a link that cannot be followed; replace it by the file")
-            return False
+            resolved = path.resolve()
+            exists = path.exists()
+        except (OSError, RuntimeError):  # a link to itself
+            resolved, exists = path, False
         if not resolved.is_relative_to(self.root):
             self.problem(path, "leaves the source folder; copy the file into it")
-            return False
-        return True
+        elif not exists:
+            what = "a link to nothing" if path.is_symlink() else "no such file"
+            self.problem(path, f"{what}; restore the file")
+        return exists and resolved.is_relative_to(self.root)
 
     def files(self, folder: Path, suffixes: Sequence[str] | None = None) -> Iterator[Path]:
         """All files below `folder`, sorted, hidden ones left out, links checked.

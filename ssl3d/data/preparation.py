@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,8 @@ def prepare_case(case: SourceCase, job: Job) -> store.Case:
         image[_read_on_grid(case.mask, grid, case) == 0] = 0
 
     recipe = job.recipe
-    mask = recipes.foreground(image, recipe.foreground)
+    with _naming(case):
+        mask = recipes.foreground(image, recipe.foreground)
     if recipe.crop:
         box = recipes.bounding_box(mask)
         inside = tuple(slice(start, stop) for start, stop in box)
@@ -80,7 +82,9 @@ def prepare_case(case: SourceCase, job: Job) -> store.Case:
     mask = geometry.resample(mask, grid.affine, target, "nearest")
     if label is not None:
         label = geometry.resample(label, grid.affine, target, "nearest")
-    scaling = _scaling(case, image, mask, recipe)
+    with _naming(case):
+        scaling = recipes.scaling(image, mask, recipe)
+        _check_window(image, recipe)
     image = intensity.apply(image, scaling)
     store.write_arrays(job.output, case.id, image, label)
     return store.Case(
@@ -190,7 +194,9 @@ def _remapped(label: np.ndarray, path: Path, values: dict[int, int]) -> np.ndarr
     table = np.full(validation.LARGEST_LABEL + 1, UNKNOWN, np.uint8)
     for value, index in values.items():
         table[value] = index
-    remapped = table[label]
+    remapped = np.empty(label.shape, np.uint8)
+    for target, plane in zip(remapped, label, strict=True):  # indexing makes int64 of a plane
+        np.take(table, plane, out=target)
     if (remapped == UNKNOWN).any():
         unknown = sorted({int(value) for value in np.unique(label[remapped == UNKNOWN])})
         raise UserError(
@@ -200,22 +206,23 @@ def _remapped(label: np.ndarray, path: Path, values: dict[int, int]) -> np.ndarr
     return remapped
 
 
-def _scaling(
-    case: SourceCase, image: np.ndarray, mask: np.ndarray, recipe: Recipe
-) -> intensity.Scaling:
+@contextlib.contextmanager
+def _naming(case: SourceCase) -> Iterator[None]:
+    """Puts the case's first file before errors that only know about its voxels."""
     try:
-        scaling = recipes.scaling(image, mask, recipe)
+        yield
     except UserError as error:
         raise UserError(f"{case.images[0][0]}: {error}") from None
-    if recipe.intensity == "window":
-        low, high = recipe.window
-        least, most = float(image.min()), float(image.max())
-        if math.isclose(max(least, low), min(most, high)) or most < low or least > high:
-            raise UserError(
-                f"{case.images[0][0]}: values {least:g} to {most:g} lie outside the window "
-                f"{low:g} to {high:g} HU; is it a CT in HU?"
-            )
-    return scaling
+
+
+def _check_window(image: np.ndarray, recipe: Recipe) -> None:
+    low, high = recipe.window
+    least, most = float(image.min()), float(image.max())
+    if recipe.intensity == "window" and (most <= low or least >= high):
+        raise UserError(
+            f"all values ({least:g} to {most:g}) lie outside the window of {low:g} to {high:g} "
+            "HU; is it a CT in HU?"
+        )
 
 
 def _counts(label: np.ndarray, classes: int) -> list[int]:

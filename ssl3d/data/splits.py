@@ -113,16 +113,11 @@ def apply_split_file(
                 f"{path}: subject {case.subject} would be in {by_subject[case.subject]} and in "
                 f"{split} (case {case.id}); a subject belongs to one split"
             )
+    first: dict[str, int] = {}
     places = {name: place for place, name in enumerate(splits)}
-    first = {
-        subject: min(
-            places.get(name, len(places))
-            for case in cases
-            if case.subject == subject
-            for name in (case.id, subject)
-        )
-        for subject in by_subject
-    }
+    for case in cases:
+        place = places.get(case.id, places.get(case.subject, 0))
+        first[case.subject] = min(place, first.get(case.subject, place))
     orders: dict[str, int] = {}
     for split in store.SPLITS:
         members = [subject for subject, own in by_subject.items() if own == split]

@@ -129,7 +129,6 @@ def whole_numbers(path: Path, label: np.ndarray) -> np.ndarray:
     if low < 0 or high > LARGEST_LABEL:
         value = low if low < 0 else high
         raise UserError(f"{path}: label value {value:g} is outside 0 to {LARGEST_LABEL}")
-    unsigned = np.empty(label.shape, np.uint8 if high <= 255 else np.uint16)
-    for plane, source in zip(unsigned, label, strict=True):
-        plane[...] = np.rint(source) if label.dtype.kind == "f" else source
-    return unsigned
+    if label.dtype.kind == "f":
+        label = np.rint(label)
+    return label.astype(np.uint8 if high <= 255 else np.uint16)

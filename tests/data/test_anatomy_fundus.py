@@ -17,7 +17,7 @@ def photograph(seed, grade=0, shape=SHAPE):
 
 @pytest.fixture(scope="module")
 def healthy():
-    return np.stack([photograph(seed) for seed in range(24)])
+    return np.stack([photograph(seed) for seed in range(20)])
 
 
 def disc_position(image):
@@ -82,13 +82,13 @@ def test_subjects_differ(healthy):
 def test_every_grade_occurs_often_enough():
     assert sum(fundus.GRADE_SHARES) == pytest.approx(1)
     assert min(fundus.GRADE_SHARES) >= 0.12
-    grades = [fundus.subject(np.random.default_rng(seed), (16, 16))[1] for seed in range(50)]
+    grades = [fundus.subject(np.random.default_rng(seed), (16, 16))[1] for seed in range(30)]
     assert set(grades) == {0, 1, 2, 3, 4}
 
 
 def test_lesions_grow_with_the_grade():
     """The same eye at every grade: the disease alone changes it, and more so the worse it is."""
-    area = np.zeros((6, 5))
+    area = np.zeros((4, 5))
     for seed in range(len(area)):
         pictures = [photograph(seed, grade) for grade in range(5)]
         area[seed] = [np.mean(np.abs(p - pictures[0]).max(axis=-1) > 0.04) for p in pictures]

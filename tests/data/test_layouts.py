@@ -115,10 +115,8 @@ def test_nnunet(tmp_path):
     listing = listed("nnunet", folder)
     assert listing.modalities == ("T1", "T2")
     assert listing.classes == {0: "background", 1: "body", 2: "core"}
-    assert [[p[0].name for p in case.images] for case in listing.cases][0] == [
-        "c0_0000.nii.gz",
-        "c0_0001.nii.gz",
-    ]
+    names = [paths[0].name for paths in listing.cases[0].images]
+    assert names == ["c0_0000.nii.gz", "c0_0001.nii.gz"]
     (folder / "imagesTr/c0_0001.nii.gz").unlink()
     one_problem(listed("nnunet", folder), "c0_0001.nii.gz", "missing channel (T2)")
 
@@ -269,7 +267,7 @@ def test_odd_names_become_ids_and_collisions_are_found(tmp_path):
     listing = listed("folder", tmp_path)
     assert [case.id for case in listing.cases] == ["a_b__1_-scan"]
     one_problem(listing, "a-b", "duplicate id of 2 cases", "a/b.nii.gz")
-    assert id_of("../x.nii") == "-x".lstrip("-") or id_of("../x.nii") == "x"
+    assert id_of("../x.nii") == "x"
 
 
 def test_subjects_from_a_pattern(tmp_path):

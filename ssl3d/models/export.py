@@ -1,0 +1,108 @@
+"""The exported encoder: safetensors, readable from any framework, and a JSON to rebuild it.
+
+    encoder/encoder.safetensors     flat names, e.g. params/level_0/first/conv/kernel
+    encoder/encoder.json            the encoder's settings, rank, channels, where it comes from
+
+Equal weights give equal bytes: nothing in it depends on when or where it was written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from ssl3d.errors import UserError
+from ssl3d.models import encoders
+
+WEIGHTS = "encoder.safetensors"
+DESCRIPTION = "encoder.json"
+
+
+def save_encoder(
+    folder: Path, variables: Mapping[str, Any], description: Mapping[str, Any]
+) -> None:
+    """Writes an encoder that `load_encoder` rebuilds.
+
+    Args:
+      folder: made where it is missing; both files appear by a rename, the description last.
+      variables: "params" and, with batch norm, "batch_stats" of the encoder alone.
+      description: "encoder" (the settings for `encoders.build`), "rank", "channels", and
+        whatever a reader wants to know.
+    """
+    flat = traverse_util.flatten_dict(dict(variables), sep="/")
+    # safetensors writes the memory as it lies: a transposed view would be stored wrong.
+    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in sorted(flat.items())}
+    text = json.dumps(dict(description), indent=1, sort_keys=True) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in ((WEIGHTS, save(arrays)), (DESCRIPTION, text.encode())):
+        partial = folder / f".{name}.{os.getpid()}"
+        partial.write_bytes(data)
+        partial.replace(folder / name)
+
+
+def load_encoder(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Rebuilds an exported encoder.
+
+    Args:
+      folder: a run's folder or its `encoder/`.
+
+    Returns:
+      The module and its variables: `module.apply(variables, x).levels` for x [B, *S, C].
+
+    Raises:
+      UserError: a file is missing or does not read, or a leaf is missing, unknown or of another
+        shape than the description says.
+    """
+    folder = Path(folder)
+    if not (folder / DESCRIPTION).exists() and (folder / "encoder" / DESCRIPTION).exists():
+        folder = folder / "encoder"
+    description = _read_description(folder / DESCRIPTION)
+    module = encoders.build(description["encoder"])
+    # Any size will do: the encoder is fully convolutional.
+    example = jax.ShapeDtypeStruct(
+        (1, *(16,) * description["rank"], description["channels"]), jnp.float32
+    )
+    wanted = traverse_util.flatten_dict(
+        jax.eval_shape(module.init, jax.random.key(0), example), sep="/"
+    )
+    weights = folder / WEIGHTS
+    try:
+        found = load_file(weights)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{weights}: cannot be read ({error}); export the encoder again") from None
+    for name in sorted(wanted.keys() | found.keys()):
+        if name not in found:
+            raise UserError(f"{weights}: {name} is missing; export the encoder again")
+        if name not in wanted:
+            raise UserError(f"{weights}: {name} is no part of the encoder that {DESCRIPTION} names")
+        if found[name].shape != wanted[name].shape or found[name].dtype != wanted[name].dtype:
+            raise UserError(
+                f"{weights}: {name} is {found[name].dtype} {found[name].shape}, "
+                f"{DESCRIPTION} wants {wanted[name].dtype} {wanted[name].shape}"
+            )
+    return module, traverse_util.unflatten_dict(found, sep="/")
+
+
+def _read_description(file: Path) -> dict[str, Any]:
+    try:
+        description = json.loads(file.read_text())
+        rank, channels = int(description["rank"]), int(description["channels"])
+        encoder = dict(description["encoder"])
+    except FileNotFoundError:
+        raise UserError(
+            f"{file}: missing; give the folder of a finished run or its encoder/"
+        ) from None
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({type(error).__name__}: {error})") from None
+    return description | {"rank": rank, "channels": channels, "encoder": encoder}
