@@ -19,7 +19,7 @@ def configure(arg: str, rank: int) -> ml_collections.ConfigDict:
     # The original code's grids: 4 per side without overlap in 3D, 5 with half overlap in 2D.
     config.task.per_side = 4 if rank == 3 else 5
     config.task.overlap = 0 if rank == 3 else side // 6  # voxels shared with the next patch
-    config.task.jitter = default.jitter(config, per_side=4) if rank == 3 else 0
+    config.task.jitter = default.jitter(config, 4, variant) if rank == 3 else 0
     config.task.anchor_row = 1  # the context's last row
     config.task.border = "mirror"  # of the context beyond the grid, or zero
     config.task.objective = "info_nce"  # or binary, the original code's

@@ -22,8 +22,8 @@ def apply(config: ml_collections.ConfigDict, preset: str) -> None:
 
 def _choose(config: ml_collections.ConfigDict, **by_task: tuple[int, ...]) -> None:
     """Sets the crop by the task's name; the key `patches` serves all tasks on patches."""
-    default = by_task["patches"] if config.task.name in PATCH_TASKS else by_task["whole"]
-    config.data.crop = by_task.get(config.task.name, default)
+    kind = "patches" if config.task.name in PATCH_TASKS else "whole"
+    config.data.crop = by_task[config.task.name if config.task.name in by_task else kind]
 
 
 def _two_cores(config: ml_collections.ConfigDict, depth: int) -> None:
@@ -33,7 +33,7 @@ def _two_cores(config: ml_collections.ConfigDict, depth: int) -> None:
     config.head.hidden = (128,)
     config.optimizer.learning_rate = 2e-3
     config.batch_size = 8 if config.rank == 3 else 16
-    config.steps = 300
+    config.steps = 200
     config.validate_every = 100
     config.checkpoint_every = 100
 
@@ -48,11 +48,12 @@ def _phantom_volume(config: ml_collections.ConfigDict, kind: str) -> None:
         config.data.margin = 6 if config.task.name == "cpc" else 0
         _choose(
             config,
-            patches=(60, 60, 60),
+            patches=(54, 54, 54),
             cpc=(48, 48, 48),
-            whole=(48, 48, 48),
-            exemplar=(40, 40, 40),
+            rotation=(40, 40, 40),
+            exemplar=(32, 32, 32),
         )
+        config.batch_size = {"jigsaw": 4, "exemplar": 12}.get(config.task.name, 8)
     else:
         _choose(config, patches=(60, 60), whole=(56, 56))
 
@@ -83,7 +84,12 @@ def phantom_fundus(config: ml_collections.ConfigDict) -> None:
     config.data.phantom.train = 256
     config.data.phantom.val = 64
     config.data.phantom.test = 64
-    _two_cores(config, depth=4)
+    if config.task.name in PATCH_TASKS:
+        _two_cores(config, depth=4)
+    else:
+        # Six levels, for the bottleneck to see how disc, macula and vessels lie to each other.
+        _two_cores(config, depth=6)
+        config.encoder.width = 8
     _round_picture(config, side=160, whole=128)
 
 

@@ -25,8 +25,6 @@ def configure(arg: str, rank: int) -> ml_collections.ConfigDict:
     config.task.zoom = 0.2
     config.task.zoom_amount = 0.2  # factors in 1 ± this
     config.task.intensity = 0.9  # of the random monotone change of intensities
-    if config.data.preset in ("phantom", "phantom_brain", "phantom_abdomen", "hippocampus"):
-        config.batch_size = 16  # the other 15 are the negatives
     if variant:
         config.task.code = 1024
         config.task.intensity = 0.25  # brightness and contrast alone

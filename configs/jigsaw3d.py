@@ -16,7 +16,7 @@ def configure(arg: str, rank: int) -> ml_collections.ConfigDict:
     """The task's settings for either rank; see `default.get_config`."""
     config, variant = default.get_config("jigsaw", rank, arg)
     config.task.per_side = 3
-    config.task.jitter = default.jitter(config, per_side=3)
+    config.task.jitter = default.jitter(config, 3, variant)
     config.task.permutations = 100  # original: 100, paper: 1000
     config.task.permutation_seed = 0
     config.task.spread = True  # chosen for large Hamming distance

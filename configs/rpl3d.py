@@ -16,7 +16,7 @@ def configure(arg: str, rank: int) -> ml_collections.ConfigDict:
     """The task's settings for either rank; see `default.get_config`."""
     config, variant = default.get_config("rpl", rank, arg)
     config.task.per_side = 3
-    config.task.jitter = default.jitter(config, per_side=3)
+    config.task.jitter = default.jitter(config, 3, variant)
     config.task.queries = 8 if rank == 3 else 4  # that share one encoding of the centre
     config.task.intensity = 0.2  # gain and shift of each patch, in units of the image's deviation
     if variant:

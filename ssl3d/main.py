@@ -27,8 +27,7 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(f"--stop_at={options.stop_at}: must be a step of the run")
     sharding.start()
     workdir = options.workdir or Path("runs") / config.name
-    done = train.train(config, workdir, options.stop_at)
-    return 0 if done or options.stop_at else 1
+    return 0 if train.train(config, workdir, options.stop_at) else 1
 
 
 if __name__ == "__main__":

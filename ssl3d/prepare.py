@@ -62,12 +62,15 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
+def _numbers(text: str, kind: type = float) -> tuple[float, ...]:
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError("numbers with commas between them are needed") from None
 
 
 def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+    return _numbers(text, int)
 
 
 def _fraction(text: str) -> float:
@@ -85,14 +88,19 @@ def _count(text: str) -> int:
 
 
 def _classes(text: str) -> dict[int, str]:
-    pairs = (part.partition(":") for part in text.split(","))
-    return {int(value): name.strip() for value, _, name in pairs}
+    pairs = [part.partition(":") for part in text.split(",")]
+    try:
+        return {int(value): name.strip() for value, _, name in pairs}
+    except ValueError:
+        raise argparse.ArgumentTypeError("write 0:background,1:organ") from None
 
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the command. Raises `UserError`."""
     started = time.monotonic()
     options = parser().parse_args(arguments)
+    if options.output.resolve().is_relative_to(options.source.resolve()):
+        raise UserError(f"--output={options.output} lies inside the source; choose another place")
     listing = list_cases(
         options.layout,
         options.source,

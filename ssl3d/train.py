@@ -291,7 +291,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
       stop_at: save and end after this many steps (0: train to the end). Schedules do not change.
 
     Returns:
-      Whether all steps of the config are done.
+      Whether it got there; false where a signal ended it.
 
     Raises:
       UserError: config, data or workdir do not fit.
@@ -391,7 +391,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
     finally:
         log.close()
         manager.close()
-    return step == config.steps
+    return step == end
 
 
 class _Clock:

@@ -8,10 +8,15 @@ import signal
 # code is most of that time; convolutions run in a library and do not notice.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 
+import hypothesis
 import numpy as np
 import pytest
 
 from ssl3d.data import store
+
+# The machine may be busy, and the first example of a test compiles.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 SIDE = 24  # voxels of the shared data sets along every axis
 SPLITS = {"train": 8, "val": 4, "test": 2}
@@ -110,6 +115,18 @@ def tiny_arguments(name, path, **overrides):
         f"--config=configs/{name}.py",
         *(f"--config.{key}={value}" for key, value in values.items()),
     ]
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The function `tiny_config`."""
+    return tiny_config
+
+
+@pytest.fixture(scope="session")
+def tiny_options():
+    """The function `tiny_arguments`."""
+    return tiny_arguments
 
 
 @pytest.fixture(scope="session")

@@ -80,6 +80,8 @@ def _attempt(function: Callable[..., Any], call: tuple[Any, ...]) -> Any:
         return function(*call)
     except UserError as error:
         return error
+    except OSError as error:  # a full disk, a share that went away
+        return UserError(f"{error.filename or _name(call)}: {error.strerror}; run again")
     except MemoryError:
         return UserError(f"{_name(call)}: not enough memory; run again with fewer --workers")
 

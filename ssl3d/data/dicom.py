@@ -74,13 +74,14 @@ def read_info(path: Path) -> SeriesInfo | None:
             raise UserError(f"{path}: not a DICOM file (no DICM mark), whatever its name says")
         return None
     header = _read(path, voxels=False)
-    return SeriesInfo(
-        series=str(header.get("SeriesInstanceUID", "")),
-        patient=str(header.get("PatientID", "") or "").strip(),
-        modality=str(header.get("Modality", "") or ""),
-        description=str(header.get("SeriesDescription", "") or ""),
-        frames=int(header.get("NumberOfFrames", 1) or 1) if "Rows" in header else 0,
-    )
+    with reporting(path):
+        return SeriesInfo(
+            series=str(header.get("SeriesInstanceUID", "")),
+            patient=str(header.get("PatientID", "") or "").strip(),
+            modality=str(header.get("Modality", "") or ""),
+            description=str(header.get("SeriesDescription", "") or ""),
+            frames=int(header.get("NumberOfFrames", 1) or 1) if "Rows" in header else 0,
+        )
 
 
 def read_grid(paths: Sequence[Path]) -> Grid:
@@ -165,20 +166,21 @@ def _frame(
             raise UserError(f"{path}: no {name} in the header, so where its slice lies is unknown")
         return default if found is None else found
 
-    with reporting(path):
-        directions = _numbers(value("PlaneOrientationSequence", "ImageOrientationPatient"), 6)
-        frame = Frame(
-            path=path,
-            index=index,
-            position=_numbers(value("PlanePositionSequence", "ImagePositionPatient"), 3),
-            directions=directions.reshape(2, 3),
-            spacing=tuple(_numbers(value("PixelMeasuresSequence", "PixelSpacing"), 2).tolist()),
-            shape=(int(header.Rows), int(header.Columns)),
-            slope=float(value("PixelValueTransformationSequence", "RescaleSlope", 1.0)),
-            intercept=float(value("PixelValueTransformationSequence", "RescaleIntercept", 0.0)),
-        )
+    directions = _numbers(value("PlaneOrientationSequence", "ImageOrientationPatient"), 6)
+    frame = Frame(
+        path=path,
+        index=index,
+        position=_numbers(value("PlanePositionSequence", "ImagePositionPatient"), 3),
+        directions=directions.reshape(2, 3),
+        spacing=tuple(_numbers(value("PixelMeasuresSequence", "PixelSpacing"), 2).tolist()),
+        shape=(int(header.Rows), int(header.Columns)),
+        slope=float(value("PixelValueTransformationSequence", "RescaleSlope", 1.0)),
+        intercept=float(value("PixelValueTransformationSequence", "RescaleIntercept", 0.0)),
+    )
     if min(frame.spacing) <= 0:
         raise UserError(f"{path}: PixelSpacing {frame.spacing}; mend the header")
+    if not math.isfinite(frame.slope) or not math.isfinite(frame.intercept):
+        raise UserError(f"{path}: RescaleSlope or RescaleIntercept is no number; mend the header")
     if np.abs(np.linalg.norm(frame.directions, axis=1) - 1).max() > DIRECTION_TOLERANCE:
         raise UserError(f"{path}: ImageOrientationPatient {directions.tolist()} is no direction")
     return frame
@@ -193,11 +195,11 @@ def _numbers(value: object, count: int) -> np.ndarray:
 
 def _sorted_frames(paths: Sequence[Path], headers: Sequence[pydicom.Dataset]) -> list[Frame]:
     """The frames of a series from one end of the volume to the other; all checks of a stack."""
-    series = {str(header.get("SeriesInstanceUID", "")) for header in headers}
     folder = paths[0].parent
-    if len(series) > 1:
-        raise UserError(f"{folder}: {len(series)} series mixed in one volume; separate them")
-    frames = [f for p, h in zip(paths, headers, strict=True) for f in _frames(p, h)]
+    frames: list[Frame] = []
+    for path, header in zip(paths, headers, strict=True):
+        with reporting(path):  # values are only parsed when they are asked for
+            frames += _frames(path, header)
     first = frames[0]
     for frame in frames[1:]:
         if frame.shape != first.shape:
@@ -257,6 +259,4 @@ def _grid(frames: Sequence[Frame]) -> Grid:
     affine[:3, 3] = first.position
     affine[:2] *= -1  # DICOM's x and y point to Left and Posterior
     check_affine(first.path.parent, affine)
-    if not math.isfinite(first.slope):
-        raise UserError(f"{first.path}: RescaleSlope {first.slope}; mend the header")
     return Grid(shape, affine)

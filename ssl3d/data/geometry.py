@@ -25,6 +25,10 @@ Order = Literal["nearest", "linear", "cubic"]
 
 # Voxels: how far from integers the map between two grids may be and still be a mere re-indexing.
 INDEX_TOLERANCE = 1e-3
+# Of the steps between two grids. NIfTI keeps its affine in 7 digits, DICOM in up to 16: rounded,
+# the same volume is resampled to the same bytes whichever file it came in.
+STEP_DECIMALS = 6
+POSITION_DECIMALS = 9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,14 +98,16 @@ def target_grid(
 ) -> Grid:
     """The grid to resample to: of a given spacing in mm, or of a given size in voxels.
 
-    A size stretches each axis to fit. A spacing is kept exactly: the new grid is centred on the
-    old one and covers all of it.
+    A size stretches each axis to fit. A spacing is kept (to a part in a million): the new grid
+    is centred on the old one and covers all of it.
     """
     if size is not None:
         shape = tuple(int(n) for n in size)
         steps = [n / m for n, m in zip(grid.shape, shape, strict=True)]
     elif spacing is not None:
-        steps = [new / old for new, old in zip(spacing, grid.spacing, strict=True)]
+        steps = [
+            round(new / old, STEP_DECIMALS) for new, old in zip(spacing, grid.spacing, strict=True)
+        ]
         steps = [1.0 if abs(step - 1) < INDEX_TOLERANCE else step for step in steps]
         shape = tuple(
             max(1, math.ceil(n / step - INDEX_TOLERANCE))
@@ -189,8 +195,8 @@ def _axis_maps(
     axes = [int(i) for i in scaled.argmax(axis=0)]
     if sorted(axes) != list(range(rank)) or (scaled > INDEX_TOLERANCE).sum() != rank:
         raise ValueError("the grids are rotated against each other")
-    steps = [float(voxel[axis, i]) for i, axis in enumerate(axes)]
-    return axes, steps, [float(voxel[axis, -1]) for axis in axes]
+    steps = [round(float(voxel[axis, i]), POSITION_DECIMALS) for i, axis in enumerate(axes)]
+    return axes, steps, [round(float(voxel[axis, -1]), POSITION_DECIMALS) for axis in axes]
 
 
 def _all_integers(positions: np.ndarray) -> bool:

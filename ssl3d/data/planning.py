@@ -85,8 +85,10 @@ def _channel_names(listing: Listing) -> tuple[str, ...]:
 
 
 def job_of(listing: Listing, recipe: Recipe, source: Path, output: Path) -> Job:
-    """What all cases of a completed listing share."""
+    """What all cases of a completed listing share. Raises `UserError` for too many classes."""
     names = class_names(listing.classes)
+    if len(names) > MAX_CLASSES:
+        raise UserError(f"{len(names)} classes; a label map holds at most {MAX_CLASSES}")
     values = {value: names.index(name) for value, name in (listing.classes or {}).items()}
     return Job(source, output, recipe, tuple(listing.modalities or ()), values, len(names))
 

@@ -93,7 +93,7 @@ def prepare_case(case: SourceCase, job: Job) -> store.Case:
         split="unlabelled",
         shape=target.shape,
         channels=image.shape[-1],
-        spacing=target.spacing,
+        spacing=tuple(round(x, geometry.STEP_DECIMALS) for x in target.spacing),
         affine=_rows(target.affine),
         labelled=label is not None,
         grade=case.grade,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -26,9 +27,14 @@ LARGEST_LABEL = 65535
 
 @contextlib.contextmanager
 def reporting(path: Path) -> Iterator[None]:
-    """Turns what the image libraries raise on a bad file into one line that names the file."""
+    """Turns what the image libraries raise on a bad file into one line that names the file.
+
+    Their warnings are dropped: they name no file, and what matters is checked here anyway.
+    """
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except (UserError, MemoryError):
         raise
     except FileNotFoundError:

@@ -6,6 +6,7 @@ import itertools
 import json
 from pathlib import Path
 
+import gdcm
 import nibabel as nib
 import numpy as np
 import pydicom
@@ -235,10 +236,27 @@ def write_series(
         header.RescaleSlope, header.RescaleIntercept = 1, intercept
         stored = (array[:, :, k].T - intercept).astype("<i2")
         header.PixelData = np.ascontiguousarray(stored).tobytes()
+        path = folder / f"slice{names[k]:03d}.dcm"
+        header.save_as(path, enforce_file_format=True)
         if compress:
-            header.compress(compress)
-        header.save_as(folder / f"slice{names[k]:03d}.dcm", enforce_file_format=True)
+            _compress(path, compress)
     return folder
+
+
+def _compress(path: Path, syntax: str) -> None:
+    """Rewrites a file in one of GDCM's transfer syntaxes, such as "JPEG2000Lossless"."""
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(path))
+    assert reader.Read()
+    change = gdcm.ImageChangeTransferSyntax()
+    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer = gdcm.ImageWriter()
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    writer.SetFileName(str(path))
+    assert writer.Write()
 
 
 def write_multiframe(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Path:

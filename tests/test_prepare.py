@@ -1,0 +1,109 @@
+"""The command as people call it: exit status, one line on stderr, help."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from ssl3d import prepare
+from ssl3d.errors import UserError
+
+
+def call(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "ssl3d.prepare", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def write_scans(folder, count=3):
+    folder.mkdir()
+    for i in range(count):
+        values = np.random.default_rng(i).integers(0, 400, (12, 12, 12)).astype(np.int16)
+        nib.save(nib.Nifti1Image(values, np.eye(4)), folder / f"scan{i}.nii.gz")
+    return folder
+
+
+def test_help():
+    result = call("--help")
+    assert result.returncode == 0
+    assert "--on-error" in result.stdout
+    assert result.stderr == ""
+
+
+def test_status_of_good_and_bad_runs(tmp_path):
+    source = write_scans(tmp_path / "scans")
+    arguments = ["--layout=folder", f"--source={source}", "--recipe=mr", "--crop=no"]
+    good = call(*arguments, f"--output={tmp_path / 'good'}", "--workers=2")
+    assert (good.returncode, good.stderr) == (0, "")
+    assert good.stdout.splitlines()[-1].startswith(f"{tmp_path / 'good'}: 3 cases (train 1, val 1")
+
+    (source / "scan1.nii.gz").write_bytes(b"\x1f\x8bgarbage")
+    bad = call(*arguments, f"--output={tmp_path / 'bad'}", "--workers=2")
+    assert bad.returncode == 2
+    assert "Traceback" not in bad.stderr
+    first, last = bad.stderr.splitlines()
+    assert first.startswith("error: scan1: ")
+    assert "scan1.nii.gz: damaged gzip data" in first
+    assert last.startswith("error: one case cannot be prepared")
+
+    skipped = call(*arguments, f"--output={tmp_path / 'bad'}", "--on-error=skip")
+    assert skipped.returncode == 0
+    assert "1 left out, see report.csv" in skipped.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        ([], "--layout"),
+        (["--layout=zip"], "invalid choice: 'zip'"),
+        (["--layout=folder", "--source=nowhere", "--output=x"], "nowhere: no such folder"),
+        (["--wrong"], "--wrong"),
+    ],
+)
+def test_usage_errors_are_one_line_with_status_2(arguments, what):
+    result = call(*arguments)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert what in line or "required" in line
+
+
+def test_the_source_is_not_written_to(tmp_path):
+    source = write_scans(tmp_path / "scans", 1)
+    with pytest.raises(UserError, match="lies inside the source"):
+        prepare.main(["--layout=folder", f"--source={source}", f"--output={source / 'out'}"])
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ([], "add --recipe=ct or --recipe=mr"),
+        (["--recipe=retina"], "--recipe=retina is for pictures"),
+        (["--recipe=mr", "--spacing=1", "--size=8"], "exclude each other"),
+        (["--recipe=mr", "--spacing=1,1"], "--spacing: give one or 3"),
+        (["--recipe=mr", "--size=0"], "--size: give one or 3 positive"),
+        (["--recipe=ct", "--window=100,-100"], "--window"),
+        (["--recipe=mr", "--val=0.6", "--test=0.5"], "nothing to train on"),
+        (["--recipe=mr", "--val=1.5"], "between 0 and 1"),
+        (["--recipe=mr", "--workers=0"], "at least 1"),
+        (["--recipe=mr", "--labels=nowhere"], "--labels=nowhere: no such folder"),
+        (["--recipe=mr", "--classes=liver"], "--classes: write 0:background"),
+        (["--recipe=mr", "--spacing=fine"], "--spacing: numbers"),
+    ],
+)
+def test_options_that_make_no_sense(tmp_path, options, what):
+    source = write_scans(tmp_path / "scans", 1)
+    with pytest.raises(UserError) as error:
+        prepare.main(
+            ["--layout=folder", f"--source={source}", f"--output={tmp_path / 'out'}", *options]
+        )
+    assert what in str(error.value)
+    assert not (tmp_path / "out").exists()
