@@ -19,6 +19,7 @@ hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
 
 SIDE = 24  # voxels of the shared data sets along every axis
+HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 SPLITS = {"train": 8, "val": 4, "test": 2}
 
 
@@ -154,9 +155,8 @@ def in_repository(request, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def keep_signal_handlers():
-    """A run that a test made to fail must not leave pytest deaf to Ctrl-C."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+def restore_signal_handlers():
+    """A run that a test broke off must not leave pytest deaf to Ctrl-C."""
     yield
-    for number, handler in before.items():
+    for number, handler in HANDLERS.items():
         signal.signal(number, handler)

@@ -135,8 +135,12 @@ def label_values(path: Path, rank: int) -> dict[int, int]:
 
 
 def check_disk(output: Path, needed: int) -> None:
-    """Raises `UserError` when the disk of `output` has less than `needed` bytes free."""
+    """Raises `UserError` when the disk of `output` cannot take `needed` bytes.
+
+    Arrays that an earlier run left in `output` are already paid for.
+    """
     place = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    needed -= sum(path.stat().st_size for path in output.glob("*/*.npy"))
     free = shutil.disk_usage(place).free
     if needed > free:
         raise UserError(

@@ -17,7 +17,13 @@ import pydicom.config
 from pydicom.errors import InvalidDicomError
 
 from ssl3d.data.geometry import Grid
-from ssl3d.data.validation import check_affine, read_bytes, reporting, split_channels
+from ssl3d.data.validation import (
+    check_affine,
+    read_bytes,
+    reporting,
+    split_channels,
+    without_chatter,
+)
 from ssl3d.errors import UserError
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -128,7 +134,7 @@ def _read(path: Path, voxels: bool = True) -> pydicom.Dataset:
 
 
 def _pixels(path: Path, dataset: pydicom.Dataset) -> np.ndarray:
-    with reporting(path):
+    with reporting(path), without_chatter():
         return dataset.pixel_array
 
 

@@ -7,7 +7,13 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from ssl3d.data.validation import check_affine, read_bytes, reporting, split_channels
+from ssl3d.data.validation import (
+    check_affine,
+    read_bytes,
+    reporting,
+    split_channels,
+    without_chatter,
+)
 from ssl3d.errors import UserError
 
 SUFFIXES = (".nrrd", ".mha")
@@ -28,7 +34,7 @@ def read(path: Path, rank: int) -> tuple[np.ndarray, np.ndarray]:
     reader = _reader(path)
     split_channels(path, reader.GetSize(), rank)
     affine = _affine(path, reader)
-    with reporting(path):
+    with reporting(path), without_chatter():
         image = reader.Execute()
         # A view, as GetArrayFromImage would copy: [(T,) Z, Y, X(, components)].
         stored = sitk.GetArrayViewFromImage(image)
@@ -45,7 +51,7 @@ def _reader(path: Path) -> sitk.ImageFileReader:
     read_bytes(path, 1)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    with reporting(path):
+    with reporting(path), without_chatter():
         reader.ReadImageInformation()
     return reader
 

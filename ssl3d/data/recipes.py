@@ -132,7 +132,7 @@ def _largest_component(mask: np.ndarray) -> np.ndarray:
     """The mask without what does not hang together with its largest part."""
     coarse = mask[(slice(None, None, COMPONENT_STEP),) * mask.ndim]
     parts, count = ndimage.label(coarse)
-    if count < 2:
+    if count == 0:  # nothing, or only specks that no sample met
         return mask
     largest = parts == np.bincount(parts.ravel())[1:].argmax() + 1
     # One coarse voxel more on each side, for what lies between the samples.

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
+import re
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,12 +43,31 @@ def reporting(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:
-        # Of a library's many lines the last says what happened, without its own prefix.
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        reason = lines[-1].strip().removeprefix("ITK ERROR: ")
+        # Of a library's many lines the last says what happened; ITK ends with a stale errno.
+        lines = [line for line in str(error).splitlines() if not line.startswith("Reason: ")]
+        reason = lines[-1].strip() if lines else type(error).__name__
+        reason = re.sub(r"^(ITK|sitk::)\s*ERROR: (\w+\(0x\w+\): )?", "", reason)
         raise UserError(
             f"{path}: cannot be read as an image ({reason}); it is damaged or of another kind"
         ) from None
+
+
+@contextlib.contextmanager
+def without_chatter() -> Iterator[None]:
+    """Drops what C++ libraries (ITK, GDCM) print to the process's stderr on a bad file.
+
+    They print beside Python's `sys.stderr`, several lines that name no file; the exception they
+    also raise is turned into the one line by `reporting`.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def read_bytes(path: Path, limit: int = -1) -> bytes:

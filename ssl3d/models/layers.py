@@ -131,20 +131,17 @@ def _convolve_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _convolve_slices(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A 3D convolution as the sum of 2D ones over shifted stacks of slices.
+    """A 3D convolution as one in 2D over slices whose neighbours are stacked in the channels.
 
     XLA:CPU without oneDNN has a fast convolution in 2D only.
     """
-    batch, depth, *plane, channels = x.shape
-    padded = _pad_same(x, kernel.shape[0], (1,))
-    stacks = [
-        padded[:, tap : tap + depth].reshape(batch * depth, *plane, channels)
-        for tap in range(kernel.shape[0])
-    ]
-    y = sum(
-        convolve(stack, plane_kernel) for stack, plane_kernel in zip(stacks, kernel, strict=True)
-    )
-    return y.reshape(batch, depth, *plane, -1)
+    batch, depth, *plane, _ = x.shape
+    taps, *window, _, channels = kernel.shape
+    padded = _pad_same(x, taps, (1,))
+    stacked = jnp.concatenate([padded[:, t : t + depth] for t in range(taps)], axis=-1)
+    flat = jnp.moveaxis(kernel, 0, 2).reshape(*window, -1, channels)
+    y = _convolve(stacked.reshape(batch * depth, *plane, -1), flat)
+    return y.reshape(batch, depth, *plane, channels)
 
 
 class Conv(nn.Module):

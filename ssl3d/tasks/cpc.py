@@ -175,6 +175,10 @@ def build(config: ml_collections.ConfigDict) -> Task:
     task = config.task
     grid = patch_grid(config.data.crop, task.per_side, jitter=task.jitter, overlap=task.overlap)
     row = task.anchor_row
+    if row < 0:
+        raise UserError(f"config.task.anchor_row={row}: a row of the grid, 0 or more")
+    if task.border not in ("mirror", "zero"):
+        raise UserError(f"config.task.border={task.border!r}: choose mirror or zero")
     goals = predicted(grid, row)
     if goals.shape[1] == 0:
         raise UserError(

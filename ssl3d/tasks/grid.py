@@ -59,8 +59,15 @@ def patch_grid(size: Sequence[int], per_side: int, jitter: int = 0, overlap: int
     patches of 39 (Taleb et al., appendix A).
 
     Raises:
-      UserError: the crop is too small for such a grid.
+      UserError: a number that no grid has, or a crop that is too small for it.
     """
+    for key, value, least in (
+        ("per_side", per_side, 2),
+        ("jitter", jitter, 0),
+        ("overlap", overlap, 0),
+    ):
+        if value < least:
+            raise UserError(f"config.task.{key}={value}: must be {least} or more")
     stride = tuple((side - overlap) // per_side for side in size)
     patch = tuple(step + overlap - jitter for step in stride)
     if min(stride) < 1 or min(patch) < 2:

@@ -9,6 +9,7 @@ each patch alone, so permuting its embeddings equals permuting the patches.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -38,8 +39,12 @@ def permutations(count: int, patches: int, seed: int, spread: bool) -> np.ndarra
     (the original code's).
 
     Raises:
-      UserError: there are fewer than P permutations of N patches.
+      UserError: there are fewer than P permutations of N patches, or P is below 2.
     """
+    if not 2 <= count <= math.factorial(patches):
+        raise UserError(
+            f"config.task.permutations={count}: between 2 and {patches}! for {patches} patches"
+        )
     # RandomState's stream is frozen by NumPy's policy; Generator's may change.
     random = np.random.RandomState(seed)
     drawn = random.random_sample((_CANDIDATES * count, patches)).argsort(axis=1, kind="stable")
@@ -47,8 +52,8 @@ def permutations(count: int, patches: int, seed: int, spread: bool) -> np.ndarra
     pool = drawn[np.sort(first)]
     if len(pool) < count:
         raise UserError(
-            f"config.task.permutations={count}: too many for {patches} patches; "
-            f"{len(pool)} were found"
+            f"config.task.permutations={count}: too near to all {patches}! of {patches} patches; "
+            f"{len(pool)} were found, ask for no more"
         )
     if not spread:
         return pool[:count]

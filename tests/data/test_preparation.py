@@ -273,6 +273,10 @@ def test_a_full_disk_is_said_first(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"need up to 0.16 MB, the disk has 0.05 MB free"):
         run("msd", source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    run("msd", source, tmp_path / "out")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    run("msd", source, tmp_path / "out")  # what is there already needs no room
 
 
 def test_the_estimate_is_what_is_written(tmp_path, capsys):
@@ -390,6 +394,36 @@ def test_the_brain_mask_is_applied(tmp_path):
     assert np.ptp(image[0, 0, 0]) < np.ptp(image)
     corner = image[:3, :3, :3, 0]
     assert np.ptp(corner) == 0  # outside the mask: one value, no noise
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from ssl3d.data.listing import SourceCase
+from ssl3d.data.preparation import Job, prepare_case
+from ssl3d.data.recipes import RECIPES
+folder = Path(sys.argv[1])
+case = SourceCase("ct", "ct", ((folder / "ct.nii.gz",),), folder / "label.nii.gz")
+recipe = RECIPES[sys.argv[2]]
+prepare_case(case, Job(folder, folder / "out", recipe, ("CT",), {0: 0, 1: 1}, 2))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["pancreas", "ct", "mr"])
+def test_peak_memory_of_a_large_ct(tmp_path, recipe):
+    shape = (512, 512, 300)
+    x, y, z = np.ogrid[tuple(slice(side) for side in shape)]
+    body = ((x - 256) / 200) ** 2 + ((y - 256) / 150) ** 2 < 1
+    image = np.where(body, 40, -1000).astype(np.int16) + (z % 7).astype(np.int16)
+    organ = ((x - 256) / 60) ** 2 + ((y - 256) / 50) ** 2 + ((z - 150) / 50) ** 2 < 1
+    affine = np.diag([-0.75, -0.75, 1.0, 1.0])
+    files.write_nifti(tmp_path / "ct.nii.gz", image, affine)
+    files.write_nifti(tmp_path / "label.nii.gz", organ.astype(np.uint8), affine)
+    command = [sys.executable, "-c", PEAK, str(tmp_path), recipe]
+    peak = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert peak < 4 * 4 * image.size
 
 
 @needs_data

@@ -1,0 +1,235 @@
+"""Every form in layers.py against the library's own, in value and gradient."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import unfreeze
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from ssl3d import backend
+from ssl3d.models import layers
+
+SPECS = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
+sizes = st.one_of(*(st.lists(st.integers(1, 7), min_size=r, max_size=r).map(tuple) for r in (2, 3)))
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def agree(form, library, *arrays):
+    """The same values, and the same gradients of a non-linear function of them."""
+
+    def value_and_gradients(f, *arrays):
+        y, pull = jax.vjp(f, *arrays)
+        return y, *pull(jnp.cos(y))
+
+    outputs = [jax.jit(partial(value_and_gradients, f))(*arrays) for f in (form, library)]
+    for ours, theirs in zip(*outputs, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def same_convolution(x, kernel):
+    rank = x.ndim - 2
+    return lax.conv_general_dilated(x, kernel, (1,) * rank, "SAME", dimension_numbers=SPECS[rank])
+
+
+@settings(max_examples=8)
+@given(sizes, st.sampled_from([1, 2, 3]))
+def test_convolution_of_any_size(size, taps):
+    x, kernel = normal(0, 2, *size, 3), normal(1, *(taps,) * len(size), 3, 4)
+    agree(layers.convolve, same_convolution, x, kernel)
+
+
+@pytest.mark.parametrize("form", [layers._convolve_patches, layers._convolve_slices])
+@pytest.mark.parametrize("size", [(5, 4, 6), (1, 2, 3), (3, 1, 1)])
+@pytest.mark.parametrize("taps", [2, 3])
+def test_every_spelling_is_the_same_convolution(form, size, taps):
+    x, kernel = normal(0, 2, *size, 3), normal(1, taps, taps, taps, 3, 4)
+    agree(form, same_convolution, x, kernel)
+
+
+@pytest.mark.parametrize("size", [(5, 6, 4), (2, 2, 2)])
+def test_spelling_follows_the_device_that_is_compiled_for(size, monkeypatch):
+    """Without oneDNN a CPU gets no 3D convolution, and a TPU always does."""
+    monkeypatch.setattr(backend, "onednn", lambda: False)
+    traced = jax.jit(layers.convolve).trace(normal(0, 2, *size, 3), normal(1, 3, 3, 3, 3, 4))
+    has_3d = {
+        platform: "[b, 0, 1, 2, f]" in traced.lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "tpu")
+    }
+    assert has_3d == {"cpu": False, "tpu": True}
+
+
+def test_both_cpu_spellings_share_parameters(monkeypatch):
+    x, conv = normal(0, 2, 5, 6, 7, 3), layers.Conv(4)
+    variables = conv.init(jax.random.key(0), x)
+    outputs = []
+    for onednn in (True, False):
+        monkeypatch.setattr(backend, "onednn", lambda answer=onednn: answer)
+        outputs.append(conv.apply(variables, x))
+    np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=8)
+@given(sizes)
+def test_max_pool(size):
+    window = (1, *(2,) * len(size), 1)
+    agree(
+        layers.max_pool,
+        lambda x: lax.reduce_window(x, -jnp.inf, lax.max, window, window, "SAME"),
+        normal(0, 2, *size, 3),
+    )
+
+
+def test_max_pool_of_negative_values_ignores_the_padding():
+    assert layers.max_pool(-jnp.ones((1, 3, 3, 1))).max() == -1
+
+
+@settings(max_examples=8)
+@given(sizes)
+def test_downsample_is_a_strided_convolution(size):
+    x, rank = normal(0, 2, *size, 3), len(size)
+    module = layers.Downsample(4)
+    kernel = module.init(jax.random.key(0), x)["params"]["kernel"]
+    agree(
+        lambda x, kernel: module.apply({"params": {"kernel": kernel}}, x),
+        lambda x, kernel: lax.conv_general_dilated(
+            x, kernel, (2,) * rank, "SAME", dimension_numbers=SPECS[rank]
+        ),
+        x,
+        kernel,
+    )
+
+
+@settings(max_examples=8)
+@given(sizes)
+def test_upsample_is_a_transposed_convolution(size):
+    x, rank = normal(0, 2, *size, 3), len(size)
+    module = layers.Upsample(4)
+    kernel = module.init(jax.random.key(0), x)["params"]["kernel"]
+    agree(
+        lambda x, kernel: module.apply({"params": {"kernel": kernel}}, x),
+        # jax correlates the dilated input with the kernel as it is, Keras and PyTorch flip it.
+        lambda x, kernel: lax.conv_transpose(
+            x,
+            jnp.flip(kernel, range(rank)),
+            (2,) * rank,
+            "SAME",
+            dimension_numbers=SPECS[rank],
+        ),
+        x,
+        kernel,
+    )
+
+
+def test_upsample_keeps_the_scale():
+    """He's: variance 2 per unit of input variance, as each output voxel sees one input voxel."""
+    x = normal(0, 4, 3, 4, 5, 64)
+    y, _ = layers.Upsample(64).init_with_output(jax.random.key(0), x)
+    assert jnp.square(y).mean() == pytest.approx(2, rel=0.2)
+
+
+@settings(max_examples=8)
+@given(sizes)
+def test_space_to_depth_and_back(size):
+    x = normal(0, 2, *(2 * n for n in size), 3)
+    blocks = layers.space_to_depth(x)
+    assert blocks.shape == (2, *size, 3 * 2 ** len(size))
+    np.testing.assert_array_equal(layers.depth_to_space(blocks), x)
+
+
+@settings(max_examples=10)
+@given(sizes)
+def test_nearest_upsampling(size):
+    doubled = (2, *(2 * n for n in size), 3)
+    agree(
+        layers.upsample_nearest,
+        lambda x: jax.image.resize(x, doubled, "nearest"),
+        normal(0, 2, *size, 3),
+    )
+
+
+def oracle(x, kind, groups, epsilon):
+    """Group, instance or batch norm as the papers define them, in float64."""
+    x = np.asarray(x, np.float64)
+    batch, channels = x.shape[0], x.shape[-1]
+    if kind == "batch":
+        axes, parts = tuple(range(x.ndim - 1)), x
+    else:
+        count = groups if kind == "group" else channels
+        parts = x.reshape(batch, -1, count, channels // count)
+        axes = (1, 3)
+    mean = parts.mean(axes, keepdims=True)
+    variance = parts.var(axes, keepdims=True)
+    return ((parts - mean) / np.sqrt(variance + epsilon)).reshape(x.shape)
+
+
+@pytest.mark.parametrize(
+    ("kind", "epsilon"), [("group", 1e-5), ("instance", 1e-5), ("batch", 1e-3)]
+)
+@pytest.mark.parametrize("size", [(5, 4), (4, 5, 3)])
+@pytest.mark.parametrize("channels", [4, 12, 24])
+def test_norm_against_numpy(kind, epsilon, size, channels):
+    x = 3 + 2 * normal(0, 3, *size, channels) * jnp.arange(1.0, channels + 1)
+    norm = layers.Norm(kind)
+    variables = unfreeze(norm.init(jax.random.key(0), x))
+    scale, bias = normal(1, channels), normal(2, channels)
+    variables["params"] = {"scale": scale, "bias": bias}
+    y, _ = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+    expected = oracle(x, kind, layers.groups(channels), epsilon) * scale + bias
+    np.testing.assert_allclose(y, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_batch_norm_keeps_running_statistics():
+    x, norm = 5 + 3 * normal(0, 8, 6, 6, 2), layers.Norm("batch")
+    variables = norm.init(jax.random.key(0), x, train=True)
+    np.testing.assert_array_equal(variables["batch_stats"]["mean"], 0)
+    for _ in range(2):
+        _, new = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+        variables = {**variables, **new}
+    flat = np.asarray(x).reshape(-1, 2)
+    running = variables["batch_stats"]
+    np.testing.assert_allclose(running["mean"], (1 - 0.99**2) * flat.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(running["var"], 0.99**2 + (1 - 0.99**2) * flat.var(0), rtol=1e-4)
+
+
+def test_batch_norm_evaluates_with_what_it_stored():
+    x, norm = normal(0, 8, 6, 6, 2), layers.Norm("batch")
+    variables = unfreeze(norm.init(jax.random.key(0), x))
+    variables["batch_stats"] = {"mean": jnp.array([5.0, -5.0]), "var": jnp.array([4.0, 9.0])}
+    expected = (x - jnp.array([5.0, -5.0])) / jnp.sqrt(jnp.array([4.0, 9.0]) + 1e-3)
+    np.testing.assert_allclose(norm.apply(variables, x), expected, rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 600))
+def test_groups_divide_the_channels_and_are_never_single(channels):
+    count = layers.groups(channels)
+    assert channels % count == 0
+    assert 1 <= count <= 8
+    assert count == 1 or channels // count >= 4
+
+
+def test_statistics_are_float32_in_bfloat16():
+    """A mean of 1000 with a deviation of 1 drowns in bfloat16's 8 bits unless sums are float32."""
+    x = (8 + normal(0, 2, 8, 8, 8, 4)).astype(jnp.bfloat16)
+    norm = layers.Norm("instance", dtype=jnp.bfloat16)
+    variables = norm.init(jax.random.key(0), x)
+    assert variables["params"]["scale"].dtype == jnp.float32
+    y = norm.apply(variables, x)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(y.astype(jnp.float32).mean((1, 2, 3)), 0, atol=5e-3)
+    np.testing.assert_allclose(y.astype(jnp.float32).std((1, 2, 3)), 1, atol=2e-2)
+
+
+def test_norm_of_a_constant_has_finite_gradients():
+    norm, x = layers.Norm("group"), jnp.full((1, 4, 4, 4, 8), 7.0)
+    variables = norm.init(jax.random.key(0), x)
+    gradient = jax.grad(lambda x: jnp.square(norm.apply(variables, x)).sum())(x)
+    assert jnp.isfinite(gradient).all()

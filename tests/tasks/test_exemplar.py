@@ -1,0 +1,268 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssl3d import augment, tasks
+from ssl3d.errors import UserError
+from ssl3d.tasks import exemplar
+
+MARGIN = 1.0
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def embeddings(batch, size=6, seed=0):
+    return unit(np.random.default_rng(seed).normal(size=(batch, 2, size))).astype(np.float32)
+
+
+def everyone(batch):
+    return {"subject": np.arange(batch), "valid": np.ones(batch, bool)}
+
+
+def margin_loss_by_hand(x, subject, valid, margin):
+    losses, hits, chances = [], [], []
+    for i, (original, transformed) in enumerate(x.astype(float)):
+        own = ((transformed - original) ** 2).sum()
+        others = [
+            ((transformed - x[j, 0]) ** 2).sum()
+            for j in range(len(x))
+            if subject[j] != subject[i] and valid[j]
+        ]
+        losses.append(np.mean([max(0, own - other + margin) for other in others]))
+        hits.append(all(own < other for other in others))
+        chances.append(1 / (1 + len(others)))
+    return losses, hits, chances
+
+
+def test_the_loss_is_what_its_definition_says():
+    x = embeddings(6)
+    x[:3, 1] = unit(x[:3, 0] + 0.1 * x[:3, 1])  # some are close to their originals
+    targets = {"subject": np.array([4, 2, 4, 9, 5, 5]), "valid": np.arange(6) != 5}
+    loss, metrics = exemplar.margin_loss(x, targets, MARGIN)
+    losses, hits, chances = margin_loss_by_hand(x, **targets, margin=MARGIN)
+    np.testing.assert_allclose(loss, losses, rtol=1e-5)
+    np.testing.assert_array_equal(metrics["accuracy"][0], hits)
+    np.testing.assert_allclose(metrics["chance"][0], chances, rtol=1e-6)
+    assert 0 < sum(hits) < 6
+
+
+@pytest.mark.parametrize("moved", [2, 5], ids=["same subject", "padding"])
+def test_the_same_subject_and_padding_are_no_negatives(moved):
+    targets = {"subject": np.array([4, 2, 4, 9, 5, 7]), "valid": np.arange(6) != 5}
+    x = embeddings(6)
+    before, _ = exemplar.margin_loss(x, targets, 4.0)  # so that every pair counts
+    x[moved] = unit(x[moved] + 1)
+    after, _ = exemplar.margin_loss(x, targets, 4.0)
+    same = np.isclose(before, after, rtol=1e-6)
+    expected = {2: [True, False, False, False, False, False], 5: [True] * 5 + [False]}
+    assert same.tolist() == expected[moved]
+
+
+def test_a_constant_encoder_stays_at_the_margin():
+    x = np.broadcast_to(unit(np.ones(6, np.float32)), (8, 2, 6))
+    loss, metrics = exemplar.margin_loss(x, everyone(8), MARGIN)
+    np.testing.assert_allclose(loss, MARGIN, rtol=1e-6)
+    assert metrics["accuracy"][0].sum() == 0
+
+
+def test_random_embeddings_do_not_beat_a_constant_by_much():
+    loss, _ = exemplar.margin_loss(embeddings(64, size=128), everyone(64), MARGIN)
+    assert abs(loss.mean() - MARGIN) < 0.05
+
+
+def test_a_perfect_encoder_reaches_zero():
+    x = np.repeat(np.eye(8, dtype=np.float32)[:, None], 2, axis=1)
+    loss, metrics = exemplar.margin_loss(x, everyone(8), MARGIN)
+    np.testing.assert_array_equal(loss, 0)
+    np.testing.assert_array_equal(metrics["accuracy"][0], 1)
+
+
+def test_gradients_at_identical_and_at_zero_features_are_finite(tiny):
+    task = tasks.build(tiny("exemplar2d"))
+    blank = jnp.zeros((3, 2, 8, 8, 1))
+    variables = jax.jit(task.network.init)(jax.random.key(0), blank)
+
+    def loss(params, crops):
+        return task.loss(task.network.apply({"params": params}, crops), everyone(3))[0].mean()
+
+    gradient = jax.jit(jax.grad(loss))
+    for crops in (blank, jnp.ones_like(blank)):
+        leaves = jax.tree.leaves(gradient(variables["params"], crops))
+        assert all(np.isfinite(leaf).all() for leaf in leaves)
+
+
+def test_one_head_of_unit_length_serves_both(tiny):
+    task = tasks.build(tiny("exemplar2d"))
+    crops = jnp.asarray(np.random.default_rng(0).normal(size=(2, 2, 8, 8, 1)), jnp.float32)
+    variables = jax.jit(task.network.init)(jax.random.key(0), crops)
+    apply = jax.jit(task.network.apply)
+    x = apply(variables, crops)
+    assert x.shape == (2, 2, 8)
+    np.testing.assert_allclose(np.linalg.norm(x, axis=-1), 1, rtol=1e-4)
+    np.testing.assert_allclose(apply(variables, crops[:, ::-1]), x[:, ::-1], atol=1e-5)
+    heads = [name for name in variables["params"] if name.startswith("heads")]
+    assert len(heads) == 1
+
+
+def test_the_original_codes_loss_is_won_by_constants(tiny):
+    """Its documented fault: three heads with sigmoids, and a margin that no distance exceeds."""
+    x = np.zeros((4, 3, 16), np.float32)
+    x[:, 2] = 1.0  # the third head's bias alone
+    loss, metrics = exemplar.original_loss(x, everyone(4), MARGIN)
+    np.testing.assert_array_equal(loss, 0)
+    assert metrics["accuracy"][0].sum() == 0  # while nothing was learned
+    loss, _ = exemplar.original_loss(np.full((4, 3, 16), 0.5, np.float32), everyone(4), MARGIN)
+    np.testing.assert_array_equal(loss, MARGIN)
+
+
+def collected(count, size=5, seed=0):
+    rng = np.random.default_rng(seed)
+    near = rng.normal(size=(count, 1, size)) + 0.4 * rng.normal(size=(count, 2, size))
+    return {"embeddings": near, "histogram": rng.normal(size=(count, 2, 7))}
+
+
+def test_score_asks_for_the_own_original_among_the_whole_pool():
+    data, subjects = collected(20), np.arange(20)
+    result = exemplar.score(data, subjects, np.zeros(20, int), pool=32)
+    for name, key in (("accuracy", "embeddings"), ("accuracy_histogram", "histogram")):
+        originals, transformed = data[key][:, 0], data[key][:, 1]
+        distance = ((transformed[:, None] - originals) ** 2).sum(-1)
+        hits, count = result[name]
+        np.testing.assert_array_equal(hits, distance.argmin(axis=1) == np.arange(20))
+        np.testing.assert_array_equal(count, 1)
+    assert 0 < result["accuracy"][0].sum() < 20
+    np.testing.assert_allclose(result["chance"][0], 1 / 20)
+
+
+def test_score_does_not_depend_on_the_order_of_the_cases():
+    data, subjects = collected(20), np.arange(20)
+    order = np.random.default_rng(1).permutation(20)
+    plain = exemplar.score(data, subjects, np.zeros(20, int), pool=20)
+    shuffled = exemplar.score(
+        {name: values[order] for name, values in data.items()},
+        subjects[order],
+        np.zeros(20, int),
+        pool=20,
+    )
+    for name in plain:
+        np.testing.assert_array_equal(plain[name][0][order], shuffled[name][0])
+
+
+def line(places):
+    """Embeddings on a line: originals at `places`, the transformed ones a quarter further on."""
+    places = np.asarray(places, float)[:, None, None]
+    return {name: np.concatenate([places, places + 0.25], 1) for name in ("embeddings", "histogram")}
+
+
+def test_a_pool_holds_one_case_of_each_of_so_many_subjects():
+    subjects, repeats = np.array([0, 0, 1, 2, 3, 4] * 2), np.repeat([0, 1], 6)
+    for pool, size in ((4, 4), (32, 5)):
+        result = exemplar.score(line(range(12)), subjects, repeats, pool)
+        np.testing.assert_array_equal(result["accuracy"][0], 1)
+        np.testing.assert_allclose(result["chance"][0], 1 / size)
+
+
+def test_fellow_eyes_and_other_repeats_are_no_rivals():
+    subjects, repeats = np.array([0, 0, 1, 2, 3, 4] * 2), np.repeat([0, 1], 6)
+    # Nearest to case 0 is its fellow eye, to the others somebody else's original of repeat 1.
+    places = [0, 0.25, 1, 2, 3, 4, 9, 8, 2.25, 3.25, 4.25, 1.25]
+    result = exemplar.score(line(places), subjects, repeats, pool=32)
+    np.testing.assert_array_equal(result["accuracy"][0][:6], 1)
+    nearer = exemplar.score(line(places), subjects, np.zeros(12, int), pool=32)
+    assert nearer["accuracy"][0][3:6].sum() == 0  # as they would be in the same repeat
+
+
+def test_constant_embeddings_score_nothing():
+    data = {"embeddings": np.ones((10, 2, 4)), "histogram": np.ones((10, 2, 4))}
+    result = exemplar.score(data, np.arange(10), np.zeros(10, int), pool=8)
+    assert result["accuracy"][0].sum() == 0
+    assert result["accuracy_histogram"][0].sum() == 0
+    np.testing.assert_allclose(result["chance"][0], 1 / 8)
+
+
+def test_a_validation_set_of_one_subject_has_no_rivals_and_no_hits():
+    result = exemplar.score(collected(3), np.zeros(3, int), np.zeros(3, int), pool=32)
+    assert result["accuracy"][0].sum() == 0
+    np.testing.assert_array_equal(result["chance"][0], 1)
+
+
+def test_the_histogram_orders_untouched_volumes_and_not_changed_ones(tiny):
+    """Why intensities are changed: quantiles alone know a volume that was only turned."""
+    rng = np.random.default_rng(0)
+    mixed = rng.normal(size=(16, 10, 10, 1)) ** rng.integers(1, 4, (16, 1, 1, 1))
+    volumes = ((mixed - mixed.mean((1, 2, 3), keepdims=True)) / mixed.std((1, 2, 3), keepdims=True))
+    volumes = jnp.asarray(volumes, jnp.float32)
+    keys = jax.random.split(jax.random.key(0), 16)
+
+    def accuracy(intensity):
+        task = tiny("exemplar2d", task__intensity=intensity, task__zoom=0.0).task
+        crops, _ = jax.jit(
+            jax.vmap(lambda key, x: exemplar.views(key, {"volume": x}, True, task))
+        )(keys, volumes)
+        data = jax.tree.map(np.asarray, exemplar.collect(crops, jnp.zeros((16, 2, 3))))
+        assert data["histogram"].shape == (16, 2, 33)
+        score = exemplar.score(data, np.arange(16), np.zeros(16, int), pool=32)
+        return score["accuracy_histogram"][0].mean()
+
+    assert accuracy(0.0) == 1.0
+    assert accuracy(0.9) < 0.6
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_views_are_the_original_and_a_transformed_version(tiny, rank):
+    task = tiny(f"exemplar{rank}d").task
+    volume = np.random.default_rng(0).normal(size=(6,) * rank + (2,)).astype(np.float16)
+    view = jax.jit(lambda key: exemplar.views(key, {"volume": jnp.asarray(volume)}, True, task)[0])
+    crops = [view(jax.random.key(seed)) for seed in range(4)]
+    for crop in crops:
+        assert crop.shape == (2, *volume.shape)
+        np.testing.assert_array_equal(crop[0], volume.astype(np.float32))
+        assert np.isfinite(crop).all()
+        assert not np.allclose(crop[0], crop[1], atol=1e-2)
+    assert len({np.asarray(crop[1]).tobytes() for crop in crops}) == 4
+
+
+def test_without_probabilities_nothing_is_transformed(tiny):
+    config = tiny("exemplar3d")
+    for key in ("flip", "turn", "zoom", "intensity"):
+        config.task[key] = 0.0
+    volume = jnp.asarray(np.random.default_rng(0).normal(size=(5, 5, 5, 1)), jnp.float32)
+    same = jax.jit(lambda key: exemplar.transform(key, volume, config.task))(jax.random.key(0))
+    np.testing.assert_allclose(same, volume, atol=1e-5)
+
+
+def test_sides_that_differ_are_flipped_and_never_turned(tiny):
+    config = tiny("exemplar2d", task__zoom=0.0, task__intensity=0.0, task__turn=1.0)
+    volume = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6, 1)), jnp.float32)
+    choices = [np.flip(volume, axes) for axes in ((), 0, 1, (0, 1))]
+    transform = jax.jit(lambda key: exemplar.transform(key, volume, config.task))
+    for seed in range(6):
+        moved = transform(jax.random.key(seed))
+        assert any(np.allclose(moved, choice, atol=1e-4) for choice in choices)
+
+
+def test_turns_are_those_of_the_whole_group(tiny):
+    config = tiny("exemplar2d", task__zoom=0.0, task__intensity=0.0, task__turn=1.0)
+    config.task.flip = 0.0
+    volume = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4, 1)), jnp.float32)
+    transform = jax.jit(lambda key: exemplar.transform(key, volume, config.task))
+    turns = np.stack([augment.rotate(volume, i, "all") for i in range(4)])
+    moved = np.stack([transform(key) for key in jax.random.split(jax.random.key(0), 40)])
+    same = np.isclose(moved[:, None], turns, atol=1e-4).all(axis=(2, 3, 4))
+    assert (same.sum(axis=1) == 1).all()
+    assert same.any(axis=0).all()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        ({"batch_size": 1}, "config.batch_size=1"),
+        ({"task__objective": "nce"}, "config.task.objective"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_name(tiny, overrides, key):
+    with pytest.raises(UserError, match=key):
+        tasks.build(tiny("exemplar3d", **overrides))
