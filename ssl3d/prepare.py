@@ -120,7 +120,7 @@ def main(arguments: Sequence[str]) -> None:
         problems = planning.print_plan(listing, job, options.workers)
         report_problems([*listing.problems, *problems], options.on_error)
         return
-    collection.check_disk(options.output, planning.bytes_needed(listing, job))
+    collection.check_disk(options.output, planning.bytes_needed(listing, job, options.workers))
     result = collection.prepare_all(listing.cases, job, options.workers)
     problems = [*listing.problems, *result.problems]
     report_problems(problems, options.on_error)
@@ -248,7 +248,8 @@ def summary(dataset: store.Dataset, left_out: int, reused: int, seconds: float) 
     """The last line of a run."""
     counts = Counter(case.split for case in dataset.cases)
     parts = [f"{split} {counts[split]}" for split in store.SPLITS if counts[split]]
-    line = f"{dataset.path}: {len(dataset.cases)} cases ({', '.join(parts)}; "
+    cases = "1 case" if len(dataset.cases) == 1 else f"{len(dataset.cases)} cases"
+    line = f"{dataset.path}: {cases} ({', '.join(parts)}; "
     line += f"splits by {dataset.splits_by})"
     if dataset.splits_by == "case":
         line += ", as the source has no subject ids"

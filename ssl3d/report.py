@@ -99,7 +99,8 @@ def read_metrics(workdir: Path) -> list[dict]:
 
 
 def _truncate(file: Path, step: int) -> None:
-    kept = [line for line in read_metrics(file.parent) if line["step"] <= step]
+    # A run that begins anew validates its untrained network again: nothing of step 0 stays.
+    kept = [line for line in read_metrics(file.parent) if 0 < step >= line["step"]]
     partial = file.with_name(".metrics.jsonl")
     partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
     partial.replace(file)

@@ -24,10 +24,10 @@ from clu import parameter_overview
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from ssl3d import backend, checkpoint, report, sharding, tasks
+from ssl3d import backend, checkpoint, checks, report, sharding, tasks
 from ssl3d.data import pipeline, sources, store
 from ssl3d.errors import RunError, UserError
-from ssl3d.models import export
+from ssl3d.models import encoders, export
 
 # How many steps the host may be ahead of the device: one to hide the dispatch, and one more.
 _STEPS_AHEAD = 2
@@ -240,13 +240,20 @@ def _gather(labels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 class _Stop:
-    """Whether a signal has asked the run to save and exit: Ctrl-C, SIGTERM."""
+    """Whether a signal has asked the run to save and end: Ctrl-C, SIGTERM."""
 
     def __init__(self) -> None:
         self.name = ""
-        if jax.process_count() == 1:
-            signal.signal(signal.SIGTERM, self._note)
-            signal.signal(signal.SIGINT, self._note)
+
+    def __enter__(self) -> _Stop:
+        # Over several hosts jax itself listens, for all to stop after the same step.
+        watched = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+        self._before = {number: signal.signal(number, self._note) for number in watched}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: Any) -> None:
         if self.name:  # a second one does not wait for the save
@@ -254,33 +261,49 @@ class _Stop:
         self.name = signal.Signals(number).name
 
     def asked(self, step: int) -> bool:
-        # The hosts hear of a signal at different moments but have to stop after the same step.
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
             self.name = "SIGTERM"
         return bool(self.name)
 
 
-def _fetch(pending: collections.deque, case_ids: tuple[str, ...]) -> dict[str, float]:
-    """Empties the queue of (step, cases, metrics on the device) into means over its steps.
+class _Window:
+    """The metrics since the last log point: on the device first, then as numbers."""
 
-    Raises:
-      RunError: a loss or gradient is not finite; the step and its cases are named.
-    """
-    steps = [(step, cases, jax.device_get(metrics)) for step, cases, metrics in pending]
-    pending.clear()
-    for step, cases, metrics in steps:
-        if not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["gradient_norm"]):
-            names = ", ".join(case_ids[i] for i in cases)
-            raise RunError(
-                f"step {step}: loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}; "
-                f"cases {names}; lower config.optimizer.learning_rate or check these cases "
-                "(the last checkpoint is from before)"
-            )
-    stacked = jax.tree.map(lambda *leaves: np.asarray(leaves, np.float64), *(m for *_, m in steps))
-    means = {name: float(stacked.pop(name).mean()) for name in ("loss", "gradient_norm")}
-    return means | {
-        name: float(total.sum() / count.sum()) for name, (total, count) in stacked.items()
-    }
+    def __init__(self, case_ids: tuple[str, ...]) -> None:
+        self._case_ids = case_ids
+        self._pending: collections.deque = collections.deque()
+        self._fetched: list[dict[str, Any]] = []
+
+    def add(self, step: int, cases: np.ndarray, metrics: dict[str, Any]) -> None:
+        """Keeps a step's metrics, and waits until the device is at most two steps behind."""
+        self._pending.append((step, cases, metrics))
+        if len(self._pending) > _STEPS_AHEAD:
+            jax.block_until_ready(self._pending[-1 - _STEPS_AHEAD][2])
+
+    def fetch(self) -> None:
+        """Waits for the device. Raises `RunError` at a loss or gradient that is not finite."""
+        while self._pending:
+            step, cases, metrics = self._pending.popleft()
+            metrics = jax.device_get(metrics)
+            if not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["gradient_norm"]):
+                names = ", ".join(self._case_ids[i] for i in cases)
+                raise RunError(
+                    f"step {step}: loss {metrics['loss']}, gradient norm "
+                    f"{metrics['gradient_norm']}; cases {names}; lower "
+                    "config.optimizer.learning_rate or check these cases (the last checkpoint is "
+                    "from before)"
+                )
+            self._fetched.append(metrics)
+
+    def means(self) -> dict[str, float]:
+        """The means over the window's steps, and starts the next window."""
+        self.fetch()
+        stacked = jax.tree.map(lambda *leaves: np.asarray(leaves, np.float64), *self._fetched)
+        self._fetched = []
+        means = {name: float(stacked.pop(name).mean()) for name in ("loss", "gradient_norm")}
+        return means | {
+            name: float(total.sum() / count.sum()) for name, (total, count) in stacked.items()
+        }
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) -> bool:
@@ -298,13 +321,11 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
       RunError: a non-finite loss.
     """
     started = time.monotonic()
+    checks.check(config)
     dataset = sources.open_dataset(config)
     task = tasks.build(config)
     mesh = sharding.make_mesh(config.mesh.space)
-    _check(config, task, mesh)
     train_cases, validation_cases = sources.choose_cases(config, dataset)
-    checkpoint.check_config(config, workdir)
-
     process = (jax.process_index(), jax.process_count())
     shared = {
         "record": task.record,
@@ -323,26 +344,23 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
 
     first = next(validation_batches())
     record = jax.tree.map(lambda leaf: leaf[0], first["record"])
+    _check(config, task, record, mesh)
+    checkpoint.check_config(config, workdir)
     optimizer = make_optimizer(config)
     state = init_state(config, task, optimizer, record, mesh)
     manager = checkpoint.open_manager(workdir)
     restored = checkpoint.restore(manager, state)
-    if restored is not None:
-        state, _ = restored
-    begin = int(state["step"]) if restored is None else restored[1]
+    state, begin = restored or (state, 0)
     end = min(stop_at or config.steps, config.steps)
     log = report.Report(workdir, config.steps, begin)
     log.say(_introduction(config, dataset, train_cases, validation_cases, state, begin, mesh))
 
     step_function = make_step(config, task, optimizer, mesh)
     evaluation = make_evaluation(config, task, mesh)
-    case_ids = tuple(case.id for case in dataset.cases)
-    stop = _Stop()
 
-    def validate_and_log(step: int) -> dict[str, float]:
+    def validate_and_log(step: int) -> None:
         values = validate(evaluation, task, variables_of(state), validation_batches(), mesh)
         log.log(step, "val", values)
-        return values
 
     if begin == 0:
         # What an untrained network reaches, the first yardstick of any pretraining.
@@ -350,47 +368,37 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
     batches = pipeline.train_batches(
         dataset, train_cases, threads=config.data.threads, first_batch=begin, **shared
     )
-    pending: collections.deque = collections.deque()
+    window = _Window(tuple(case.id for case in dataset.cases))
     clock = _Clock()
     step = begin
-    try:
-        while step < end and not stop.asked(step):
+    stopping = False
+    with _Stop() as stop, contextlib.closing(log), contextlib.closing(manager):
+        while step < end and not stopping:
             with clock.time("wait"):
                 batch = next(batches)
-            cases = batch["case"]
             state, metrics = step_function(state, sharding.to_devices(batch, mesh))
             step += 1
             clock.step()
-            pending.append((step, cases, metrics))
-            if len(pending) > _STEPS_AHEAD:
-                jax.block_until_ready(pending[-1 - _STEPS_AHEAD][2])
+            window.add(step, batch["case"], metrics)
             if step == begin + 1:
                 # The first step compiles; its time says nothing about the others.
                 jax.block_until_ready(metrics)
                 clock.restart()
             log.advance(step)
-            last = step == end
+            stopping = stop.asked(step)
+            last = stopping or step == end
             if step % config.log_every == 0 or last:
-                values = _fetch(pending, case_ids)
-                log.log(step, "train", values | clock.window(config.batch_size))
+                log.log(step, "train", window.means() | clock.window(config.batch_size))
             with clock.time("pause"):
                 if step % config.validate_every == 0 or step == config.steps:
                     validate_and_log(step)
                 if step % config.checkpoint_every == 0 or last:
-                    if pending:
-                        _fetch(pending, case_ids)  # nothing is saved after a non-finite loss
+                    window.fetch()  # nothing is saved after a loss that is not finite
                     checkpoint.save(manager, step, state)
-        if stop.name and step > begin:
-            if pending:
-                _fetch(pending, case_ids)
-            checkpoint.save(manager, step, state)
         manager.wait_until_finished()
         if step == config.steps:
-            _export(config, task, dataset, state, workdir)
+            _export(config, dataset, state, workdir)
         log.say(_summary(config, workdir, step, stop.name, time.monotonic() - started))
-    finally:
-        log.close()
-        manager.close()
     return step == end
 
 
@@ -426,23 +434,28 @@ class _Clock:
         return figures
 
 
-def _check(config: ml_collections.ConfigDict, task: tasks.Task, mesh: Mesh) -> None:
+def _check(
+    config: ml_collections.ConfigDict, task: tasks.Task, record: dict[str, np.ndarray], mesh: Mesh
+) -> None:
+    """What only the task, the data and the devices together can tell of a config."""
     sharding.check_batch(config.batch_size, "batch_size", mesh)
-    for key in ("steps", "batch_size", "log_every", "validate_every", "checkpoint_every"):
-        if config[key] < 1:
-            raise UserError(f"config.{key}={config[key]}: must be 1 or more")
     micro = config.optimizer.accumulate
-    if micro < 1 or config.batch_size % micro:
-        raise UserError(f"config.optimizer.accumulate={micro}: must divide the batch size")
     if micro > 1 and task.needs_whole_batch:
         raise UserError(
             f"config.optimizer.accumulate={micro}: {config.task.name} takes its negatives from the "
             "whole batch, micro-batches would change the problem; use more devices"
         )
-    if config.mesh.space > 1 and config.task.name not in ("rotation", "exemplar"):
+    if config.mesh.space > 1 and "volume" not in record:
         raise UserError(
             f"config.mesh.space={config.mesh.space} splits whole volumes; {config.task.name} "
             "feeds patches, which config.mesh.space=1 spreads over the devices already"
+        )
+    size = record["volume"].shape[:-1] if "volume" in record else record["patches"].shape[1:-1]
+    if encoders.smallest_norm(config.encoder, size) < 2:
+        raise UserError(
+            f"config.encoder.depth={config.encoder.depth}: of {size} voxels a single one is left, "
+            "and a norm over one voxel answers the same to everything; use fewer levels or a "
+            "larger config.data.crop"
         )
 
 
@@ -467,7 +480,6 @@ def _introduction(
 
 def _export(
     config: ml_collections.ConfigDict,
-    task: tasks.Task,
     dataset: store.Dataset,
     state: State,
     workdir: Path,

@@ -109,11 +109,12 @@ def tiny_config(name, path="", argument="phantom", **overrides):
 
 
 def tiny_arguments(name, path, **overrides):
-    """The same as options of a command."""
+    """Much the same as options of a command, on data that are no phantom."""
     chosen = {key.replace("__", "."): value for key, value in overrides.items()}
-    values = tiny_overrides(name) | {"data.path": str(path)} | chosen
+    values = tiny_overrides(name) | {"encoder.dtype": "float32", "data.path": str(path)} | chosen
+    del values["data.phantom.kind"]
     return [
-        f"--config=configs/{name}.py",
+        f"--config=configs/{name}.py:folder",
         *(f"--config.{key}={value}" for key, value in values.items()),
     ]
 

@@ -189,27 +189,31 @@ def prepare_all(cases: Sequence[SourceCase], job: Job, workers: int) -> Result:
       UserError: the output folder holds something else, or data prepared with other settings.
     """
     known = _known_cases(job)
+    kept = _kept_cases([case for case in cases if case.id in known], known, job, workers)
+    missing = [case for case in cases if case.id not in kept]
     job.output.mkdir(parents=True, exist_ok=True)
     progress = job.output / PROGRESS
-    results: dict[str, store.Case] = {}
-    problems: list[Problem] = []
-    reused = 0
-    _write_progress(progress, job, known)
+    _write_progress(progress, job, [entry for _, entry in sorted(kept.items())])
+    if any(case.id in known for case in missing):
+        # Arrays that the manifest describes are about to change.
+        (job.output / store.MANIFEST).unlink(missing_ok=True)
+    results = {name: entry.case for name, entry in kept.items()}
+    problems: dict[str, Problem] = {}
     with progress.open("a") as file:
-        calls = [(case, job, known.get(case.id)) for case in cases]
-        for index, result in in_parallel(_prepare_or_keep, calls, workers, "preparing"):
-            case = cases[index]
-            if isinstance(result, UserError):
-                problems.append(Problem(case.id, str(result)))
+        calls = [(case, job) for case in missing]
+        for index, prepared in in_parallel(prepare_case, calls, workers, "preparing"):
+            case = missing[index]
+            if isinstance(prepared, UserError):
+                problems[case.id] = Problem(case.id, str(prepared))
                 continue
-            prepared, kept = result
-            reused += kept
             results[case.id] = prepared
             file.write(_progress_line(_Known(prepared, _stamps(case))))
             file.flush()
-    order = {case.id: place for place, case in enumerate(cases)}
-    problems.sort(key=lambda problem: order[problem.name])
-    return Result(tuple(results[name] for name in sorted(results)), tuple(problems), reused)
+    return Result(
+        cases=tuple(results[name] for name in sorted(results)),
+        problems=tuple(problems[case.id] for case in missing if case.id in problems),
+        reused=len(kept),
+    )
 
 
 def finish(dataset: store.Dataset) -> None:
@@ -243,26 +247,33 @@ class _Known:
     stamps: list[list[int]] | None
 
 
-def _prepare_or_keep(case: SourceCase, job: Job, known: _Known | None) -> tuple[store.Case, bool]:
-    """The prepared case, and whether it was there already."""
-    if known is not None and _still_valid(case, job, known):
-        return dataclasses.replace(known.case, subject=case.subject, grade=case.grade), True
-    return prepare_case(case, job), False
+def _kept_cases(
+    cases: Sequence[SourceCase], known: dict[str, _Known], job: Job, workers: int
+) -> dict[str, _Known]:
+    """The known cases whose arrays are there and whose source files have not changed."""
+    kept = {}
+    calls = [(case, job, known[case.id]) for case in cases]
+    if not calls:
+        return kept
+    for index, valid in in_parallel(_still_valid, calls, workers, "checking"):
+        case = cases[index]
+        if valid is True:
+            entry = dataclasses.replace(known[case.id].case, subject=case.subject, grade=case.grade)
+            kept[case.id] = _Known(entry, _stamps(case))
+    return kept
 
 
 def _still_valid(case: SourceCase, job: Job, known: _Known) -> bool:
-    folder = store.Dataset(job.output, "", job.recipe.rank, job.modalities, (), "", ())
+    """Whether a prepared case is what would be prepared now. Raises `UserError` where not."""
     if known.case.labelled != (case.label is not None):
         return False
-    try:
-        store.load_image(folder, known.case)
-        if known.case.labelled:
-            store.load_label(folder, known.case)
-        if known.stamps is not None and known.stamps == _stamps(case):
-            return True
-        return readers.checksum(case.files) == known.case.extra["checksum"]
-    except UserError:
-        return False
+    folder = store.Dataset(job.output, "", job.recipe.rank, job.modalities, (), "", ())
+    store.load_image(folder, known.case)
+    if known.case.labelled:
+        store.load_label(folder, known.case)
+    if known.stamps == _stamps(case):
+        return True
+    return readers.checksum(case.files) == known.case.extra["checksum"]
 
 
 def _stamps(case: SourceCase) -> list[list[int]]:
@@ -289,10 +300,10 @@ def _known_cases(job: Job) -> dict[str, _Known]:
     return known
 
 
-def _write_progress(path: Path, job: Job, known: dict[str, _Known]) -> None:
+def _write_progress(path: Path, job: Job, kept: Sequence[_Known]) -> None:
     """Starts the notes anew, without a line that a crash may have cut short."""
     partial = path.with_name(f".{path.name}")
-    lines = [_progress_line(entry) for entry in known.values() if entry.stamps is not None]
+    lines = [_progress_line(entry) for entry in kept]
     partial.write_text(json.dumps({"settings": settings_of(job)}) + "\n" + "".join(lines))
     partial.replace(path)
 

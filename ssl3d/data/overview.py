@@ -82,7 +82,9 @@ def write_contact_sheet(dataset: store.Dataset) -> None:
         left, top = place % columns * width, place // columns * height
         for view, picture in enumerate(_views(dataset, case)):
             sheet.paste(picture, (left + view * TILE, top))
-        draw.text((left, top + TILE), f"{case.id[-(width // 7) :]} {case.split}", fill="white")
+        grade = "" if case.grade is None else f" {case.grade}"
+        caption = f"{case.id[-(width // 7) :]}{grade} {case.split}"
+        draw.text((left, top + TILE), caption, fill="white")
     sheet.save(dataset.path / SHEET)
 
 
@@ -90,7 +92,8 @@ def _views(dataset: store.Dataset, case: store.Case) -> list[Image.Image]:
     image = store.load_image(dataset, case)
     label = store.load_label(dataset, case) if case.labelled else None
     if dataset.rank == 2:
-        return [_tile(np.asarray(image, np.float32), None if label is None else np.asarray(label))]
+        shown = None if label is None else np.asarray(label)
+        return [_tile(np.asarray(image, np.float32), shown, case.spacing)]
     box = case.foreground or tuple((0, n) for n in case.shape)
     middle = [(start + stop) // 2 for start, stop in box]
     if label is not None and label.any():
@@ -102,12 +105,13 @@ def _views(dataset: store.Dataset, case: store.Case) -> list[Image.Image]:
         # are, turned once.
         plane = np.asarray(image[where][..., :1], np.float32)
         shown = None if label is None else np.rot90(np.asarray(label[where]))
-        tiles.append(_tile(np.rot90(plane), shown))
+        across, up = (mm for i, mm in enumerate(case.spacing) if i != axis)
+        tiles.append(_tile(np.rot90(plane), shown, (up, across)))
     return tiles
 
 
-def _tile(plane: np.ndarray, label: np.ndarray | None) -> Image.Image:
-    """[H, W, C] and [H, W] -> a square picture, aspect kept."""
+def _tile(plane: np.ndarray, label: np.ndarray | None, spacing: tuple[float, ...]) -> Image.Image:
+    """[H, W, C], [H, W] and (row, column) spacing -> a square picture in true proportions."""
     low, high = np.percentile(plane, (1, 99), axis=(0, 1))
     grey = np.clip((plane - low) / np.maximum(high - low, 1e-6), 0, 1) * 255
     rgb = np.broadcast_to(grey, (*grey.shape[:2], 3)).copy()
@@ -117,8 +121,8 @@ def _tile(plane: np.ndarray, label: np.ndarray | None) -> Image.Image:
             colour = COLOURS[(int(value) - 1) % len(COLOURS)]
             rgb[where] = (1 - OVERLAY) * rgb[where] + OVERLAY * np.asarray(colour)
     picture = Image.fromarray(rgb.astype(np.uint8))
-    scale = TILE / max(picture.size)
-    size = tuple(max(1, round(side * scale)) for side in picture.size)
+    extent = (picture.size[0] * spacing[1], picture.size[1] * spacing[0])
+    size = tuple(max(1, round(side * TILE / max(extent))) for side in extent)
     tile = Image.new("RGB", (TILE, TILE))
     tile.paste(picture.resize(size), ((TILE - size[0]) // 2, (TILE - size[1]) // 2))
     return tile

@@ -17,6 +17,7 @@ import grain
 import numpy as np
 
 from ssl3d.data import store
+from ssl3d.errors import UserError
 
 Batch = dict[str, Any]
 
@@ -59,6 +60,10 @@ def open_example(
         at = int(rng.integers(first + outer, end - outer))
         image = image[(slice(None),) * slice_axis + (at,)]
     if margin:
+        if 2 * margin >= min(image.shape[:-1]):
+            raise UserError(
+                f"config.data.margin={margin}: leaves nothing of {case.id}, {image.shape[:-1]} voxels"
+            )
         image = image[(slice(margin, -margin),) * rank]
     return Example(image, case)
 

@@ -15,6 +15,8 @@ from ssl3d.errors import UserError
 
 # More different values than this and a "label" is an image given by mistake.
 MAX_CLASSES = 128
+# Headers of so many cases are read before worker processes have even started.
+FEW_CASES = 500
 
 
 def suggest_recipe(layout: str, listing: Listing) -> str:
@@ -106,7 +108,7 @@ def outlines(
         yield index, found
 
 
-def bytes_needed(listing: Listing, job: Job) -> int:
+def bytes_needed(listing: Listing, job: Job, workers: int) -> int:
     """An upper bound for the prepared arrays, nothing cropped away.
 
     Of images stretched to one size, all are alike and no header needs to be read.
@@ -118,7 +120,8 @@ def bytes_needed(listing: Listing, job: Job) -> int:
             voxels *= side
         labels = sum(case.label is not None for case in cases)
         return voxels * (2 * len(job.modalities) * len(cases) + labels)
-    found = [entry for _, entry in outlines(listing, job, 1, count_labels=False)]
+    workers = workers if len(cases) > FEW_CASES else 1
+    found = [entry for _, entry in outlines(listing, job, workers, count_labels=False)]
     return sum(entry.bytes for entry in found if isinstance(entry, Outline))
 
 

@@ -45,6 +45,15 @@ class Job:
     classes: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """One case as the network sees it: `image` float32 [*S, C], `label` uint8 [*S] or None."""
+
+    case: store.Case
+    image: np.ndarray
+    label: np.ndarray | None
+
+
 def prepare_case(case: SourceCase, job: Job) -> store.Case:
     """Reads, checks, prepares and writes one case.
 
@@ -54,6 +63,13 @@ def prepare_case(case: SourceCase, job: Job) -> store.Case:
     Raises:
       UserError: anything wrong with the files, in one line.
     """
+    prepared = prepare_arrays(case, job)
+    store.write_arrays(job.output, case.id, prepared.image, prepared.label)
+    return prepared.case
+
+
+def prepare_arrays(case: SourceCase, job: Job) -> Prepared:
+    """Reads, checks and prepares one case, and writes nothing. Raises `UserError`."""
     store.check_id(case.id)
     image, grid, source_grid = _read_images(case, job)
     content = _content_hash(image)
@@ -83,11 +99,10 @@ def prepare_case(case: SourceCase, job: Job) -> store.Case:
     if label is not None:
         label = geometry.resample(label, grid.affine, target, "nearest")
     with _naming(case):
+        box = recipes.bounding_box(mask)
         scaling = recipes.scaling(image, mask, recipe)
         _check_window(image, recipe)
-    image = intensity.apply(image, scaling)
-    store.write_arrays(job.output, case.id, image, label)
-    return store.Case(
+    entry = store.Case(
         id=case.id,
         subject=case.subject,
         split="unlabelled",
@@ -97,7 +112,7 @@ def prepare_case(case: SourceCase, job: Job) -> store.Case:
         affine=_rows(target.affine),
         labelled=label is not None,
         grade=case.grade,
-        foreground=recipes.bounding_box(mask),
+        foreground=box,
         extra={
             "source": source_files(case, job.source),
             "checksum": readers.checksum(case.files),
@@ -108,6 +123,25 @@ def prepare_case(case: SourceCase, job: Job) -> store.Case:
             "voxels": None if label is None else _counts(label, job.classes),
         },
     )
+    return Prepared(entry, intensity.apply(image, scaling), label)
+
+
+def job_of_dataset(dataset: store.Dataset, source: Path) -> Job:
+    """The job that prepares further images of `source` exactly as those of a data set were.
+
+    Raises:
+      UserError: the data set was not made by `ssl3d.prepare` (the built-in phantoms).
+    """
+    try:
+        settings = dataset.extra["settings"]
+        recipe = recipes.from_document(settings["recipe"])
+        values = {int(value): int(index) for value, index in settings["values"]}
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{dataset.path}: does not say how it was prepared; prepare it with "
+            "python -m ssl3d.prepare"
+        ) from None
+    return Job(source, dataset.path, recipe, dataset.modalities, values, len(dataset.classes))
 
 
 def source_files(case: SourceCase, source: Path) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy import ndimage
@@ -82,6 +82,11 @@ RECIPES = {
 }
 
 
+def from_document(document: dict[str, Any]) -> Recipe:
+    """The recipe that a manifest describes. Raises TypeError for unknown fields."""
+    return Recipe(**{key: tuple(v) if isinstance(v, list) else v for key, v in document.items()})
+
+
 def foreground(image: np.ndarray, kind: Foreground) -> np.ndarray:
     """The voxels that matter.
 
@@ -144,7 +149,9 @@ def _largest_component(mask: np.ndarray) -> np.ndarray:
 
 
 def bounding_box(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
-    """First and last-plus-one true voxel along each axis; the mask is true somewhere."""
+    """First and last-plus-one true voxel along each axis. Raises `UserError` where none is."""
+    if not mask.any():
+        raise UserError("nothing of the foreground is left on the new grid; use a finer one")
     box = []
     for axis in range(mask.ndim):
         planes = np.flatnonzero(mask.any(axis=tuple(i for i in range(mask.ndim) if i != axis)))

@@ -39,10 +39,6 @@ def open_dataset(config: ml_collections.ConfigDict) -> store.Dataset:
             f"{path}: holds pictures ({dataset.rank}D); a {config.rank}D config needs volumes, "
             f"use the {dataset.rank}D config of the task"
         )
-    if len(config.data.crop) != config.rank:
-        raise UserError(
-            f"config.data.crop={tuple(config.data.crop)}: give {config.rank} numbers of voxels"
-        )
     if not 0 <= data.slice_axis < 3:
         raise UserError(f"config.data.slice_axis={data.slice_axis}: 0, 1 or 2")
     return dataset

@@ -158,7 +158,7 @@ def build(config: Mapping[str, Any]) -> nn.Module:
     _one_of("norm", encoder.norm, layers.NORMS)
     _one_of("final_pool", encoder.final_pool, ("none", "max"))
     _one_of("dtype", encoder.dtype, tuple(DTYPES))
-    if not 0 <= encoder.dropout < 1:
+    if not isinstance(encoder.dropout, (int, float)) or not 0 <= encoder.dropout < 1:
         raise UserError(f"encoder.dropout is {encoder.dropout!r}; it must be in [0, 1)")
     if encoder.activation_first and encoder.residual:
         raise UserError("encoder.activation_first is for encoder.kind=unet only; set it to False")

@@ -1,13 +1,15 @@
 """The exported encoder: safetensors, readable from any framework, and a JSON to rebuild it.
 
     encoder/encoder.safetensors     flat names, e.g. params/level_0/first/conv/kernel
-    encoder/encoder.json            the encoder's settings, rank, channels, where it comes from
+    encoder/encoder.json            the encoder's settings, rank, channels, where it comes from,
+                                    and the weights' checksum
 
 Equal weights give equal bytes: nothing in it depends on when or where it was written.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -20,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
 from ssl3d.errors import UserError
 from ssl3d.models import encoders
@@ -43,9 +45,11 @@ def save_encoder(
     flat = traverse_util.flatten_dict(dict(variables), sep="/")
     # safetensors writes the memory as it lies: a transposed view would be stored wrong.
     arrays = {name: np.ascontiguousarray(leaf) for name, leaf in sorted(flat.items())}
-    text = json.dumps(dict(description), indent=1, sort_keys=True) + "\n"
+    weights = save(arrays)
+    described = dict(description) | {"sha256": hashlib.sha256(weights).hexdigest()}
+    text = json.dumps(described, indent=1, sort_keys=True) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, data in ((WEIGHTS, save(arrays)), (DESCRIPTION, text.encode())):
+    for name, data in ((WEIGHTS, weights), (DESCRIPTION, text.encode())):
         partial = folder / f".{name}.{os.getpid()}"
         partial.write_bytes(data)
         partial.replace(folder / name)
@@ -67,8 +71,7 @@ def load_encoder(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     folder = Path(folder)
     if not (folder / DESCRIPTION).exists() and (folder / "encoder" / DESCRIPTION).exists():
         folder = folder / "encoder"
-    description = _read_description(folder / DESCRIPTION)
-    module = encoders.build(description["encoder"])
+    description, module = _read_description(folder / DESCRIPTION)
     # Any size will do: the encoder is fully convolutional.
     example = jax.ShapeDtypeStruct(
         (1, *(16,) * description["rank"], description["channels"]), jnp.float32
@@ -77,10 +80,7 @@ def load_encoder(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         jax.eval_shape(module.init, jax.random.key(0), example), sep="/"
     )
     weights = folder / WEIGHTS
-    try:
-        found = load_file(weights)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{weights}: cannot be read ({error}); export the encoder again") from None
+    found = _read_weights(weights, description.get("sha256"))
     for name in sorted(wanted.keys() | found.keys()):
         if name not in found:
             raise UserError(f"{weights}: {name} is missing; export the encoder again")
@@ -94,15 +94,34 @@ def load_encoder(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     return module, traverse_util.unflatten_dict(found, sep="/")
 
 
-def _read_description(file: Path) -> dict[str, Any]:
+def _read_description(file: Path) -> tuple[dict[str, Any], nn.Module]:
     try:
         description = json.loads(file.read_text())
+        module = encoders.build(dict(description["encoder"]))
         rank, channels = int(description["rank"]), int(description["channels"])
-        encoder = dict(description["encoder"])
+        if rank not in (2, 3) or channels < 1:
+            raise ValueError(f"rank {rank}, {channels} channels")
     except FileNotFoundError:
         raise UserError(
             f"{file}: missing; give the folder of a finished run or its encoder/"
         ) from None
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file}: cannot be read ({type(error).__name__}: {error})") from None
-    return description | {"rank": rank, "channels": channels, "encoder": encoder}
+    return description | {"rank": rank, "channels": channels}, module
+
+
+def _read_weights(file: Path, checksum: str | None) -> dict[str, np.ndarray]:
+    """Weights that somebody converted from elsewhere may come without a checksum."""
+    try:
+        data = file.read_bytes()
+        found = load(data)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); export the encoder again") from None
+    if checksum is not None and hashlib.sha256(data).hexdigest() != checksum:
+        raise UserError(
+            f"{file}: damaged, or of another run than the {DESCRIPTION} beside it (the checksums "
+            "differ); export the encoder again"
+        )
+    return found

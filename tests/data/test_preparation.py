@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import filecmp
 import json
 import os
@@ -20,6 +21,7 @@ from PIL import Image
 
 from ssl3d import prepare
 from ssl3d.data import collection, geometry, intensity, preparation, store
+from ssl3d.data.layouts import list_cases
 from ssl3d.errors import UserError
 
 REAL = os.environ.get("SSL3D_TEST_DATA")
@@ -140,6 +142,25 @@ def test_a_changed_file_is_prepared_again(tmp_path, capsys):
     assert_same_bytes(tmp_path / "fresh", tmp_path / "out")
 
 
+def test_an_interrupted_change_leaves_no_manifest_that_lies(tmp_path, monkeypatch):
+    source = files.write_msd(tmp_path / "source")
+    run("msd", source, tmp_path / "out")
+    (tmp_path / "out/images/case_04.npy").unlink()
+    files.write_nifti(source / "imagesTr/case_02.nii.gz", files.scan(99))
+
+    def stop(case, job):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(collection, "prepare_case", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run("msd", source, tmp_path / "out")
+    assert not (tmp_path / "out" / store.MANIFEST).exists()
+    run("msd", source, tmp_path / "out")
+    run("msd", source, tmp_path / "fresh")
+    assert_same_bytes(tmp_path / "fresh", tmp_path / "out")
+
+
 def test_cases_that_leave_the_source_leave_the_data_set(tmp_path):
     source = files.write_folder(tmp_path / "source")
     run("folder", source, tmp_path / "out")
@@ -181,6 +202,19 @@ def test_splits_are_dealt_by_subject_and_seed(tmp_path):
     assert dataset.splits_by == "subject"
     for name in ("train", "val", "test"):
         assert {c.order for c in dataset.split(name)} == set(range(sizes[name]))
+
+
+def test_a_scan_without_label_stays_with_its_subject(tmp_path):
+    source = files.write_bids(tmp_path / "source", subjects=6)
+    for i in range(6):
+        name = f"sub-{i}/ses-02/anat/sub-{i}_ses-02_space-T1w_dseg.nii.gz"
+        (source / "derivatives/lesions" / name).unlink()
+    dataset = run("bids", source, tmp_path / "out")
+    assert not dataset.split("unlabelled")
+    assert sum(case.labelled for case in dataset.cases) == 6
+    for case in dataset.cases:
+        twin = next(c for c in dataset.cases if c.subject == case.subject and c is not case)
+        assert case.split == twin.split
 
 
 def test_unlabelled_collections_have_a_validation_split_too(tmp_path):
@@ -330,6 +364,23 @@ def test_predictions_can_return_from_the_manifest_alone(tmp_path):
         assert set(np.unique(back)) == {0, 1, 2, 3}
 
 
+def test_a_new_image_is_prepared_like_those_of_the_data_set(tmp_path):
+    source = files.write_brats(tmp_path / "source")
+    dataset = run("brats", source, tmp_path / "out")
+    job = preparation.job_of_dataset(dataset, source)
+    assert job.recipe.size == (24, 24, 24)
+    for case in list_cases("brats", source).cases:
+        prepared = preparation.prepare_arrays(case, job)
+        stored = next(c for c in dataset.cases if c.id == case.id)
+        image = store.load_image(dataset, stored)
+        np.testing.assert_array_equal(prepared.image.astype(np.float16), image)
+        np.testing.assert_array_equal(prepared.label, store.load_label(dataset, stored))
+        assert prepared.case.affine == stored.affine
+    phantom = dataclasses.replace(dataset, extra={})
+    with pytest.raises(UserError, match="does not say how it was prepared"):
+        preparation.job_of_dataset(phantom, source)
+
+
 def test_pictures_return_too(tmp_path):
     dataset = run("images", files.write_images(tmp_path / "source"), tmp_path / "out")
     back, affine = geometry.to_source(np.ones((32, 32), np.uint8), dataset.cases[0])
@@ -354,6 +405,7 @@ def test_picture_labels_are_prepared(tmp_path):
             f"--source={tmp_path / 'source'}",
             f"--output={tmp_path / 'out'}",
             "--size=48",
+            "--workers=1",
         ]
     )
     dataset = store.read(tmp_path / "out")

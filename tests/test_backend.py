@@ -1,0 +1,76 @@
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssl3d import backend
+
+
+@pytest.fixture
+def fresh_probe():
+    backend.onednn.cache_clear()
+    yield
+    backend.onednn.cache_clear()
+
+
+def convolve(x, kernel):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+    )
+
+
+ARRAYS = jnp.ones((1, 8, 8, 8, 8)), jnp.ones((3, 3, 3, 8, 8))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="oneDNN is the CPU's")
+def test_probe_says_what_becomes_of_a_3d_convolution():
+    compiled = backend.jit(convolve).lower(*ARRAYS).compile().as_text()
+    assert ("__onednn$convolution" in compiled) == backend.onednn()
+
+
+def test_the_answer_is_not_in_the_probes_own_name(fresh_probe, monkeypatch):
+    """The compiled text names the Python functions it comes from, `onednn` among them."""
+    monkeypatch.setattr(backend, "_ONEDNN", {"xla_cpu_experimental_onednn_custom_call": False})
+    assert not backend.onednn()
+
+
+def test_an_option_that_xla_no_longer_knows_means_no(fresh_probe, monkeypatch):
+    monkeypatch.setattr(backend, "_ONEDNN", {"xla_cpu_option_of_another_day": True})
+    assert not backend.onednn()
+    np.testing.assert_allclose(backend.jit(convolve)(*ARRAYS), convolve(*ARRAYS), rtol=1e-5)
+
+
+def test_probe_compiles_once_per_process(fresh_probe, monkeypatch):
+    compilations = []
+    jit = jax.jit
+    monkeypatch.setattr(jax, "jit", lambda *a, **k: compilations.append(a) or jit(*a, **k))
+    answers = {backend.onednn() for _ in range(3)}
+    assert len(answers) == 1
+    assert len(compilations) <= 1
+
+
+def test_jit_keeps_the_callers_options():
+    step = backend.jit(lambda x, n: x * n, static_argnums=1, donate_argnums=0)
+    x = jnp.arange(3.0)
+    np.testing.assert_array_equal(step(x, 2), [0, 2, 4])
+    assert x.is_deleted()
+
+
+def test_jit_once_computes_the_same():
+    np.testing.assert_array_equal(backend.jit_once(lambda x: x * 2)(jnp.arange(3)), [0, 2, 4])
+
+
+def test_import_touches_no_device():
+    """Programs over several hosts call jax.distributed.initialize after their imports."""
+    code = (
+        "import ssl3d.backend, ssl3d.models.heads, ssl3d.models.export\n"
+        "import jax\n"
+        "jax.distributed.initialize('127.0.0.1:0', 1, 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
