@@ -62,7 +62,8 @@ def open_example(
     if margin:
         if 2 * margin >= min(image.shape[:-1]):
             raise UserError(
-                f"config.data.margin={margin}: leaves nothing of {case.id}, {image.shape[:-1]} voxels"
+                f"config.data.margin={margin}: leaves nothing of {case.id}, "
+                f"which has {image.shape[:-1]} voxels"
             )
         image = image[(slice(margin, -margin),) * rank]
     return Example(image, case)
