@@ -73,7 +73,7 @@ def signed_permutations(rank: int, group: str) -> list[tuple[tuple[int, ...], tu
         turns = [((0, 1), 1), ((0, 1), 2), ((0, 1), 3)]
         turns += [(plane, k) for plane in ((1, 2), (0, 2)) for k in (3, 2, 1)]
     found = [(tuple(range(rank)), (False,) * rank)]
-    found += [_quarter_turns(rank, plane, k) for plane, k in turns]
+    found += [quarter_turns(rank, plane, k) for plane, k in turns]
     if group == "all":
         for axes in itertools.permutations(range(rank)):
             for flipped in itertools.product((False, True), repeat=rank):
@@ -83,7 +83,7 @@ def signed_permutations(rank: int, group: str) -> list[tuple[tuple[int, ...], tu
     return found
 
 
-def _quarter_turns(
+def quarter_turns(
     rank: int, plane: tuple[int, int], k: int
 ) -> tuple[tuple[int, ...], tuple[bool, ...]]:
     """np.rot90(x, k, plane) as a transposition and flips."""

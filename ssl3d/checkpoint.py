@@ -30,11 +30,12 @@ def check_config(config: ml_collections.ConfigDict, workdir: Path) -> None:
     now = json.loads(config.to_json())
     if file.exists():
         try:
-            before = json.loads(file.read_text())
-        except ValueError as error:
+            before = _flatten(json.loads(file.read_text()))
+        except (AttributeError, ValueError) as error:
             raise UserError(f"{file}: cannot be read ({error}); use another --workdir") from None
-        for key in sorted(_flatten(before).keys() | _flatten(now).keys()):
-            old, new = _flatten(before).get(key), _flatten(now).get(key)
+        after = _flatten(now)
+        for key in sorted(before.keys() | after.keys()):
+            old, new = before.get(key), after.get(key)
             if old != new and key not in _FREE:
                 raise UserError(
                     f"{workdir} holds a run with {key}={old!r}, this one has {new!r}: "

@@ -87,8 +87,10 @@ def parse_with_config(
 
 def _flag(arguments: Sequence[str]) -> ml_collections.ConfigDict:
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
-    values(["ssl3d", *arguments])
+    line = ["ssl3d", *arguments]
+    # Told its command line, as otherwise it looks for overrides in the process' own.
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=line)
+    values(line)
     return values["config"].value
 
 

@@ -43,13 +43,15 @@ def middle_views(image: np.ndarray) -> list[tuple[tuple[int, int], int | None, n
     return views
 
 
-def draw(axes: plt.Axes, picture: np.ndarray, colour: bool, window: tuple[float, float]) -> None:
+def draw(axes: plt.Axes, picture: np.ndarray, colour: bool, window: np.ndarray) -> None:
     """Shows [H, W, C] in colours (a photograph, first axis down) or its first channel in grey.
+
+    `window` [2, C] is what is black and what is white.
 
     Slices of volumes are turned so that anterior or superior is up, as radiologists expect.
     """
     low, high = window
-    picture = np.clip((picture.astype(np.float32) - low) / max(high - low, 1e-6), 0, 1)
+    picture = np.clip((picture.astype(np.float32) - low) / np.maximum(high - low, 1e-6), 0, 1)
     if colour:
         axes.imshow(picture, interpolation="nearest")
     else:
@@ -111,8 +113,9 @@ def render(
 
 def _show(axes: Sequence[plt.Axes], panel: tasks.Panel, image: np.ndarray, rank: int) -> None:
     """The middle views of `image` [*S, C] side by side, with the panel's title and boxes."""
-    window = tuple(np.percentile(image, _WINDOW))
     colour = rank == 2 and image.shape[-1] == 3
+    # A photograph's colours are normalised apart, so each has its own window.
+    window = np.percentile(image.reshape(-1, image.shape[-1]), _WINDOW, axis=0)
     for place, (shown, cut, picture) in zip(axes, middle_views(image), strict=True):
         draw(place, picture, colour, window)
         for index, box in enumerate(panel.boxes):

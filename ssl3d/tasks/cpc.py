@@ -208,7 +208,7 @@ def build(config: ml_collections.ConfigDict) -> Task:
         boxes = tuple(
             Box(f"{name} {i}", tuple(record["starts"][i]), grid.patch) for name, i in shown
         )
-        return [Panel("volume", None, boxes)] + [
+        return [Panel("whole image", None, boxes)] + [
             Panel(f"{name}: patch {i}", inputs[i]) for name, i in shown
         ]
 

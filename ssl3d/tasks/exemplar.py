@@ -183,7 +183,7 @@ def build(config: ml_collections.ConfigDict) -> Task:
 
     def panels(record: dict, inputs: np.ndarray, targets: dict) -> list[Panel]:
         return [
-            Panel("volume", None, (Box("crop", tuple(record["start"]), size),)),
+            Panel("whole image", None, (Box("crop", tuple(record["start"]), size),)),
             Panel("original", inputs[0]),
             Panel("transformed", inputs[1]),
         ]

@@ -119,8 +119,8 @@ def build(config: ml_collections.ConfigDict) -> Task:
             Box(str(i), tuple(start), grid.patch) for i, start in enumerate(record["starts"])
         )
         number = int(targets["permutation"][0])
-        return [Panel("volume", None, boxes)] + [
-            Panel(f"place {place}: patch {patch} (permutation {number})", patches[patch])
+        return [Panel(f"whole image, to be shuffled by permutation {number}", None, boxes)] + [
+            Panel(f"place {place}: {patch}", patches[patch])
             for place, patch in enumerate(orders[0])
         ]
 

@@ -7,6 +7,7 @@ gives the turn away; several rotations of a crop per step as an option.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import flax.linen as nn
@@ -53,8 +54,16 @@ def loss(logits: Array, targets: dict[str, Array]) -> tuple[Array, dict[str, Any
 
 
 def name_of(index: int, rank: int, group: str) -> str:
-    """The rotation in words: where each axis of the turned volume comes from."""
+    """The rotation in words: its angle and plane, or for the cube's others where each axis is from.
+
+    Angles are np.rot90's, from the plane's first axis to its second.
+    """
     axes, flips = augment.signed_permutations(rank, group)[index]
+    for first, second in itertools.combinations(range(rank), 2):
+        for quarters in range(4):
+            if augment.quarter_turns(rank, (first, second), quarters) == (axes, flips):
+                plane = "xyz"[first] + "xyz"[second]
+                return f"{90 * quarters}° {plane}" if quarters else "not turned"
     return " ".join("+-"[flip] + "xyz"[axis] for axis, flip in zip(axes, flips, strict=True))
 
 
@@ -76,7 +85,7 @@ def build(config: ml_collections.ConfigDict) -> Task:
         return {"volume": volume, "start": start}
 
     def panels(record: dict, inputs: np.ndarray, targets: dict) -> list[Panel]:
-        return [Panel("volume", None, (Box("crop", tuple(record["start"]), size),))] + [
+        return [Panel("whole image", None, (Box("crop", tuple(record["start"]), size),))] + [
             Panel(f"class {int(index)}: {name_of(int(index), len(size), task.group)}", turned)
             for index, turned in zip(targets["rotation"], inputs, strict=True)
         ]

@@ -86,7 +86,7 @@ def build(config: ml_collections.ConfigDict) -> Task:
             for name, i in zip(names, shown, strict=True)
         )
         labels = ["", *(f" = class {int(k)}" for k in targets["position"])]
-        return [Panel("volume", None, boxes)] + [
+        return [Panel("whole image", None, boxes)] + [
             Panel(name + label, patch)
             for name, label, patch in zip(names, labels, inputs, strict=True)
         ]
