@@ -42,7 +42,9 @@ def _phantom_volume(config: ml_collections.ConfigDict, kind: str) -> None:
     config.data.path = f"data/phantom_{kind}"
     config.data.phantom.kind = kind
     config.data.phantom.shape = (64, 64, 64)  # 3 mm (brain) or about 4.7 mm (abdomen)
-    _two_cores(config, depth=4 if config.rank == 3 else 3)
+    # Tasks on a whole crop need a bottleneck of few voxels, to see how the parts lie to each other.
+    whole = config.task.name not in PATCH_TASKS
+    _two_cores(config, depth=(5 if whole else 4) if config.rank == 3 else (4 if whole else 3))
     if config.rank == 3:
         # CPC stays inside the body: patches of nothing but air cannot be told apart.
         config.data.margin = 6 if config.task.name == "cpc" else 0
@@ -50,10 +52,10 @@ def _phantom_volume(config: ml_collections.ConfigDict, kind: str) -> None:
             config,
             patches=(54, 54, 54),
             cpc=(48, 48, 48),
-            rotation=(40, 40, 40),
+            rotation=(48, 48, 48),
             exemplar=(32, 32, 32),
         )
-        config.batch_size = {"jigsaw": 4, "exemplar": 12}.get(config.task.name, 8)
+        config.batch_size = {"jigsaw": 4, "rotation": 6, "exemplar": 12}.get(config.task.name, 8)
     else:
         _choose(config, patches=(60, 60), whole=(56, 56))
 
@@ -105,7 +107,7 @@ def _round_picture(config: ml_collections.ConfigDict, side: int, whole: int) -> 
 
 def hippocampus(config: ml_collections.ConfigDict) -> None:
     """Task04 of the Medical Segmentation Decathlon: MR, about 35 x 50 x 36 voxels of 1 mm."""
-    _two_cores(config, depth=3)
+    _two_cores(config, depth=3 if config.task.name in PATCH_TASKS else 4)
     config.batch_size = 16
     if config.rank == 3:
         _choose(config, patches=(33, 45, 33), whole=(32, 32, 32), cpc=(36, 48, 36))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -69,6 +71,38 @@ class Report:
         if self._active:
             self._events.close()
             self._bar.close()
+
+
+class Clock:
+    """Wall time of training, and the share of it spent waiting for data, per log window."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self._start = time.perf_counter()
+        self._spent = {"wait": 0.0, "pause": 0.0}
+        self._steps = 0
+
+    @contextlib.contextmanager
+    def time(self, what: str) -> Iterator[None]:
+        """Counts the time inside as "wait" (for data) or "pause" (no training at all)."""
+        begin = time.perf_counter()
+        yield
+        self._spent[what] += time.perf_counter() - begin
+
+    def step(self) -> None:
+        self._steps += 1
+
+    def window(self, batch_size: int) -> dict[str, float]:
+        """The figures since the last window, and starts the next."""
+        spent = max(time.perf_counter() - self._start - self._spent["pause"], 1e-9)
+        figures = {
+            "volumes_per_second": self._steps * batch_size / spent,
+            "data_wait": self._spent["wait"] / spent,
+        }
+        self.restart()
+        return figures
 
 
 def describe(values: Mapping[str, float]) -> str:

@@ -1,14 +1,9 @@
-"""The one loop: any task, proxy or downstream, on any mesh.
-
-The step is a pure function of (state, batch); its randomness is the seed folded with the step, so
-that a resume has no generator to restore. Metrics stay on the device between log points.
-"""
+"""The one loop: any task, proxy or downstream, on any mesh."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
-import functools
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -16,192 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 from clu import parameter_overview
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from ssl3d import backend, checkpoint, checks, report, sharding, tasks
+from ssl3d import checkpoint, checks, report, sharding, tasks
 from ssl3d.data import pipeline, sources, store
 from ssl3d.errors import RunError, UserError
 from ssl3d.models import encoders, export
+from ssl3d.step import (
+    State,
+    init_state,
+    make_evaluation,
+    make_optimizer,
+    make_step,
+    variables_of,
+)
 
 # How many steps the host may be ahead of the device: one to hide the dispatch, and one more.
 _STEPS_AHEAD = 2
-
-State = dict[str, Any]
-
-
-def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
-    """Linear warm-up, then a cosine to zero at `config.steps`, wherever a run is stopped."""
-    peak, warmup = config.optimizer.learning_rate, config.optimizer.warmup_steps
-    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(config.steps, warmup + 1))
-
-
-def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """AdamW on a clipped gradient; no decay for biases and norms, which are vectors."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.optimizer.clip_norm),
-        optax.adamw(
-            schedule(config),
-            weight_decay=config.optimizer.weight_decay,
-            mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
-        ),
-    )
-
-
-def init_state(
-    config: ml_collections.ConfigDict,
-    task: tasks.Task,
-    optimizer: optax.GradientTransformation,
-    record: Any,
-    mesh: Mesh,
-) -> State:
-    """Parameters, running statistics, optimiser and step, replicated over the mesh.
-
-    Args:
-      record: the record of one example, for its shapes alone.
-    """
-    key = jax.random.key(config.seed)
-    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), record)
-    shapes, _ = jax.eval_shape(lambda keys, part: _views(task, keys, part, True), key[None], batch)
-
-    def init(key: jax.Array) -> State:
-        inputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        variables = task.network.init(key, inputs, train=False)
-        params = variables["params"]
-        state = {
-            "params": params,
-            "batch_stats": variables.get("batch_stats", {}),
-            "optimizer": optimizer.init(params),
-            "step": jnp.zeros((), jnp.int32),
-        }
-        if config.optimizer.ema > 0:
-            # A copy: the step donates the state, and one buffer can be donated but once.
-            state["ema"] = jax.tree.map(jnp.copy, params)
-        return state
-
-    return backend.jit_once(init, out_shardings=sharding.replicated(mesh))(key)
-
-
-def _views(task: tasks.Task, keys: jax.Array, records: Any, train: bool) -> Any:
-    return jax.vmap(lambda key, record: task.views(key, record, train))(keys, records)
-
-
-def variables_of(state: State, params: Any = None) -> dict[str, Any]:
-    """What `network.apply` takes, with the averaged parameters where there are any."""
-    params = state.get("ema", state["params"]) if params is None else params
-    return {"params": params} | (
-        {"batch_stats": state["batch_stats"]} if state["batch_stats"] else {}
-    )
-
-
-def make_gradients(config: ml_collections.ConfigDict, task: tasks.Task) -> Callable:
-    """The function (state, batch) -> gradients, batch_stats, metrics of one step.
-
-    Metrics are `loss` and, by name, (sum, count) over the global batch.
-    """
-
-    def forward(params: Any, state: State, batch: Any, keys: jax.Array) -> Any:
-        inputs, targets = _views(task, keys, batch["record"], train=True)
-        dropout = jax.random.fold_in(keys[0], 1)
-        outputs, changed = task.network.apply(
-            variables_of(state, params),
-            inputs,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": dropout},
-        )
-        valid = jnp.ones(len(batch["subject"]), bool)
-        loss, metrics = task.loss(outputs, targets | {"subject": batch["subject"], "valid": valid})
-        sums = {name: (total.sum(), count.sum()) for name, (total, count) in metrics.items()}
-        return loss.mean(), (changed.get("batch_stats", {}), sums)
-
-    def gradients(state: State, batch: Any) -> tuple[Any, Any, dict[str, Any]]:
-        step_key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
-        size = len(batch["subject"])
-        keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(jnp.arange(size))
-        micro = config.optimizer.accumulate
-        differentiate = jax.value_and_grad(forward, has_aux=True)
-        if micro == 1:
-            (loss, (stats, sums)), grads = differentiate(state["params"], state, batch, keys)
-            return grads, stats, {"loss": loss} | sums
-
-        def one(carry: Any, part: Any) -> Any:
-            stats, total = carry
-            (loss, (stats, sums)), grads = differentiate(
-                state["params"], state | {"batch_stats": stats}, *part
-            )
-            return (stats, jax.tree.map(jnp.add, total, (grads, loss, sums))), None
-
-        parts = jax.tree.map(
-            lambda leaf: leaf.reshape(micro, size // micro, *leaf.shape[1:]), (batch, keys)
-        )
-        shapes = jax.eval_shape(
-            differentiate, state["params"], state, *jax.tree.map(lambda leaf: leaf[0], parts)
-        )
-        (loss, (_, sums)), grads = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        (stats, (grads, loss, sums)), _ = jax.lax.scan(
-            one, (state["batch_stats"], (grads, loss, sums)), parts
-        )
-        return jax.tree.map(lambda g: g / micro, grads), stats, {"loss": loss / micro} | sums
-
-    return gradients
-
-
-def make_step(
-    config: ml_collections.ConfigDict,
-    task: tasks.Task,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-) -> Callable[[State, Any], tuple[State, dict[str, Any]]]:
-    """The jitted training step; it takes over (donates) the state."""
-    gradients = make_gradients(config, task)
-
-    def step(state: State, batch: Any) -> tuple[State, dict[str, Any]]:
-        grads, stats, metrics = gradients(state, batch)
-        updates, optimizer_state = optimizer.update(grads, state["optimizer"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
-        new = {
-            "params": params,
-            "batch_stats": stats,
-            "optimizer": optimizer_state,
-            "step": state["step"] + 1,
-        }
-        if config.optimizer.ema > 0:
-            new["ema"] = optax.incremental_update(params, state["ema"], 1 - config.optimizer.ema)
-        return new, metrics | {"gradient_norm": optax.global_norm(grads)}
-
-    whole = sharding.replicated(mesh)
-    return backend.jit(step, donate_argnums=0, out_shardings=(whole, whole))
-
-
-def make_evaluation(
-    config: ml_collections.ConfigDict, task: tasks.Task, mesh: Mesh
-) -> Callable[[dict[str, Any], Any], Any]:
-    """The jitted (variables, batch) -> per example: loss, {name: (sum, count)}, collected arrays.
-
-    The draws of an example depend on (seed, case, repeat) alone.
-    """
-    # Far from every step's number, which training folds into the same seed.
-    root = jax.random.fold_in(jax.random.key(config.seed), 2**31)
-
-    def evaluate(variables: dict[str, Any], batch: Any) -> Any:
-        keys = jax.vmap(
-            lambda case, repeat: jax.random.fold_in(jax.random.fold_in(root, case), repeat)
-        )(batch["case_key"], batch["repeat"])
-        inputs, targets = _views(task, keys, batch["record"], train=False)
-        outputs = task.network.apply(variables, inputs, train=False)
-        loss, metrics = task.loss(
-            outputs, targets | {"subject": batch["subject"], "valid": batch["valid"]}
-        )
-        collected = task.collect(inputs, outputs) if task.collect else {}
-        return loss, metrics, collected
-
-    return backend.jit(evaluate, out_shardings=sharding.replicated(mesh))
 
 
 def validate(
@@ -369,7 +199,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
         dataset, train_cases, threads=config.data.threads, first_batch=begin, **shared
     )
     window = _Window(tuple(case.id for case in dataset.cases))
-    clock = _Clock()
+    clock = report.Clock()
     step = begin
     stopping = False
     with _Stop() as stop, contextlib.closing(log), contextlib.closing(manager):
@@ -400,38 +230,6 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
             _export(config, dataset, state, workdir)
         log.say(_summary(config, workdir, step, stop.name, time.monotonic() - started))
     return step == end
-
-
-class _Clock:
-    """Wall time of training, and the share of it spent waiting for data, per log window."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        self._start = time.perf_counter()
-        self._spent = {"wait": 0.0, "pause": 0.0}
-        self._steps = 0
-
-    @contextlib.contextmanager
-    def time(self, what: str) -> Iterator[None]:
-        """Counts the time inside as "wait" (for data) or "pause" (no training at all)."""
-        begin = time.perf_counter()
-        yield
-        self._spent[what] += time.perf_counter() - begin
-
-    def step(self) -> None:
-        self._steps += 1
-
-    def window(self, batch_size: int) -> dict[str, float]:
-        """The figures since the last window, and starts the next."""
-        spent = max(time.perf_counter() - self._start - self._spent["pause"], 1e-9)
-        figures = {
-            "volumes_per_second": self._steps * batch_size / spent,
-            "data_wait": self._spent["wait"] / spent,
-        }
-        self.restart()
-        return figures
 
 
 def _check(

@@ -1,3 +1,4 @@
+import socket
 import subprocess
 import sys
 
@@ -65,12 +66,15 @@ def test_jit_once_computes_the_same():
 
 def test_import_touches_no_device():
     """Programs over several hosts call jax.distributed.initialize after their imports."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     code = (
         "import ssl3d.backend, ssl3d.models.heads, ssl3d.models.export\n"
         "import jax\n"
-        "jax.distributed.initialize('127.0.0.1:0', 1, 0)\n"
+        f"jax.distributed.initialize('127.0.0.1:{port}', 1, 0)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -48,6 +48,11 @@ def test_values_are_of_the_keys_type(parse):
     assert config.data.path == "a folder=with signs"
 
 
+def test_of_two_values_for_a_key_the_last_counts(parse):
+    crops = ["--config.data.crop=(8, 8, 8)", "--config.data.crop=(9, 9, 9)"]
+    assert parse(CONFIG, *crops, "--config.steps=3", "--config.steps=4")[1].data.crop == (9, 9, 9)
+
+
 def test_what_is_parsed_is_the_arguments_and_not_the_command_line(parse, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["pytest", CONFIG, "--config.steps=5"])
     assert parse(CONFIG, "--config.steps=9")[1].steps == 9

@@ -131,7 +131,7 @@ def test_volumes_where_there_are_pictures(call, tiny_options, pictures, tmp_path
         (["--stop_at=-1"], "--stop_at=-1"),
         (["--stop_at=soon"], "--stop_at"),
         (["--config.task.name=chess"], "config.task.name='chess': no such task"),
-        (["--config.data.crop=(24,24,24)"], "config.data.crop=(24, 24, 24): give 2 numbers"),
+        (["--config.data.crop=(24,24,24)"], "config.data.crop=(24, 24, 24): must be 2 whole"),
         (["--config.data.train_splits=('tests',)"], "no split 'tests'"),
     ],
 )

@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from ssl3d import checkpoint, main, report, sharding, tasks, train
+from ssl3d import step as steps
 from ssl3d.data import pipeline, store
 from ssl3d.errors import RunError, UserError
 
@@ -42,7 +43,7 @@ def initial(config, dataset):
     task, mesh = tasks.build(config), sharding.make_mesh(1)
     batch = next(batches(config, dataset, task))
     record = jax.tree.map(lambda leaf: leaf[0], batch["record"])
-    return task, train.init_state(config, task, train.make_optimizer(config), record, mesh), batch
+    return task, steps.init_state(config, task, steps.make_optimizer(config), record, mesh), batch
 
 
 def untimed(workdir):
@@ -280,7 +281,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tiny, volumes):
     accumulating = config.copy_and_resolve_references()
     accumulating.optimizer.accumulate = 2
     once, twice = (
-        jax.jit(train.make_gradients(each, task))(state, batch) for each in (config, accumulating)
+        jax.jit(steps.make_gradients(each, task))(state, batch) for each in (config, accumulating)
     )
     for one, other in zip(jax.tree.leaves(once[0]), jax.tree.leaves(twice[0]), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * np.abs(one).max())
@@ -303,7 +304,7 @@ def test_every_example_and_every_step_gets_draws_of_its_own(tiny, pictures):
         }
         return loss, shown
 
-    gradients = jax.jit(train.make_gradients(config, task._replace(loss=spy)))
+    gradients = jax.jit(steps.make_gradients(config, task._replace(loss=spy)))
 
     def drawn(step):
         metrics = gradients(state | {"step": jnp.int32(step)}, batch)[2]
@@ -319,7 +320,7 @@ def test_every_example_and_every_step_gets_draws_of_its_own(tiny, pictures):
 def test_the_schedule_warms_up_and_ends_at_zero_wherever_the_run_is_stopped(tiny):
     config = tiny("rpl2d", steps=100)
     config.optimizer.warmup_steps, config.optimizer.learning_rate = 10, 0.5
-    rates = np.array([train.schedule(config)(step) for step in range(101)])
+    rates = np.array([steps.schedule(config)(step) for step in range(101)])
     np.testing.assert_allclose(rates[:11], np.linspace(0, 0.5, 11), rtol=1e-5)
     assert (np.diff(rates[10:]) <= 0).all()
     assert rates[55] == pytest.approx(0.25, rel=1e-3)
@@ -329,7 +330,7 @@ def test_the_schedule_warms_up_and_ends_at_zero_wherever_the_run_is_stopped(tiny
 def test_biases_and_norms_are_not_decayed(tiny):
     config = tiny("rpl2d")
     config.optimizer.weight_decay = 0.1
-    optimizer = train.make_optimizer(config)
+    optimizer = steps.make_optimizer(config)
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
     state = optimizer.init(params)
     for _ in range(2):  # the first step of the warm-up has a rate of zero
@@ -346,8 +347,8 @@ def test_validation_does_not_depend_on_the_batch_size(tiny, pictures, name):
     """Eight examples: two batches of four, or three of three with one row of padding."""
     config = tiny(name, pictures.path, validation__repeats=2)
     task, state, _ = initial(config, pictures)
-    mesh, variables = sharding.make_mesh(1), train.variables_of(state)
-    evaluation = train.make_evaluation(config, task, mesh)
+    mesh, variables = sharding.make_mesh(1), steps.variables_of(state)
+    evaluation = steps.make_evaluation(config, task, mesh)
 
     def validate(batch_size):
         examples = batches(config, pictures, task, validation=True, batch_size=batch_size)
@@ -379,7 +380,7 @@ def test_validation_asks_each_repeat_something_else(tiny, pictures):
     config = tiny("rpl2d", pictures.path, validation__repeats=2)
     task = tasks.build(config)
     asked = functools.partial(
-        train.make_evaluation,
+        steps.make_evaluation,
         config,
         task._replace(
             network=task.network,
@@ -390,7 +391,7 @@ def test_validation_asks_each_repeat_something_else(tiny, pictures):
     _, state, _ = initial(config, pictures)
     evaluation = asked(sharding.make_mesh(1))
     rows = [
-        np.asarray(evaluation(train.variables_of(state), batch)[0])
+        np.asarray(evaluation(steps.variables_of(state), batch)[0])
         for batch in batches(config, pictures, task, validation=True)
     ]
     assert len({tuple(row) for row in rows}) == 2

@@ -1,0 +1,156 @@
+"""Several devices and several processes: the same numbers as one device gives.
+
+This file is also the program of the process that has eight devices.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssl3d import report
+
+ROOT = Path(__file__).parents[1]
+
+
+def gradients_on(mesh, config, dataset):
+    """The jitted gradients, statistics and metrics of the first step over `mesh`."""
+    import jax
+
+    from ssl3d import backend, sharding, tasks
+    from ssl3d import step as steps
+    from ssl3d.data import pipeline
+
+    task = tasks.build(config)
+    batch = next(
+        pipeline.train_batches(
+            dataset,
+            dataset.split("train"),
+            task.record,
+            rank=config.rank,
+            slice_axis=0,
+            margin=0,
+            batch_size=config.batch_size,
+            seed=0,
+            threads=1,
+        )
+    )
+    record = jax.tree.map(lambda leaf: leaf[0], batch["record"])
+    state = steps.init_state(config, task, steps.make_optimizer(config), record, mesh)
+    whole = sharding.replicated(mesh)
+    step = backend.jit(steps.make_gradients(config, task), out_shardings=whole)
+    return jax.device_get(step(state, sharding.to_devices(batch, mesh)))
+
+
+def relative_difference(one, other):
+    """The largest over the leaves of |a - b| / |a|, each a norm."""
+    import jax
+
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return max(np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-12) for a, b in pairs)
+
+
+def compare(name, space, folder):
+    """Prints how far eight devices are from one; `space` of the eight share a volume."""
+    import jax
+    from conftest import tiny_config
+
+    from ssl3d import sharding
+    from ssl3d.data import store
+
+    assert jax.device_count() == 8
+    config = tiny_config(name, folder, batch_size=8, mesh__space=space)
+    alone = jax.make_mesh(
+        (1, 1), ("data", "space"), (jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:1]
+    )
+    results = [
+        gradients_on(mesh, config, store.read(folder))
+        for mesh in (alone, sharding.make_mesh(space))
+    ]
+    (one, _, values), (eight, _, others) = results
+    gradient = relative_difference(one, eight)
+    metric = relative_difference(values, others)
+    print(name, space, gradient, metric, float(values["loss"]), flush=True)
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[2:]:
+        task, axis = argument.split(",")
+        compare(task, int(axis), Path(sys.argv[1]))
+    sys.exit()
+
+
+def python(arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def eight_devices(volumes):
+    """(task, devices to a volume) -> differences of gradient and metrics from one device's."""
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
+    process = python(
+        [__file__, volumes.path, "rpl3d,1", "cpc3d,1", "rotation3d,2"], XLA_FLAGS=flags
+    )
+    try:
+        said, _ = process.communicate(timeout=400)
+    finally:
+        process.kill()
+    assert process.returncode == 0, said
+    rows = [line.split() for line in said.splitlines() if line.split()[0].endswith("3d")]
+    return {(row[0], int(row[1])): tuple(map(float, row[2:])) for row in rows}
+
+
+@pytest.mark.parametrize(("name", "space"), [("rpl3d", 1), ("cpc3d", 1), ("rotation3d", 2)])
+def test_eight_devices_give_the_gradients_of_one(eight_devices, name, space):
+    gradient, metric, loss = eight_devices[name, space]
+    assert gradient < 1e-5
+    assert metric < 1e-5
+    assert loss > 1
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def test_two_processes_train_as_one_does(tiny, tiny_options, pictures, tmp_path):
+    options = tiny_options("cpc2d", pictures.path, steps=2, validate_every=2, checkpoint_every=2)
+    arguments = ["-m", "ssl3d.main", *options]
+    coordinator = {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
+        "JAX_NUM_PROCESSES": "2",
+    }
+    two = [
+        python([*arguments, f"--workdir={tmp_path / 'two'}"], **coordinator, JAX_PROCESS_ID=str(i))
+        for i in range(2)
+    ]
+    one = python([*arguments, f"--workdir={tmp_path / 'one'}"])
+    try:
+        # If one of the two dies the other waits for it far longer than this.
+        for process in (*two, one):
+            said, _ = process.communicate(timeout=240)
+            assert process.returncode == 0, said
+    finally:
+        for process in (*two, one):
+            process.kill()
+    assert "2 cpu device(s)" in two[0].args or True
+    lines = [report.read_metrics(tmp_path / name) for name in ("one", "two")]
+    assert len(lines[0]) == 4
+    for alone, together in zip(*lines, strict=True):
+        for key in ("step", "split", "chance"):
+            assert alone[key] == together[key]
+        for key in ("loss", "accuracy"):
+            assert together[key] == pytest.approx(alone[key], rel=1e-4, abs=2e-6), alone["split"]
+    assert (tmp_path / "two" / "encoder" / "encoder.safetensors").exists()
