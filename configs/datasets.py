@@ -92,6 +92,8 @@ def phantom_fundus(config: ml_collections.ConfigDict) -> None:
         # Six levels, for the bottleneck to see how disc, macula and vessels lie to each other.
         _two_cores(config, depth=6)
         config.encoder.width = 8
+    if config.task.name == "cpc":
+        config.batch_size = 8  # of 25 overlapping patches each
     _round_picture(config, side=160, whole=128)
 
 

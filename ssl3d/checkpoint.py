@@ -42,10 +42,15 @@ def check_config(config: ml_collections.ConfigDict, workdir: Path) -> None:
                     "give another --workdir, or the same value to go on"
                 )
     if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(".config.json")
-        partial.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")
-        partial.replace(file)
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            partial = file.with_name(".config.json")
+            partial.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")
+            partial.replace(file)
+        except OSError as error:
+            raise UserError(
+                f"{workdir}: cannot be written ({error}); give another --workdir"
+            ) from None
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -72,8 +72,10 @@ def parse_with_config(
     if not Path(file).is_file():
         raise UserError(f"--config: no file {file!r}; the shipped ones are in configs/")
     # A config imports its neighbours as `configs.…`, from wherever the command is called.
-    sys.path.append(str(Path(file).resolve().parents[1]))
-    config = _flag(paths)
+    sys.path.append(str(Path(file).resolve().parent.parent))
+    config = _load(paths)
+    # The last one of a key counts; ml_collections would string tuples together.
+    overrides = list({override.partition("=")[0]: override for override in overrides}.values())
     for override in overrides:
         _check_override(override, config)
         # One at a time, so that an error names its own key.
@@ -83,6 +85,18 @@ def parse_with_config(
             reason = str(error).splitlines()[-1]
             raise UserError(f"{override}: {reason}") from None
     return options, _flag([*paths, *overrides])
+
+
+def _load(paths: Sequence[str]) -> ml_collections.ConfigDict:
+    try:
+        config = _flag(paths)
+    except UserError:
+        raise
+    except Exception as error:  # a config is a program: anything can go wrong in it
+        raise UserError(f"{paths[0]}: {type(error).__name__}: {error}") from None
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(f"{paths[0]}: no config; the file must have a function get_config(arg)")
+    return config
 
 
 def _flag(arguments: Sequence[str]) -> ml_collections.ConfigDict:

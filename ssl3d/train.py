@@ -229,7 +229,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
         if step == config.steps:
             _export(config, dataset, state, workdir)
         log.say(_summary(config, workdir, step, stop.name, time.monotonic() - started))
-    return step == end
+    return step >= end
 
 
 def _check(
