@@ -52,10 +52,10 @@ def _phantom_volume(config: ml_collections.ConfigDict, kind: str) -> None:
             config,
             patches=(54, 54, 54),
             cpc=(48, 48, 48),
-            rotation=(48, 48, 48),
+            rotation=(56, 56, 56),
             exemplar=(32, 32, 32),
         )
-        config.batch_size = {"jigsaw": 4, "rotation": 6, "exemplar": 12}.get(config.task.name, 8)
+        config.batch_size = {"jigsaw": 4, "rotation": 24, "exemplar": 12}.get(config.task.name, 8)
     else:
         _choose(config, patches=(60, 60), whole=(56, 56))
 

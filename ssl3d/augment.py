@@ -57,6 +57,12 @@ def flips(key: Array, x: Array, probability: float = 0.5) -> Array:
     return x
 
 
+def coarsen(x: Array, factor: int) -> Array:
+    """Means over blocks of factor^r voxels: [*S, C] -> [*S / factor, C], S a multiple of it."""
+    blocks = [size for side in x.shape[:-1] for size in (side // factor, factor)]
+    return x.reshape(*blocks, x.shape[-1]).mean(axis=tuple(range(1, 2 * (x.ndim - 1), 2)))
+
+
 def signed_permutations(rank: int, group: str) -> list[tuple[tuple[int, ...], tuple[bool, ...]]]:
     """Rotations of a cube (square) as (axes, flips): out = flip(transpose(x, axes), flips).
 

@@ -93,7 +93,9 @@ def _load(paths: Sequence[str]) -> ml_collections.ConfigDict:
     except UserError:
         raise
     except Exception as error:  # a config is a program: anything can go wrong in it
-        raise UserError(f"{paths[0]}: {type(error).__name__}: {error}") from None
+        # ml_collections wraps the whole traceback; its last line is what happened.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise UserError(f"{paths[0]}: the config cannot be loaded ({reason})") from None
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(f"{paths[0]}: no config; the file must have a function get_config(arg)")
     return config

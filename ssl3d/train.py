@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from ssl3d import checkpoint, checks, report, sharding, tasks
 from ssl3d.data import pipeline, sources, store
 from ssl3d.errors import RunError, UserError
-from ssl3d.models import encoders, export
+from ssl3d.models import export
 from ssl3d.step import (
     State,
     init_state,
@@ -247,13 +247,6 @@ def _check(
         raise UserError(
             f"config.mesh.space={config.mesh.space} splits whole volumes; {config.task.name} "
             "feeds patches, which config.mesh.space=1 spreads over the devices already"
-        )
-    size = record["volume"].shape[:-1] if "volume" in record else record["patches"].shape[1:-1]
-    if encoders.smallest_norm(config.encoder, size) < 2:
-        raise UserError(
-            f"config.encoder.depth={config.encoder.depth}: of {size} voxels a single one is left, "
-            "and a norm over one voxel answers the same to everything; use fewer levels or a "
-            "larger config.data.crop"
         )
 
 

@@ -179,7 +179,7 @@ def one_step(name, variant, tiny, dataset):
     if variant == "original":
         config.head.hidden = (16,) if config.head.hidden else ()
         config.encoder.depth = 2
-    task, mesh, optimizer = tasks.build(config), sharding.make_mesh(1), train.make_optimizer(config)
+    task, mesh, optimizer = tasks.build(config), sharding.make_mesh(1), step.make_optimizer(config)
     batch = next(
         pipeline.train_batches(
             dataset, dataset.split("train"), task.record, rank=config.rank, slice_axis=2,
@@ -187,8 +187,8 @@ def one_step(name, variant, tiny, dataset):
         )
     )  # fmt: skip
     record = jax.tree.map(lambda leaf: leaf[0], batch["record"])
-    state = train.init_state(config, task, optimizer, record, mesh)
-    step = train.make_step(config, task, optimizer, mesh)
+    state = step.init_state(config, task, optimizer, record, mesh)
+    step = step.make_step(config, task, optimizer, mesh)
     before = jax.device_get(state["params"])
     for _ in range(2):  # the first step of a warm-up has a rate of zero
         state, metrics = step(state, sharding.to_devices(batch, mesh))

@@ -133,11 +133,12 @@ KINDS = ("unet", "resunet")
 KEYS = ("kind", "width", "depth", "norm", "activation_first", "dropout", "final_pool", "dtype")
 
 
-def build(config: Mapping[str, Any]) -> nn.Module:
+def build(config: Mapping[str, Any], size: Sequence[int] = ()) -> nn.Module:
     """The encoder that `config` (a dict or ConfigDict) describes.
 
     Keys: kind "unet" | "resunet"; width, depth; norm "group" | "instance" | "batch";
     activation_first (unet only); dropout; final_pool "none" | "max"; dtype "float32" | "bfloat16".
+    With `size` (*S of its inputs, in voxels) the depth is checked against it.
 
     Raises:
         UserError: an unknown key, a value outside these, or a combination that cannot learn.
@@ -167,6 +168,11 @@ def build(config: Mapping[str, Any]) -> nn.Module:
         raise UserError(
             "encoder.norm=instance after the activation gives every input the same pooled "
             "features; set encoder.activation_first=False or encoder.norm=group"
+        )
+    if size and smallest_norm(config, size) < 2:
+        raise UserError(
+            f"encoder.depth is {encoder.depth}: a single one of {tuple(size)} voxels is left, and a "
+            "norm over one voxel answers the same to everything; use fewer levels or larger inputs"
         )
     return encoder
 

@@ -216,7 +216,7 @@ def build(config: ml_collections.ConfigDict) -> Task:
         record=lambda rng, example, train: cut(rng, example, config.data.crop, grid, train),
         views=lambda key, record, train: views(key, record, train, task.intensity, task.flip_rows),
         network=Network(
-            encoder=encoders.build(config.encoder),
+            encoder=encoders.build(config.encoder, grid.patch),
             code=nn.Dense(task.code),
             recurrence=nn.RNN(nn.GRUCell(task.context)),
             predictors=tuple(nn.Dense(task.code) for _ in range(goals.shape[1])),

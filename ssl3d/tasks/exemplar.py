@@ -192,7 +192,7 @@ def build(config: ml_collections.ConfigDict) -> Task:
         record=record,
         views=lambda key, record, train: views(key, record, train, task),
         network=Network(
-            encoder=encoders.build(config.encoder),
+            encoder=encoders.build(config.encoder, size),
             heads=tuple(heads.build(config.head, out=task.code) for _ in range(head_count)),
             pool=config.head.pool,
         ),

@@ -130,7 +130,7 @@ def build(config: ml_collections.ConfigDict) -> Task:
             key, record, train, jnp.asarray(chosen), task.puzzles, task.intensity
         ),
         network=Network(
-            encoder=encoders.build(config.encoder),
+            encoder=encoders.build(config.encoder, grid.patch),
             code=nn.Dense(task.code),
             head=heads.build(config.head, out=task.permutations),
             pool=config.head.pool,

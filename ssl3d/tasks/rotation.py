@@ -36,10 +36,16 @@ class Network(nn.Module):
 
 
 def views(
-    key: Array, record: dict[str, Array], train: bool, turns: int, group: str, strength: float
+    key: Array,
+    record: dict[str, Array],
+    train: bool,
+    turns: int,
+    group: str,
+    strength: float,
+    coarsen: int,
 ) -> tuple[Array, dict[str, Array]]:
-    """Draws Q different rotations: crop [*S, C] -> [Q, *S, C] and the classes [Q]."""
-    volume = record["volume"].astype(jnp.float32)
+    """Draws Q different rotations: crop [*S, C] -> [Q, *S / coarsen, C] and the classes [Q]."""
+    volume = augment.coarsen(record["volume"].astype(jnp.float32), coarsen)
     draw, intensity = jax.random.split(key)
     if train and strength > 0:
         volume = augment.monotone(intensity, volume, strength)
@@ -74,6 +80,8 @@ def build(config: ml_collections.ConfigDict) -> Task:
         raise UserError(
             f"config.data.crop={size}: rotation turns cubes (squares); make the sides equal"
         )
+    if task.coarsen < 1 or size[0] % task.coarsen:
+        raise UserError(f"config.task.coarsen={task.coarsen}: must divide the crop of {size[0]}")
     if task.group not in ("axes", "all"):
         raise UserError(f"config.task.group={task.group!r}: choose axes (the paper's) or all")
     classes = len(augment.signed_permutations(len(size), task.group))
@@ -93,10 +101,10 @@ def build(config: ml_collections.ConfigDict) -> Task:
     return Task(
         record=record,
         views=lambda key, record, train: views(
-            key, record, train, task.turns, task.group, task.intensity
+            key, record, train, task.turns, task.group, task.intensity, task.coarsen
         ),
         network=Network(
-            encoder=encoders.build(config.encoder),
+            encoder=encoders.build(config.encoder, tuple(side // task.coarsen for side in size)),
             head=heads.build(config.head, out=classes),
             pool=config.head.pool,
         ),

@@ -97,7 +97,7 @@ def build(config: ml_collections.ConfigDict) -> Task:
             key, record, train, task.queries, centre, task.intensity
         ),
         network=Network(
-            encoder=encoders.build(config.encoder),
+            encoder=encoders.build(config.encoder, grid.patch),
             head=heads.build(config.head, out=grid.count - 1),
             pool=config.head.pool,
         ),
