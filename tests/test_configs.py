@@ -11,6 +11,7 @@ from flax import traverse_util
 
 from configs import datasets, default
 from ssl3d import checkpoint, report, sharding, tasks, train
+from ssl3d import step as steps
 from ssl3d.data import pipeline
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
@@ -128,7 +129,7 @@ def pooled_difference(encoder, size, pool):
 @pytest.mark.parametrize("preset", ["phantom", "phantom_brain", "phantom_abdomen", "hippocampus"])
 def test_two_images_have_two_pooled_features_in_every_preset(preset):
     for name in NAMES:
-        for variant in ("", "original"):
+        for variant in ("", "original") if preset == "phantom" else ("",):
             config = get_config(name, f"{preset},{variant}".rstrip(","))
             encoder = tuple(sorted(config.encoder.to_dict().items()))
             difference = pooled_difference(encoder, encoded_size(config), config.head.pool)
@@ -179,7 +180,7 @@ def one_step(name, variant, tiny, dataset):
     if variant == "original":
         config.head.hidden = (16,) if config.head.hidden else ()
         config.encoder.depth = 2
-    task, mesh, optimizer = tasks.build(config), sharding.make_mesh(1), step.make_optimizer(config)
+    task, mesh, optimizer = tasks.build(config), sharding.make_mesh(1), steps.make_optimizer(config)
     batch = next(
         pipeline.train_batches(
             dataset, dataset.split("train"), task.record, rank=config.rank, slice_axis=2,
@@ -187,8 +188,8 @@ def one_step(name, variant, tiny, dataset):
         )
     )  # fmt: skip
     record = jax.tree.map(lambda leaf: leaf[0], batch["record"])
-    state = step.init_state(config, task, optimizer, record, mesh)
-    step = step.make_step(config, task, optimizer, mesh)
+    state = steps.init_state(config, task, optimizer, record, mesh)
+    step = steps.make_step(config, task, optimizer, mesh)
     before = jax.device_get(state["params"])
     for _ in range(2):  # the first step of a warm-up has a rate of zero
         state, metrics = step(state, sharding.to_devices(batch, mesh))

@@ -1,0 +1,251 @@
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ssl3d.data import pipeline, store
+from ssl3d.errors import UserError
+
+
+def record(rng, example, train):
+    """What a task might cut: a random crop, and the numbers that it drew."""
+    crop, start = pipeline.crop(rng, example.image, (5,) * (example.image.ndim - 1), train)
+    return {"crop": crop, "start": start, "draw": rng.random()}
+
+
+@pytest.fixture
+def batches(volumes):
+    """Training batches of the shared data set, with options replaced."""
+
+    def function(count, dataset=volumes, **overrides):
+        options = {"rank": dataset.rank, "slice_axis": 2, "margin": 0, "batch_size": 4}
+        options |= {"seed": 0, "threads": 1} | overrides
+        stream = pipeline.train_batches(dataset, dataset.split("train"), record, **options)
+        return list(itertools.islice(stream, count))
+
+    return function
+
+
+@pytest.fixture
+def validation(volumes):
+    def function(dataset=volumes, cases=None, **overrides):
+        options = {"rank": dataset.rank, "slice_axis": 2, "margin": 0, "batch_size": 4}
+        options |= {"seed": 0, "repeats": 2} | overrides
+        cases = dataset.split("val") if cases is None else cases
+        return list(pipeline.validation_batches(dataset, cases, record, **options))
+
+    return function
+
+
+def assert_equal(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_a_batch_holds_records_and_whose_they_are(batches, volumes):
+    (batch,) = batches(1)
+    assert batch["record"]["crop"].shape == (4, 5, 5, 5, 2)
+    assert batch["record"]["crop"].dtype == np.float16
+    subjects = volumes.subjects()
+    for row in range(4):
+        case = volumes.cases[batch["case"][row]]
+        assert case.split == "train"
+        assert batch["subject"][row] == subjects[case.subject]
+        assert batch["case_key"][row] == pipeline.case_key(case)
+        here = tuple(slice(a, a + 5) for a in batch["record"]["start"][row])
+        image = store.load_image(volumes, case)
+        np.testing.assert_array_equal(batch["record"]["crop"][row], image[here])
+
+
+def test_every_case_comes_once_an_epoch_in_another_order_each_time(batches):
+    stream = np.concatenate([batch["case"] for batch in batches(8)]).reshape(4, 8)
+    assert all(set(epoch) == set(range(8)) for epoch in stream)
+    assert len({tuple(epoch) for epoch in stream}) == 4
+
+
+def test_no_two_examples_are_drawn_alike(batches):
+    draws = np.concatenate([batch["record"]["draw"] for batch in batches(8)])
+    assert len(np.unique(draws)) == 32
+
+
+def test_the_order_is_a_function_of_the_seed(batches):
+    assert_equal(batches(3), batches(3))
+    other = batches(3, seed=1)
+    assert any((a["case"] != b["case"]).any() for a, b in zip(batches(3), other, strict=True))
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_the_number_of_threads_changes_nothing(batches, threads):
+    assert_equal(batches(6), batches(6, threads=threads))
+
+
+@pytest.mark.parametrize("first", [1, 3, 7])
+def test_to_begin_later_is_to_skip(batches, first):
+    assert_equal(batches(9)[first:], batches(9 - first, first_batch=first))
+    assert_equal(batches(9)[first:], batches(9 - first, first_batch=first, threads=3))
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_every_global_batch(batches, count):
+    alone = batches(5)
+    shares = [batches(5, process=(index, count)) for index in range(count)]
+    together = [
+        jax.tree.map(lambda *parts: np.concatenate(parts), *parts)
+        for parts in zip(*shares, strict=True)
+    ]
+    assert_equal(alone, together)
+    assert len(shares[0][0]["case"]) == 4 // count
+
+
+def test_processes_resume_together(batches):
+    for index in range(2):
+        options = {"process": (index, 2)}
+        assert_equal(batches(6, **options)[4:], batches(2, first_batch=4, **options))
+
+
+# Validation.
+
+
+def by_example(rows):
+    """(case, repeat) -> its record, real examples only."""
+    found = {}
+    for batch in rows:
+        for row in np.flatnonzero(batch["valid"]):
+            key = int(batch["case"][row]), int(batch["repeat"][row])
+            assert key not in found
+            found[key] = {name: leaf[row] for name, leaf in batch["record"].items()}
+    return found
+
+
+def test_validation_holds_every_case_as_often_as_asked(validation, volumes):
+    found = by_example(validation())
+    assert set(found) == set(itertools.product(range(8, 12), range(2)))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5, 16])
+def test_what_validation_draws_does_not_depend_on_the_batch_size(validation, batch_size):
+    rows = validation(batch_size=batch_size)
+    assert all(len(batch["case"]) == batch_size for batch in rows)
+    assert sum(batch["valid"].sum() for batch in rows) == 8
+    assert_equal(by_example(validation()), by_example(rows))
+
+
+def test_what_validation_draws_depends_on_seed_case_and_repeat_alone(validation, volumes):
+    found = by_example(validation())
+    cases = volumes.split("val")
+    fewer = by_example(validation(cases=cases[2:], repeats=1))
+    assert_equal({key: found[key] for key in fewer}, fewer)
+    draws = {float(values["draw"]) for values in found.values()}
+    assert len(draws) == 8
+    assert float(by_example(validation(seed=1))[8, 0]["draw"]) not in draws
+    # Crops are of the middle, whatever is drawn.
+    assert {tuple(values["start"]) for values in found.values()} == {(9, 9, 9)}
+
+
+def test_processes_share_the_validation_too(validation):
+    alone = validation(batch_size=6)
+    shares = [validation(batch_size=6, process=(index, 2)) for index in range(2)]
+    together = [
+        jax.tree.map(lambda *parts: np.concatenate(parts), *parts)
+        for parts in zip(*shares, strict=True)
+    ]
+    assert_equal(alone, together)
+
+
+# Crops.
+
+
+@given(
+    st.integers(2, 3).flatmap(
+        lambda rank: st.tuples(
+            st.tuples(*[st.integers(1, 12)] * rank), st.tuples(*[st.integers(1, 16)] * rank)
+        )
+    ),
+    st.integers(0, 99),
+    st.booleans(),
+)
+def test_crops_are_inside_or_continued_by_the_mirror_image(shapes, seed, train):
+    shape, size = shapes
+    image = np.arange(np.prod(shape), dtype=np.float32).reshape(*shape, 1)
+    part, start = pipeline.crop(np.random.default_rng(seed), image, size, train)
+    assert part.shape == (*size, 1)
+    assert start.dtype == np.int32
+    index = np.indices(size).reshape(len(size), -1) + start[:, None]
+    for axis, (whole, side) in enumerate(zip(shape, size, strict=True)):
+        period = index[axis] % (2 * whole)  # voxel -1 mirrors to 0, as does `whole` to the last
+        index[axis] = np.minimum(period, 2 * whole - 1 - period)
+        if side <= whole:
+            assert 0 <= start[axis] <= whole - side
+        else:
+            assert start[axis] == (whole - side) // 2
+    np.testing.assert_array_equal(part, image[tuple(index)].reshape(part.shape))
+
+
+def test_training_crops_reach_every_place_and_validation_ones_the_middle():
+    image = np.zeros((9, 6, 1), np.float16)
+
+    def starts(train):
+        rngs = [np.random.default_rng(seed) for seed in range(80)]
+        return {tuple(pipeline.crop(rng, image, (6, 6), train)[1]) for rng in rngs}
+
+    assert starts(train=True) == {(0, 0), (1, 0), (2, 0), (3, 0)}
+    assert starts(train=False) == {(1, 0)}
+
+
+# Slices of volumes.
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_are_whole_and_of_the_foreground(volumes, axis):
+    case = volumes.cases[3]
+    image = store.load_image(volumes, case)
+    planes = np.moveaxis(image, axis, 0)
+    seen = set()
+    for seed in range(60):
+        example = pipeline.open_example(volumes, case, 2, axis, 0, np.random.default_rng(seed))
+        (at,) = [i for i, plane in enumerate(planes) if np.array_equal(plane, example.image)]
+        seen.add(at)
+        assert example.case is case
+    first, end = case.foreground[axis]
+    outer = (end - first) // 10
+    assert seen == set(range(first + outer, end - outer))
+
+
+def test_slices_of_a_case_without_a_foreground_are_of_the_whole(volumes):
+    import dataclasses
+
+    case = dataclasses.replace(volumes.cases[3], foreground=None)
+    example = pipeline.open_example(volumes, case, 2, 0, 0, np.random.default_rng(0))
+    assert example.image.shape == (24, 24, 2)
+
+
+def test_slices_change_from_draw_to_draw(batches, volumes):
+    (batch,) = batches(1, rank=2, batch_size=8)
+    assert batch["record"]["crop"].shape == (8, 5, 5, 2)
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_a_margin_is_left_out_on_every_side(volumes, rank):
+    case = volumes.cases[3]
+    options = (case, rank, 2)
+    whole = pipeline.open_example(volumes, *options, 0, np.random.default_rng(0))
+    inner = pipeline.open_example(volumes, *options, 3, np.random.default_rng(0))
+    np.testing.assert_array_equal(inner.image, whole.image[(slice(3, -3),) * rank])
+
+
+def test_images_are_opened_and_not_read(volumes):
+    example = pipeline.open_example(volumes, volumes.cases[0], 3, 2, 0, np.random.default_rng(0))
+    assert isinstance(example.image, np.memmap)
+
+
+def test_a_missing_image_is_named_from_the_reader_threads(volumes, batches, tmp_path):
+    import dataclasses
+    import shutil
+
+    folder = tmp_path / "data"
+    shutil.copytree(volumes.path, folder)
+    store.image_path(folder, "case_05").unlink()
+    with pytest.raises(UserError, match=r"case_05\.npy: missing"):
+        batches(2, dataset=dataclasses.replace(volumes, path=folder), threads=2)
