@@ -22,6 +22,9 @@ from ssl3d.data import intensity, store
 from ssl3d.data.anatomy import abdomen, brain, fundus
 from ssl3d.errors import UserError
 
+# Voxels; below it the anatomy is smaller than a voxel.
+_LEAST_SIDE = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
@@ -138,6 +141,12 @@ def write(
     about = KINDS[kind]
     if len(shape) != about.rank:
         raise UserError(f"config.data.phantom.shape={shape}: {kind} has {about.rank} dimensions")
+    if min(shape) < _LEAST_SIDE:
+        raise UserError(
+            f"config.data.phantom.shape={shape}: every side needs {_LEAST_SIDE} voxels or more"
+        )
+    if min(counts.values()) < 0 or sum(counts.values()) == 0:
+        raise UserError(f"config.data.phantom: {counts} cases; give numbers from 0, not all 0")
     recipe = {"phantom": kind, "shape": list(shape), "counts": dict(counts), "seed": seed}
     if (folder / store.MANIFEST).exists():
         dataset = store.read(folder)

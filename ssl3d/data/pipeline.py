@@ -19,6 +19,9 @@ import numpy as np
 from ssl3d.data import store
 from ssl3d.errors import UserError
 
+# Endless for any run; without a number, Grain's length of batches of one overflows.
+_EPOCHS = 2**32
+
 Batch = dict[str, Any]
 
 
@@ -153,7 +156,7 @@ def train_batches(
         grain.MapDataset.source(list(cases))
         .seed(seed)
         .shuffle()
-        .repeat()
+        .repeat(_EPOCHS)
         .random_map(make)
         .batch(batch_size // count)
     )

@@ -171,7 +171,7 @@ def build(config: Mapping[str, Any], size: Sequence[int] = ()) -> nn.Module:
         )
     if size and smallest_norm(config, size) < 2:
         raise UserError(
-            f"encoder.depth is {encoder.depth}: of {tuple(size)} voxels a single one is left, and a "
+            f"encoder.depth is {encoder.depth}: of {tuple(size)} voxels one is left, and a "
             "norm over one voxel answers the same to everything; use fewer levels or larger inputs"
         )
     return encoder

@@ -21,7 +21,8 @@ def pooled(features: Features, how: str = "mean") -> jax.Array:
     if how == "mean":
         return bottleneck.mean(axes)
     if how == "max":
-        return bottleneck.max(axes)
+        # Its gradient compares x with the maximum: x must not be computed anew with other rounding.
+        return jax.lax.optimization_barrier(bottleneck).max(axes)
     raise ValueError(f"pooling {how!r}; choose mean or max")
 
 

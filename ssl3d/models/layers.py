@@ -49,10 +49,16 @@ def _blocks(x: jax.Array) -> tuple[jax.Array, tuple[int, ...]]:
 def max_pool(x: jax.Array) -> jax.Array:
     """Maximum over blocks of 2^rank: [B, *S, C] -> [B, *ceil(S/2), C].
 
-    The last block of an odd axis holds only the voxels there are.
+    The last block of an odd axis holds only the voxels there are. Pairs are compared axis by axis:
+    the gradient of a maximum over many divides by the number of equals, and where XLA computes x
+    anew with other rounding there are none.
     """
-    blocks, twos = _blocks(_pad_to_even(x, -jnp.inf))
-    return blocks.max(twos)
+    x = _pad_to_even(x, -jnp.inf)
+    for axis in _spatial(x):
+        pairs = x.reshape(*x.shape[:axis], -1, 2, *x.shape[axis + 1 :])
+        first, second = jnp.split(pairs, 2, axis=axis + 1)
+        x = jnp.maximum(first, second).squeeze(axis + 1)
+    return x
 
 
 def space_to_depth(x: jax.Array) -> jax.Array:

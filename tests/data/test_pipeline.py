@@ -1,4 +1,6 @@
+import dataclasses
 import itertools
+import shutil
 
 import jax
 import numpy as np
@@ -97,6 +99,11 @@ def test_processes_share_every_global_batch(batches, count):
     ]
     assert_equal(alone, together)
     assert len(shares[0][0]["case"]) == 4 // count
+
+
+def test_a_batch_may_hold_one_example(batches):
+    one_by_one = np.concatenate([batch["case"] for batch in batches(8, batch_size=1)])
+    np.testing.assert_array_equal(one_by_one, batches(1, batch_size=8)[0]["case"])
 
 
 def test_processes_resume_together(batches):
@@ -214,8 +221,6 @@ def test_slices_are_whole_and_of_the_foreground(volumes, axis):
 
 
 def test_slices_of_a_case_without_a_foreground_are_of_the_whole(volumes):
-    import dataclasses
-
     case = dataclasses.replace(volumes.cases[3], foreground=None)
     example = pipeline.open_example(volumes, case, 2, 0, 0, np.random.default_rng(0))
     assert example.image.shape == (24, 24, 2)
@@ -241,9 +246,6 @@ def test_images_are_opened_and_not_read(volumes):
 
 
 def test_a_missing_image_is_named_from_the_reader_threads(volumes, batches, tmp_path):
-    import dataclasses
-    import shutil
-
     folder = tmp_path / "data"
     shutil.copytree(volumes.path, folder)
     store.image_path(folder, "case_05").unlink()
