@@ -53,9 +53,9 @@ def _phantom_volume(config: ml_collections.ConfigDict, kind: str) -> None:
             patches=(54, 54, 54),
             cpc=(48, 48, 48),
             rotation=(56, 56, 56),
-            exemplar=(32, 32, 32),
+            exemplar=(48, 48, 48),
         )
-        config.batch_size = {"jigsaw": 4, "rotation": 24, "exemplar": 12}.get(config.task.name, 8)
+        config.batch_size = {"jigsaw": 4, "rotation": 24, "exemplar": 24}.get(config.task.name, 8)
         # These two are learned soonest.
         config.steps = {"jigsaw": 120, "rotation": 100}.get(config.task.name, config.steps)
     else:

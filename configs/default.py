@@ -119,3 +119,12 @@ def jitter(config: ml_collections.ConfigDict, per_side: int, variant: str) -> in
     """
     cell = min(config.data.crop) // per_side
     return max(round(cell * 3 / 42) if variant else min(cell // 4, 8), 1)
+
+
+def coarsening(config: ml_collections.ConfigDict) -> int:
+    """Voxels per side whose mean is one for tasks on a whole crop; the phantoms' 3D ones take 2.
+
+    What lies where shows at half the resolution too, and a step of two CPU cores then holds four
+    times the volumes, which these tasks need more than detail.
+    """
+    return 2 if config.rank == 3 and config.data.phantom.kind else 1

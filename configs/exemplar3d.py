@@ -19,6 +19,7 @@ def configure(arg: str, rank: int) -> ml_collections.ConfigDict:
     config.task.margin = 1.0  # paper, equation 3
     config.task.code = 128  # of the embedding (paper: 1024)
     config.task.pool = 32  # volumes among which validation looks for the right one
+    config.task.coarsen = 1 if variant else default.coarsening(config)
     # Probabilities of the transformations (paper, appendix A: 0.5, 0.5 and 0.2).
     config.task.flip = 0.5
     config.task.turn = 0.5

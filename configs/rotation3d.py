@@ -17,9 +17,7 @@ def configure(arg: str, rank: int) -> ml_collections.ConfigDict:
     config, variant = default.get_config("rotation", rank, arg)
     config.task.group = "axes"  # the paper's 10 (4 in 2D), or all: the cube's 24
     config.task.turns = 1  # rotated versions of each crop
-    # Which way is up shows at half the resolution too, and four times the volumes fit in a step.
-    coarse = rank == 3 and config.data.preset.startswith("phantom")
-    config.task.coarsen = 2 if coarse and not variant else 1
+    config.task.coarsen = 1 if variant else default.coarsening(config)
     config.task.intensity = 0.3  # of the random monotone change of intensities
     if variant:
         config.task.intensity = 0.0

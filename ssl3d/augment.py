@@ -7,11 +7,14 @@ depend on its neighbours or on the batch size.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+from ssl3d.errors import UserError
 
 
 def _per_channel(x: Array) -> tuple[int, ...]:
@@ -61,6 +64,12 @@ def coarsen(x: Array, factor: int) -> Array:
     """Means over blocks of factor^r voxels: [*S, C] -> [*S / factor, C], S a multiple of it."""
     blocks = [size for side in x.shape[:-1] for size in (side // factor, factor)]
     return x.reshape(*blocks, x.shape[-1]).mean(axis=tuple(range(1, 2 * (x.ndim - 1), 2)))
+
+
+def check_coarsening(factor: int, size: Sequence[int]) -> None:
+    """Raises `UserError` unless `factor` divides every side of the crop."""
+    if factor < 1 or any(side % factor for side in size):
+        raise UserError(f"config.task.coarsen={factor}: must divide config.data.crop={tuple(size)}")
 
 
 def signed_permutations(rank: int, group: str) -> list[tuple[tuple[int, ...], tuple[bool, ...]]]:

@@ -185,7 +185,7 @@ def read(path: str | Path) -> Dataset:
             f"{folder}: no prepared data set here ({MANIFEST} is missing); "
             "make one with python -m ssl3d.prepare"
         ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{file}: cannot be read ({error}); prepare the data again") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise UserError(
@@ -264,6 +264,18 @@ def _check(dataset: Dataset, file: Path) -> None:
                 f"case {case.id}: {case.channels} channels, the data set has "
                 f"{len(dataset.modalities)} modalities"
             )
+        side = dataset.rank + 1
+        if len(case.affine) != side or any(len(row) != side for row in case.affine):
+            raise refuse(f"case {case.id}: the affine is not {side} x {side}")
+        if case.foreground is not None and (
+            len(case.foreground) != dataset.rank
+            or any(
+                not 0 <= a < b <= n for (a, b), n in zip(case.foreground, case.shape, strict=True)
+            )
+        ):
+            raise refuse(f"case {case.id}: the foreground {case.foreground} is not in the image")
+        if case.grade is not None and not 0 <= case.grade < len(dataset.classes):
+            raise refuse(f"case {case.id}: grade {case.grade} is none of the classes")
         if splits.setdefault(case.subject, case.split) != case.split:
             raise refuse(f"subject {case.subject} is in two splits")
 

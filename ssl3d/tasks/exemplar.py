@@ -67,8 +67,8 @@ def transform(key: Array, volume: Array, task: ml_collections.ConfigDict) -> Arr
 def views(
     key: Array, record: dict[str, Array], train: bool, task: ml_collections.ConfigDict
 ) -> tuple[Array, dict[str, Array]]:
-    """Crop [*S, C] -> the original and its transformed version [2, *S, C]."""
-    original = record["volume"].astype(jnp.float32)
+    """Crop [*S, C] -> the original and its transformed version [2, *S / coarsen, C]."""
+    original = augment.coarsen(record["volume"].astype(jnp.float32), task.coarsen)
     return jnp.stack([original, transform(key, original, task)]), {}
 
 
@@ -174,6 +174,7 @@ def build(config: ml_collections.ConfigDict) -> Task:
         raise UserError("config.batch_size=1 leaves exemplar no negatives; use 2 or more")
     if task.objective not in ("margin", "original"):
         raise UserError(f"config.task.objective={task.objective!r}: choose margin or original")
+    augment.check_coarsening(task.coarsen, size)
     shared = task.objective == "margin"
     head_count = 1 if shared else 3
 
@@ -192,7 +193,7 @@ def build(config: ml_collections.ConfigDict) -> Task:
         record=record,
         views=lambda key, record, train: views(key, record, train, task),
         network=Network(
-            encoder=encoders.build(config.encoder, size),
+            encoder=encoders.build(config.encoder, tuple(side // task.coarsen for side in size)),
             heads=tuple(heads.build(config.head, out=task.code) for _ in range(head_count)),
             pool=config.head.pool,
         ),

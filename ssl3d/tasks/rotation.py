@@ -80,8 +80,7 @@ def build(config: ml_collections.ConfigDict) -> Task:
         raise UserError(
             f"config.data.crop={size}: rotation turns cubes (squares); make the sides equal"
         )
-    if task.coarsen < 1 or size[0] % task.coarsen:
-        raise UserError(f"config.task.coarsen={task.coarsen}: must divide the crop of {size[0]}")
+    augment.check_coarsening(task.coarsen, size)
     if task.group not in ("axes", "all"):
         raise UserError(f"config.task.group={task.group!r}: choose axes (the paper's) or all")
     classes = len(augment.signed_permutations(len(size), task.group))
