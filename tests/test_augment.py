@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssl3d import augment
+from ssl3d.errors import UserError
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -125,6 +126,24 @@ def test_zoom_leaves_most_images_alone_and_never_changes_a_constant():
     np.testing.assert_allclose(constant, 1, rtol=1e-5)
 
 
+@pytest.mark.parametrize("rank", [2, 3])
+def test_coarsening_takes_means_over_blocks(rank):
+    x = image(rank, side=6)
+    coarse = augment.coarsen(x, 3)
+    assert coarse.shape == (2,) * rank + (2,)
+    corner = x[(slice(0, 3),) * (rank - 1) + (slice(3, 6),)]
+    np.testing.assert_allclose(
+        coarse[(0,) * (rank - 1) + (1,)], corner.mean(axis=tuple(range(rank))), rtol=1e-5
+    )
+    np.testing.assert_array_equal(augment.coarsen(x, 1), x)
+
+
+@pytest.mark.parametrize("factor", [0, -1, 4])
+def test_a_factor_that_does_not_divide_the_crop_is_refused(factor):
+    with pytest.raises(UserError, match=r"config\.task\.coarsen=.*config\.data\.crop=\(6, 6\)"):
+        augment.check_coarsening(factor, (6, 6))
+
+
 def test_what_becomes_of_an_example_does_not_depend_on_its_neighbours():
     keys = jax.random.split(jax.random.key(0), 4)
     batch = jnp.stack([image(2, seed=seed) for seed in range(4)])
@@ -132,6 +151,6 @@ def test_what_becomes_of_an_example_does_not_depend_on_its_neighbours():
     def change(key, x):
         return augment.zoom(key, augment.monotone(key, augment.flips(key, x), 0.9), 0.5, 0.2)
 
-    together = jax.vmap(change)(keys, batch)
-    alone = change(keys[2], batch[2])
+    together = jax.jit(jax.vmap(change))(keys, batch)
+    alone = jax.jit(change)(keys[2], batch[2])
     np.testing.assert_allclose(together[2], alone, rtol=1e-5, atol=1e-5)

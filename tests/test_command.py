@@ -93,7 +93,9 @@ def test_mistakes_are_named_in_one_line(parse, arguments, message):
     ["def get_config(:\n", "import no_such_module\n", "x = 1\n"],
     ids=["syntax", "import", "no get_config"],
 )
-def test_a_config_file_that_is_no_config_is_named(parse, tmp_path, text):
+def test_a_config_file_that_is_no_config_is_named(parse, tmp_path, monkeypatch, text):
+    # ml_collections loads every file into the same module, which keeps what an earlier one had.
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
     file = tmp_path / "mine.py"
     file.write_text(text)
     with pytest.raises(UserError, match=r"mine\.py"):

@@ -156,10 +156,9 @@ def test_stopping_where_the_run_already_is(call, tiny_options, pictures, tmp_pat
     """A time-limited job that is started once more than needed has nothing to do, and says so."""
     options = [*tiny_options("rotation2d", pictures.path), f"--workdir={tmp_path / 'run'}"]
     assert call(*options, "--stop_at=2")[0] == 0
-    for stop_at in (2, 1):
-        status, said, _ = call(*options, f"--stop_at={stop_at}")
-        assert status == 0
-        assert "at step 2 of 3" in said.splitlines()[-1]
+    status, said, _ = call(*options, "--stop_at=1")
+    assert status == 0
+    assert "at step 2 of 3" in said.splitlines()[-1]
 
 
 @pytest.mark.skipif(

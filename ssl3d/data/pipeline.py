@@ -106,19 +106,14 @@ def case_key(case: store.Case) -> int:
     return zlib.crc32(case.id.encode())
 
 
-def _record(
-    make: Record,
-    rng: np.random.Generator,
-    example: Example,
-    numbers: dict[str, int],
-    subjects: dict[str, int],
-    train: bool,
-) -> Batch:
-    return {
-        "record": make(rng, example, train),
-        "case": np.int32(numbers[example.case.id]),
-        "case_key": np.uint32(case_key(example.case)),
-        "subject": np.int32(subjects[example.case.subject]),
+def _labels(dataset: store.Dataset) -> Callable[[store.Case], Batch]:
+    """The function that says which case an example is of, in numbers."""
+    numbers = {case.id: i for i, case in enumerate(dataset.cases)}
+    subjects = dataset.subjects()
+    return lambda case: {
+        "case": np.int32(numbers[case.id]),
+        "case_key": np.uint32(case_key(case)),
+        "subject": np.int32(subjects[case.subject]),
     }
 
 
@@ -145,12 +140,11 @@ def train_batches(
       process: (index, count) of the processes that share every global batch.
     """
     index, count = process
-    numbers = {case.id: i for i, case in enumerate(dataset.cases)}
-    subjects = dataset.subjects()
+    labels = _labels(dataset)
 
     def make(case: store.Case, rng: np.random.Generator) -> Batch:
         example = open_example(dataset, case, rank, slice_axis, margin, rng)
-        return _record(record, rng, example, numbers, subjects, train=True)
+        return {"record": record(rng, example, True)} | labels(case)
 
     source = (
         grain.MapDataset.source(list(cases))
@@ -187,8 +181,7 @@ def validation_batches(
     """
     index, count = process
     local = batch_size // count
-    numbers = {case.id: i for i, case in enumerate(dataset.cases)}
-    subjects = dataset.subjects()
+    labels = _labels(dataset)
     entries = list(itertools.product(range(repeats), cases))
     for start in range(0, len(entries), batch_size):
         rows = []
@@ -196,9 +189,8 @@ def validation_batches(
             repeat, case = entries[min(position, len(entries) - 1)]
             rng = np.random.default_rng((seed, case_key(case), repeat))
             example = open_example(dataset, case, rank, slice_axis, margin, rng)
-            row = _record(record, rng, example, numbers, subjects, train=False)
-            row |= {"valid": np.bool_(position < len(entries)), "repeat": np.uint32(repeat)}
-            rows.append(row)
+            filled = {"valid": np.bool_(position < len(entries)), "repeat": np.uint32(repeat)}
+            rows.append({"record": record(rng, example, False)} | labels(case) | filled)
         yield _stack(rows)
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -156,10 +157,16 @@ def without(key):
         (case(3, spacing=[1, 1, float("nan")]), "is empty"),
         (case(3, channels=3), "3 channels, the data set has 2 modalities"),
         (case(3, affine=None), "a field is missing or of the wrong kind"),
-        (case(3, affine=[[1.0, 0.0], [0.0, 1.0]]), "case case_03: affine"),
-        (case(3, foreground=[[0, 30], [0, 24], [0, 24]]), "case case_03: foreground"),
-        (case(3, foreground=[[5, 5], [0, 24], [0, 24]]), "case case_03: foreground"),
-        (case(3, foreground=[[0, 24]]), "case case_03: foreground"),
+        (case(3, affine=[[1.0, 0.0], [0.0, 1.0]]), "case case_03: the affine is not 4 x 4"),
+        (
+            case(3, foreground=[[0, 30], [0, 24], [0, 24]]),
+            "case case_03: the foreground .* is not in the image",
+        ),
+        (
+            case(3, foreground=[[5, 5], [0, 24], [0, 24]]),
+            "case case_03: the foreground .* is not in the image",
+        ),
+        (case(3, foreground=[[0, 24]]), "case case_03: the foreground .* is not in the image"),
         (case(3, grade="severe"), "a field is missing or of the wrong kind"),
         (case(3, grade=7), "case case_03: grade"),
     ],
@@ -296,7 +303,7 @@ def test_small_label_fractions_are_inside_large_ones(names, seed):
         {name for name, rank in train.items() if rank < round(fraction * len(train))}
         for fraction in (0.05, 0.1, 0.25, 0.5, 1.0)
     ]
-    for smaller, larger in zip(subsets, subsets[1:], strict=False):
+    for smaller, larger in itertools.pairwise(subsets):
         assert smaller <= larger
     assert subsets[-1] == set(train)
 

@@ -76,21 +76,21 @@ def test_level_shapes_of_any_size(kind, final_pool, size, depth):
 
 
 @pytest.mark.parametrize("kind", encoders.KINDS)
-@pytest.mark.parametrize("size", [(1, 1), (7, 3), (1, 1, 1), (5, 1, 9)])
+@pytest.mark.parametrize("size", [(7, 3), (1, 1, 1), (5, 1, 9)])
 def test_odd_sizes_run_and_are_finite(kind, size):
-    features = pooled({"kind": kind, "width": 4, "depth": 3}, normal(0, 2, *size, 1))
-    assert features.shape == (2, 16)
+    features = pooled({"kind": kind, "width": 4, "depth": 2}, normal(0, 2, *size, 1))
+    assert features.shape == (2, 8)
     assert jnp.isfinite(features).all()
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(map(str, v.values())))
-@pytest.mark.parametrize("size", [(16, 8), (8, 8, 8)])
-@pytest.mark.parametrize("train", [False, True])
-def test_different_inputs_have_different_features(variant, size, train):
-    config = variant | {"width": 4, "depth": 3}
+@pytest.mark.parametrize("size", [(8, 4), (4, 4, 4)])
+def test_different_inputs_have_different_features(variant, size):
+    config = variant | {"width": 4, "depth": 2}
     assert encoders.smallest_norm(config, size) == 8
-    one, other = pooled(config, normal(0, 2, *size, 1), train)
-    assert jnp.linalg.norm(one - other) > 0.02 * jnp.linalg.norm(one)
+    for train in (False, True) if variant["norm"] == "batch" else (False,):
+        one, other = pooled(config, normal(0, 2, *size, 1), train)
+        assert jnp.linalg.norm(one - other) > 0.02 * jnp.linalg.norm(one)
 
 
 def test_a_norm_over_one_voxel_is_the_dead_encoder_that_smallest_norm_foretells():
@@ -122,8 +122,8 @@ def test_smallest_norm_is_what_the_smallest_norm_sees(kind, size, depth):
 
 @pytest.mark.parametrize("kind", encoders.KINDS)
 def test_every_parameter_has_a_gradient(kind):
-    encoder = encoders.build({"kind": kind, "width": 8, "depth": 3})
-    x, direction = normal(0, 2, 8, 8, 8, 2), normal(1, 32)
+    encoder = encoders.build({"kind": kind, "width": 8, "depth": 2})
+    x, direction = normal(0, 2, 4, 4, 4, 2), normal(1, 16)
     variables = jax.jit(encoder.init)(jax.random.key(0), x)
     gradients = jax.jit(jax.grad(lambda v: (heads.pooled(encoder.apply(v, x)) @ direction).sum()))(
         variables
@@ -141,32 +141,35 @@ def test_pooling_passes_the_whole_gradient_on(monkeypatch):
     x, direction = normal(0, 2, 8, 8, 8, 2), normal(1, 32)
     variables = jax.jit(encoder.init)(jax.random.key(0), x)
 
-    def gradients(how):
+    def gradients():
         def score(v, shift):
-            features = encoder.apply(v, x)
-            shifted = encoders.Features((features.levels[-1] + shift,))
-            return (heads.pooled(shifted, how) @ direction).sum()
+            bottleneck = encoder.apply(v, x).levels[-1]
+            mean, maximum = (
+                heads.pooled(encoders.Features((bottleneck + shift[how],)), how)
+                for how in ("mean", "max")
+            )
+            return ((mean + 2 * maximum) @ direction).sum()
 
-        return jax.jit(jax.grad(score, (0, 1)))(variables, jnp.zeros(32))
+        zeros = {"mean": jnp.zeros(32), "max": jnp.zeros(32)}
+        return jax.jit(jax.grad(score, (0, 1)))(variables, zeros)
 
-    ours = {how: gradients(how) for how in ("mean", "max")}
-    for _, by_shift in ours.values():
-        np.testing.assert_allclose(by_shift, 2 * direction, rtol=1e-5)
+    ours, by_shift = gradients()
+    np.testing.assert_allclose(by_shift["mean"], 2 * direction, rtol=1e-5)
+    np.testing.assert_allclose(by_shift["max"], 4 * direction, rtol=1e-5)
     window = (1, 2, 2, 2, 1)
     monkeypatch.setattr(
         layers,
         "max_pool",
         lambda x: jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "SAME"),
     )
-    for how, (ours_by_weights, _) in ours.items():
-        theirs, _ = gradients(how)
-        for left, right in zip(*map(jax.tree.leaves, (ours_by_weights, theirs)), strict=True):
-            np.testing.assert_allclose(left, right, rtol=1e-3, atol=1e-4)
+    theirs, _ = gradients()
+    for left, right in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", encoders.KINDS)
 def test_bfloat16_has_float32_parameters_and_close_values(kind):
-    config = {"kind": kind, "width": 8, "depth": 3}
+    config = {"kind": kind, "width": 8, "depth": 2}
     x = normal(0, 2, 8, 8, 8, 1)
     half = encoders.build(config | {"dtype": "bfloat16"})
     variables = jax.jit(half.init)(jax.random.key(0), x)
@@ -183,7 +186,7 @@ def test_bfloat16_has_float32_parameters_and_close_values(kind):
 
 @pytest.mark.parametrize("kind", encoders.KINDS)
 def test_dropout_acts_in_training_alone(kind):
-    encoder = encoders.build({"kind": kind, "width": 4, "depth": 2, "dropout": 0.5})
+    encoder = encoders.build({"kind": kind, "width": 4, "depth": 1, "dropout": 0.5})
     x = normal(0, 1, 8, 8, 1)
     variables = encoder.init(jax.random.key(0), x)
     dropped = [

@@ -39,7 +39,7 @@ def same_convolution(x, kernel):
     return lax.conv_general_dilated(x, kernel, (1,) * rank, "SAME", dimension_numbers=SPECS[rank])
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(sizes, st.sampled_from([1, 2, 3]))
 def test_convolution_of_any_size(size, taps):
     x, kernel = normal(0, 2, *size, 3), normal(1, *(taps,) * len(size), 3, 4)
@@ -47,7 +47,7 @@ def test_convolution_of_any_size(size, taps):
 
 
 @pytest.mark.parametrize("form", [layers._convolve_patches, layers._convolve_slices])
-@pytest.mark.parametrize("size", [(5, 4, 6), (1, 2, 3), (3, 1, 1)])
+@pytest.mark.parametrize("size", [(5, 4, 6), (1, 2, 3)])
 @pytest.mark.parametrize("taps", [2, 3])
 def test_every_spelling_is_the_same_convolution(form, size, taps):
     x, kernel = normal(0, 2, *size, 3), normal(1, taps, taps, taps, 3, 4)
@@ -76,7 +76,7 @@ def test_both_cpu_spellings_share_parameters(monkeypatch):
     np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-4)
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(sizes)
 def test_max_pool(size):
     window = (1, *(2,) * len(size), 1)
@@ -91,7 +91,7 @@ def test_max_pool_of_negative_values_ignores_the_padding():
     assert layers.max_pool(-jnp.ones((1, 3, 3, 1))).max() == -1
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(sizes)
 def test_downsample_is_a_strided_convolution(size):
     x, rank = normal(0, 2, *size, 3), len(size)
@@ -107,7 +107,7 @@ def test_downsample_is_a_strided_convolution(size):
     )
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(sizes)
 def test_upsample_is_a_transposed_convolution(size):
     x, rank = normal(0, 2, *size, 3), len(size)
@@ -135,7 +135,7 @@ def test_upsample_keeps_the_scale():
     assert jnp.square(y).mean() == pytest.approx(2, rel=0.2)
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(sizes)
 def test_space_to_depth_and_back(size):
     x = normal(0, 2, *(2 * n for n in size), 3)
@@ -144,7 +144,7 @@ def test_space_to_depth_and_back(size):
     np.testing.assert_array_equal(layers.depth_to_space(blocks), x)
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(sizes)
 def test_nearest_upsampling(size):
     doubled = (2, *(2 * n for n in size), 3)
@@ -174,7 +174,7 @@ def oracle(x, kind, groups, epsilon):
     ("kind", "epsilon"), [("group", 1e-5), ("instance", 1e-5), ("batch", 1e-3)]
 )
 @pytest.mark.parametrize("size", [(5, 4), (4, 5, 3)])
-@pytest.mark.parametrize("channels", [4, 12, 24])
+@pytest.mark.parametrize("channels", [4, 12])
 def test_norm_against_numpy(kind, epsilon, size, channels):
     x = 3 + 2 * normal(0, 3, *size, channels) * jnp.arange(1.0, channels + 1)
     norm = layers.Norm(kind)

@@ -1,3 +1,4 @@
+import functools
 import itertools
 
 import jax
@@ -83,7 +84,11 @@ def test_predicted_patches_share_no_voxel_with_their_context(
 
 @pytest.mark.parametrize(
     ("name", "overrides"),
-    [("cpc3d", {}), ("cpc2d", {}), ("cpc2d", {"task__border": "zero", "encoder__norm": "instance"})],
+    [
+        ("cpc3d", {}),
+        ("cpc2d", {}),
+        ("cpc2d", {"task__border": "zero", "encoder__norm": "instance"}),
+    ],
 )
 def test_no_prediction_depends_on_a_voxel_it_predicts(tiny, name, overrides):
     """By the gradient with respect to the voxels of the images, of all predictions of an anchor."""
@@ -143,6 +148,14 @@ def test_every_patch_is_encoded_once(tiny, name):
     assert outputs["predictions"].shape == (3, anchors, 2, 8)
 
 
+GOALS = np.array([[3, 6], [4, 7], [5, 8]])
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def info_nce(outputs, targets, temperature=0.1):
+    return cpc.info_nce(outputs, targets, GOALS, temperature)
+
+
 def outputs_and_targets(batch=4, count=9, anchors=3, steps=2, code=5, seed=0):
     rng = np.random.default_rng(seed)
     outputs = {
@@ -150,11 +163,10 @@ def outputs_and_targets(batch=4, count=9, anchors=3, steps=2, code=5, seed=0):
         "predictions": rng.normal(size=(batch, anchors, steps, code)).astype(np.float32),
     }
     targets = {"subject": np.array([7, 3, 7, 5]), "valid": np.array([True, True, True, False])}
-    goals = np.array([[3, 6], [4, 7], [5, 8]])
-    return outputs, targets, goals
+    return outputs, targets
 
 
-def info_nce_by_hand(outputs, targets, goals, temperature):
+def info_nce_by_hand(outputs, targets, temperature):
     """Loops over every prediction and every candidate, from the definition."""
 
     def cosine(a, b):
@@ -166,17 +178,17 @@ def info_nce_by_hand(outputs, targets, goals, temperature):
         terms, hits = [], []
         for a, anchor in enumerate(volume):
             for step, prediction in enumerate(anchor):
-                true = cosine(prediction, codes[b, goals[a, step]])
+                true = cosine(prediction, codes[b, GOALS[a, step]])
                 negatives = [
                     cosine(prediction, codes[c, n])
                     for c in range(len(codes))
                     for n in range(codes.shape[1])
-                    if (c == b and n != goals[a, step])
+                    if (c == b and n != GOALS[a, step])
                     or (targets["subject"][c] != targets["subject"][b] and targets["valid"][c])
                 ]
                 scores = np.array([true, *negatives]) / temperature
                 terms.append(np.log(np.exp(scores).sum()) - scores[0])
-                own = [cosine(prediction, code) for code in np.delete(codes[b], goals[a, step], 0)]
+                own = [cosine(prediction, code) for code in np.delete(codes[b], GOALS[a, step], 0)]
                 hits.append(all(true > other for other in own))
         losses.append(np.mean(terms))
         accuracies.append(np.sum(hits))
@@ -185,11 +197,11 @@ def info_nce_by_hand(outputs, targets, goals, temperature):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.1])
 def test_info_nce_is_what_its_definition_says(temperature):
-    outputs, targets, goals = outputs_and_targets()
+    outputs, targets = outputs_and_targets()
     # Some predictions are good, so that accuracy is neither 0 nor 1.
-    outputs["predictions"][:2] += 3 * outputs["codes"][:2, goals]
-    loss, metrics = jax.jit(lambda o, t: cpc.info_nce(o, t, goals, temperature))(outputs, targets)
-    losses, hits = info_nce_by_hand(outputs, targets, goals, temperature)
+    outputs["predictions"][:2] += 3 * outputs["codes"][:2, GOALS]
+    loss, metrics = info_nce(outputs, targets, temperature)
+    losses, hits = info_nce_by_hand(outputs, targets, temperature)
     np.testing.assert_allclose(loss, losses, rtol=1e-4)
     np.testing.assert_array_equal(metrics["accuracy"][0], hits)
     np.testing.assert_array_equal(metrics["accuracy"][1], 6)
@@ -199,44 +211,44 @@ def test_info_nce_is_what_its_definition_says(temperature):
 
 @pytest.mark.parametrize("row", [2, 3], ids=["same subject", "padding"])
 def test_codes_of_the_same_subject_and_of_padding_are_no_negatives(row):
-    outputs, targets, goals = outputs_and_targets()
-    before, _ = cpc.info_nce(outputs, targets, goals, 0.1)
+    outputs, targets = outputs_and_targets()
+    before, _ = info_nce(outputs, targets)
     outputs["codes"][row] = outputs["codes"][row][::-1] + 1
-    after, _ = cpc.info_nce(outputs, targets, goals, 0.1)
+    after, _ = info_nce(outputs, targets)
     unchanged = np.isclose(before, after, rtol=1e-6)
     # Row 2 is of subject 7 like row 0; row 3 is padding, so only its own loss knows its codes.
     assert unchanged.tolist() == ([True, False, False, False] if row == 2 else [True] * 3 + [False])
 
 
 def test_other_volumes_are_negatives():
-    outputs, targets, goals = outputs_and_targets()
+    outputs, targets = outputs_and_targets()
     targets |= {"subject": np.arange(4), "valid": np.ones(4, bool)}
-    before, _ = cpc.info_nce(outputs, targets, goals, 0.1)
+    before, _ = info_nce(outputs, targets)
     outputs["codes"][1] += 1
-    after, _ = cpc.info_nce(outputs, targets, goals, 0.1)
+    after, _ = info_nce(outputs, targets)
     assert not np.isclose(before, after, rtol=1e-4).any()
 
 
 def test_constant_codes_rank_nothing_first_and_true_ones_everything():
-    outputs, targets, goals = outputs_and_targets()
+    outputs, targets = outputs_and_targets()
     constant = {key: np.ones_like(value) for key, value in outputs.items()}
-    loss, metrics = cpc.info_nce(constant, targets, goals, 0.1)
+    loss, metrics = info_nce(constant, targets)
     assert metrics["accuracy"][0].sum() == 0
     # Rows 0 and 2 (subject 7) choose among 2 x 9 patches: of themselves and of subject 3.
     np.testing.assert_allclose(loss, np.log([18, 27, 18, 36]), rtol=1e-5)
-    outputs["predictions"] = outputs["codes"][:, goals] * 2
-    _, metrics = cpc.info_nce(outputs, targets, goals, 0.1)
+    outputs["predictions"] = outputs["codes"][:, GOALS] * 2
+    _, metrics = info_nce(outputs, targets)
     np.testing.assert_array_equal(metrics["accuracy"][0], metrics["accuracy"][1])
 
 
 def test_the_original_objective_tells_one_true_column_from_one_false():
-    outputs, targets, goals = outputs_and_targets()
+    outputs, targets = outputs_and_targets()
     pair = np.random.default_rng(1).uniform(size=(4, 9)).astype(np.float32)
-    loss, metrics = cpc.binary(outputs, targets | {"pair": pair}, goals)
+    loss, metrics = cpc.binary(outputs, targets | {"pair": pair}, GOALS)
     assert loss.shape == (4,)
     assert np.isfinite(loss).all()
     outputs["predictions"][:] = 0  # every score is 0: undecided, and never right
-    loss, metrics = cpc.binary(outputs, targets | {"pair": pair}, goals)
+    loss, metrics = cpc.binary(outputs, targets | {"pair": pair}, GOALS)
     np.testing.assert_allclose(loss, np.log(2), rtol=1e-6)
     assert metrics["pair_accuracy"][0].sum() == 0
 

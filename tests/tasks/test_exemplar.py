@@ -8,6 +8,8 @@ from ssl3d.errors import UserError
 from ssl3d.tasks import exemplar
 
 MARGIN = 1.0
+margin_loss = jax.jit(exemplar.margin_loss, static_argnums=2)
+original_loss = jax.jit(exemplar.original_loss, static_argnums=2)
 
 
 def unit(x):
@@ -41,7 +43,7 @@ def test_the_loss_is_what_its_definition_says():
     x = embeddings(6)
     x[:3, 1] = unit(x[:3, 0] + 0.1 * x[:3, 1])  # some are close to their originals
     targets = {"subject": np.array([4, 2, 4, 9, 5, 5]), "valid": np.arange(6) != 5}
-    loss, metrics = exemplar.margin_loss(x, targets, MARGIN)
+    loss, metrics = margin_loss(x, targets, MARGIN)
     losses, hits, chances = margin_loss_by_hand(x, **targets, margin=MARGIN)
     np.testing.assert_allclose(loss, losses, rtol=1e-5)
     np.testing.assert_array_equal(metrics["accuracy"][0], hits)
@@ -53,9 +55,9 @@ def test_the_loss_is_what_its_definition_says():
 def test_the_same_subject_and_padding_are_no_negatives(moved):
     targets = {"subject": np.array([4, 2, 4, 9, 5, 7]), "valid": np.arange(6) != 5}
     x = embeddings(6)
-    before, _ = exemplar.margin_loss(x, targets, 4.0)  # so that every pair counts
+    before, _ = margin_loss(x, targets, 4.0)  # so that every pair counts
     x[moved] = unit(x[moved] + 1)
-    after, _ = exemplar.margin_loss(x, targets, 4.0)
+    after, _ = margin_loss(x, targets, 4.0)
     same = np.isclose(before, after, rtol=1e-6)
     expected = {2: [True, False, False, False, False, False], 5: [True] * 5 + [False]}
     assert same.tolist() == expected[moved]
@@ -63,19 +65,19 @@ def test_the_same_subject_and_padding_are_no_negatives(moved):
 
 def test_a_constant_encoder_stays_at_the_margin():
     x = np.broadcast_to(unit(np.ones(6, np.float32)), (8, 2, 6))
-    loss, metrics = exemplar.margin_loss(x, everyone(8), MARGIN)
+    loss, metrics = margin_loss(x, everyone(8), MARGIN)
     np.testing.assert_allclose(loss, MARGIN, rtol=1e-6)
     assert metrics["accuracy"][0].sum() == 0
 
 
 def test_random_embeddings_do_not_beat_a_constant_by_much():
-    loss, _ = exemplar.margin_loss(embeddings(64, size=128), everyone(64), MARGIN)
+    loss, _ = margin_loss(embeddings(64, size=128), everyone(64), MARGIN)
     assert abs(loss.mean() - MARGIN) < 0.05
 
 
 def test_a_perfect_encoder_reaches_zero():
     x = np.repeat(np.eye(8, dtype=np.float32)[:, None], 2, axis=1)
-    loss, metrics = exemplar.margin_loss(x, everyone(8), MARGIN)
+    loss, metrics = margin_loss(x, everyone(8), MARGIN)
     np.testing.assert_array_equal(loss, 0)
     np.testing.assert_array_equal(metrics["accuracy"][0], 1)
 
@@ -111,10 +113,10 @@ def test_the_original_codes_loss_is_won_by_constants(tiny):
     """Its documented fault: three heads with sigmoids, and a margin that no distance exceeds."""
     x = np.zeros((4, 3, 16), np.float32)
     x[:, 2] = 1.0  # the third head's bias alone
-    loss, metrics = exemplar.original_loss(x, everyone(4), MARGIN)
+    loss, metrics = original_loss(x, everyone(4), MARGIN)
     np.testing.assert_array_equal(loss, 0)
     assert metrics["accuracy"][0].sum() == 0  # while nothing was learned
-    loss, _ = exemplar.original_loss(np.full((4, 3, 16), 0.5, np.float32), everyone(4), MARGIN)
+    loss, _ = original_loss(np.full((4, 3, 16), 0.5, np.float32), everyone(4), MARGIN)
     np.testing.assert_array_equal(loss, MARGIN)
 
 
@@ -154,7 +156,9 @@ def test_score_does_not_depend_on_the_order_of_the_cases():
 def line(places):
     """Embeddings on a line: originals at `places`, the transformed ones a quarter further on."""
     places = np.asarray(places, float)[:, None, None]
-    return {name: np.concatenate([places, places + 0.25], 1) for name in ("embeddings", "histogram")}
+    return {
+        name: np.concatenate([places, places + 0.25], 1) for name in ("embeddings", "histogram")
+    }
 
 
 def test_a_pool_holds_one_case_of_each_of_so_many_subjects():
@@ -193,15 +197,15 @@ def test_the_histogram_orders_untouched_volumes_and_not_changed_ones(tiny):
     """Why intensities are changed: quantiles alone know a volume that was only turned."""
     rng = np.random.default_rng(0)
     mixed = rng.normal(size=(16, 10, 10, 1)) ** rng.integers(1, 4, (16, 1, 1, 1))
-    volumes = ((mixed - mixed.mean((1, 2, 3), keepdims=True)) / mixed.std((1, 2, 3), keepdims=True))
+    volumes = (mixed - mixed.mean((1, 2, 3), keepdims=True)) / mixed.std((1, 2, 3), keepdims=True)
     volumes = jnp.asarray(volumes, jnp.float32)
     keys = jax.random.split(jax.random.key(0), 16)
 
     def accuracy(intensity):
         task = tiny("exemplar2d", task__intensity=intensity, task__zoom=0.0).task
-        crops, _ = jax.jit(
-            jax.vmap(lambda key, x: exemplar.views(key, {"volume": x}, True, task))
-        )(keys, volumes)
+        crops, _ = jax.jit(jax.vmap(lambda key, x: exemplar.views(key, {"volume": x}, True, task)))(
+            keys, volumes
+        )
         data = jax.tree.map(np.asarray, exemplar.collect(crops, jnp.zeros((16, 2, 3))))
         assert data["histogram"].shape == (16, 2, 33)
         score = exemplar.score(data, np.arange(16), np.zeros(16, int), pool=32)
@@ -213,7 +217,7 @@ def test_the_histogram_orders_untouched_volumes_and_not_changed_ones(tiny):
 
 @pytest.mark.parametrize("rank", [2, 3])
 def test_views_are_the_original_and_a_transformed_version(tiny, rank):
-    task = tiny(f"exemplar{rank}d").task
+    task = tiny(f"exemplar{rank}d", task__coarsen=1).task
     volume = np.random.default_rng(0).normal(size=(6,) * rank + (2,)).astype(np.float16)
     view = jax.jit(lambda key: exemplar.views(key, {"volume": jnp.asarray(volume)}, True, task)[0])
     crops = [view(jax.random.key(seed)) for seed in range(4)]

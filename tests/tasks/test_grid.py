@@ -11,7 +11,7 @@ from ssl3d.tasks import grid as grids
 @st.composite
 def patch_grids(draw):
     """A grid with its crop: any rank, sides, jitter and overlap that leave patches of 2 voxels."""
-    rank, per_side = draw(st.integers(2, 3)), draw(st.integers(1, 5))
+    rank, per_side = draw(st.integers(2, 3)), draw(st.integers(2, 5))
     size = tuple(draw(st.integers(2 * per_side, 20)) for _ in range(rank))
     jitter, overlap = draw(st.integers(0, 3)), draw(st.integers(0, 6))
     strides = [(side - overlap) // per_side for side in size]
@@ -92,11 +92,22 @@ def test_rows_apart_is_the_least_safe_distance(sized):
 
 
 @pytest.mark.parametrize(
-    ("jitter", "overlap"), [(3, 0), (0, 12)], ids=["no voxel left", "no stride left"]
+    ("numbers", "message"),
+    [
+        ({"per_side": 3, "jitter": 3}, r"config\.data\.crop=\(12, 12\).*config\.task\.jitter=3"),
+        (
+            {"per_side": 3, "overlap": 12},
+            r"config\.data\.crop=\(12, 12\).*config\.task\.overlap=12",
+        ),
+        ({"per_side": 1}, r"config\.task\.per_side=1"),
+        ({"per_side": 0}, r"config\.task\.per_side=0"),
+        ({"per_side": 3, "jitter": -1}, r"config\.task\.jitter=-1"),
+        ({"per_side": 3, "overlap": -1}, r"config\.task\.overlap=-1"),
+    ],
 )
-def test_a_crop_that_is_too_small_is_refused_by_the_names_of_its_keys(jitter, overlap):
-    with pytest.raises(UserError, match=r"config\.data\.crop=\(12, 12\).*config\.task\.jitter"):
-        grids.patch_grid((12, 12), 3, jitter, overlap)
+def test_grids_that_cannot_be_are_refused_by_the_names_of_their_keys(numbers, message):
+    with pytest.raises(UserError, match=message):
+        grids.patch_grid((12, 12), **numbers)
 
 
 @settings(max_examples=30)

@@ -64,7 +64,9 @@ def test_the_device_turns_as_numpy_does(rank):
             np.testing.assert_array_equal(turned[number], turn(x, entry), f"{group} {number}")
 
 
-@pytest.mark.parametrize(("rank", "group", "classes"), [(3, "axes", 10), (3, "all", 24), (2, "", 4)])
+@pytest.mark.parametrize(
+    ("rank", "group", "classes"), [(3, "axes", 10), (3, "all", 24), (2, "", 4)]
+)
 def test_number_of_classes(tiny, rank, group, classes):
     config = tiny(f"rotation{rank}d", task__group=group or "axes", task__turns=2)
     task = tasks.build(config)
@@ -81,7 +83,7 @@ def test_targets_name_what_was_done_to_the_crop(rank, group):
     @jax.jit
     @jax.vmap
     def draw(key):
-        return rotation.views(key, {"volume": jnp.asarray(x)}, False, 3, group, 0.5)
+        return rotation.views(key, {"volume": jnp.asarray(x)}, False, 3, group, 0.5, 1)
 
     views, targets = draw(jax.random.split(jax.random.key(0), 100))
     assert views.shape == (100, 3, *x.shape)
@@ -98,8 +100,10 @@ def test_targets_name_what_was_done_to_the_crop(rank, group):
 def test_training_changes_intensities_and_validation_does_not():
     record = {"volume": jnp.asarray(cube(2, side=6))}
     key = jax.random.key(1)
-    plain, targets = rotation.views(key, record, False, 1, "axes", 0.5)
-    changed, same = rotation.views(key, record, True, 1, "axes", 0.5)
+    draw = jax.jit(
+        lambda train: rotation.views(key, record, train, 1, "axes", 0.5, 1), static_argnums=0
+    )
+    (plain, targets), (changed, same) = draw(False), draw(True)
     assert targets["rotation"] == same["rotation"]
     assert not np.allclose(plain, changed)
     assert np.array_equal(np.argsort(plain[..., 0], None), np.argsort(changed[..., 0], None))
@@ -109,7 +113,17 @@ def test_training_changes_intensities_and_validation_does_not():
 def test_every_class_has_a_name_of_its_own(rank):
     count = len(augment.signed_permutations(rank, "all"))
     assert len({rotation.name_of(i, rank, "all") for i in range(count)}) == count
-    assert rotation.name_of(0, rank, "all") == "+x +y +z"[: 3 * rank - 1]
+    assert rotation.name_of(0, rank, "all") == "not turned"
+    assert rotation.name_of(3, rank, "all") == "270° xy"
+
+
+def test_a_coarser_crop_is_turned_alike():
+    fine = np.repeat(np.repeat(cube(2, side=4), 2, axis=0), 2, axis=1)
+    key = jax.random.key(0)
+    views, targets = rotation.views(key, {"volume": cube(2, side=4)}, False, 2, "axes", 0.5, 1)
+    coarse, same = rotation.views(key, {"volume": fine}, False, 2, "axes", 0.5, 2)
+    np.testing.assert_array_equal(targets["rotation"], same["rotation"])
+    np.testing.assert_allclose(views, coarse, atol=1e-6)
 
 
 def test_accuracy_stands_beside_chance():
@@ -129,6 +143,7 @@ def test_accuracy_stands_beside_chance():
         ({"task__group": "mirror"}, "config.task.group"),
         ({"task__turns": 11}, "config.task.turns"),
         ({"task__turns": 0}, "config.task.turns"),
+        ({"task__coarsen": 5}, "config.task.coarsen"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_by_name(tiny, overrides, key):

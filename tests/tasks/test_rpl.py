@@ -67,9 +67,7 @@ def test_the_centre_comes_first_and_then_the_queries(draws):
     assert (numbers == numbers[..., :1]).all()
     assert (numbers[:, 0, 0] == 3**rank // 2).all()
     np.testing.assert_array_equal(numbers[:, 1:, 0], targets["query"])
-    np.testing.assert_array_equal(
-        targets["position"], rpl.class_of(targets["query"], 3**rank // 2)
-    )
+    np.testing.assert_array_equal(targets["position"], rpl.class_of(targets["query"], 3**rank // 2))
 
 
 def test_queries_of_one_volume_differ_and_all_places_are_asked_for(draws):
