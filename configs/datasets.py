@@ -57,7 +57,9 @@ def _phantom_volume(config: ml_collections.ConfigDict, kind: str) -> None:
         )
         config.batch_size = {"jigsaw": 4, "rotation": 24, "exemplar": 24}.get(config.task.name, 8)
         # Learned soonest, or the longest steps: all end well within five minutes.
-        config.steps = {"jigsaw": 120, "rotation": 100, "exemplar": 160}.get(config.task.name, config.steps)
+        config.steps = {"jigsaw": 120, "rotation": 100, "exemplar": 160}.get(
+            config.task.name, config.steps
+        )
     else:
         _choose(config, patches=(60, 60), whole=(56, 56))
 

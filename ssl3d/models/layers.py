@@ -2,7 +2,7 @@
 
 The rank is the array's: x is [B, *S, C] and rank = x.ndim - 2. Every form is chosen for speed
 (the library's own are in brackets) and agrees with the library's in value and gradient:
-max pooling as blocks (`reduce_window`: 5-10 times slower backwards on CPU), strided convolution as
+max pooling as blocks (`reduce_window`: 15 times slower on CPU), strided convolution as
 space-to-depth and a matrix product (strided: 20-60 times, slow on GPU too), transposed
 convolution as a matrix product and depth-to-space (45 times), group norm from per-channel sums
 (3 times).

@@ -91,7 +91,7 @@ def margin_loss(
     distance = jnp.sum(jnp.square(transformed[:, None] - originals[None]), axis=-1)
     own = jnp.diagonal(distance)[:, None]
     others = (targets["subject"][:, None] != targets["subject"]) & targets["valid"][None, :]
-    hinge = jnp.where(others, jnp.maximum(0.0, own - distance + margin), 0.0)
+    hinge = jnp.where(others, jax.nn.relu(own - distance + margin), 0.0)
     count = others.sum(axis=1)
     loss = hinge.sum(axis=1) / jnp.maximum(count, 1)
     labels = jnp.arange(len(distance))
@@ -112,7 +112,7 @@ def original_loss(
     near = jnp.mean(jnp.square(anchor - positive), axis=-1)
     far = jnp.mean(jnp.square(anchor - jnp.roll(negative, 1, axis=0)), axis=-1)
     _, metrics = margin_loss(embeddings, targets, margin)
-    return jnp.maximum(0.0, near - far + margin), metrics
+    return jax.nn.relu(near - far + margin), metrics
 
 
 def collect(inputs: Array, embeddings: Array) -> dict[str, Array]:
