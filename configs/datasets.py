@@ -42,7 +42,7 @@ def _phantom_volume(config: ml_collections.ConfigDict, kind: str) -> None:
     config.data.path = f"data/phantom_{kind}"
     config.data.phantom.kind = kind
     config.data.phantom.shape = (64, 64, 64)  # 3 mm (brain) or about 4.7 mm (abdomen)
-    # Tasks on a whole crop need a bottleneck of few voxels, to see how the parts lie to each other.
+    # A whole crop needs a bottleneck of few voxels, to see how its parts lie to each other.
     whole = config.task.name not in PATCH_TASKS
     _two_cores(config, depth=(5 if whole else 4) if config.rank == 3 else (4 if whole else 3))
     if config.rank == 3:

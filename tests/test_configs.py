@@ -40,6 +40,8 @@ def encoded_size(config):
 def test_every_preset_and_variant_builds_and_no_norm_sees_fewer_than_8_voxels(name):
     for argument in ARGUMENTS:
         config = get_config(name, argument)
+        if config.rank == 3 and config.data.phantom.kind == "fundus":
+            continue  # pictures: refused when the data are opened
         tasks.build(config)
         size = encoded_size(config)
         assert encoders.smallest_norm(config.encoder, size) >= 8, (argument, size)
@@ -133,11 +135,10 @@ def pooled_difference(encoder, size, pool):
 @pytest.mark.parametrize("preset", ["phantom", "phantom_brain", "phantom_abdomen", "hippocampus"])
 def test_two_images_have_two_pooled_features_in_every_preset(preset):
     for name in NAMES:
-        for variant in ("", "original") if preset == "phantom" else ("",):
-            config = get_config(name, f"{preset},{variant}".rstrip(","))
-            encoder = tuple(sorted(config.encoder.to_dict().items()))
-            difference = pooled_difference(encoder, encoded_size(config), config.head.pool)
-            assert difference > 0.02, (name, variant)
+        config = get_config(name, preset)
+        encoder = tuple(sorted(config.encoder.to_dict().items()))
+        difference = pooled_difference(encoder, encoded_size(config), config.head.pool)
+        assert difference > 0.02, name
 
 
 # Every config trains.
