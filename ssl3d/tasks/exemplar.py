@@ -27,6 +27,9 @@ from ssl3d.tasks import Box, Panel, Task
 # As many as already order the triplets of untouched z-scored volumes without any network.
 _QUANTILES = 33
 
+# Far below the squared distance of embeddings that differ at all, far above float32's rounding.
+_GUARD = 1e-6
+
 
 class Network(nn.Module):
     """(original, transformed) crops [B, 2, *S, C] -> embeddings [B, 2, E] of unit length.
@@ -77,7 +80,8 @@ def margin_loss(
 ) -> tuple[Array, dict[str, Any]]:
     """Mean over the other subjects of max(0, d(transformed, own) - d(transformed, other) + margin).
 
-    d is the squared distance, whose gradient at zero is zero and not NaN.
+    d is the distance (the paper's L2), guarded, as its gradient at zero is not a number. Squared,
+    the gradient would vanish where all embeddings are alike, and the network stays there.
 
     Args:
       embeddings: [B, 2, E], originals first, of unit length.
@@ -88,7 +92,8 @@ def margin_loss(
       than every other, ties lost.
     """
     originals, transformed = embeddings[:, 0], embeddings[:, 1]
-    distance = jnp.sum(jnp.square(transformed[:, None] - originals[None]), axis=-1)
+    squared = jnp.sum(jnp.square(transformed[:, None] - originals[None]), axis=-1)
+    distance = jnp.sqrt(squared + _GUARD)
     own = jnp.diagonal(distance)[:, None]
     others = (targets["subject"][:, None] != targets["subject"]) & targets["valid"][None, :]
     hinge = jnp.where(others, jax.nn.relu(own - distance + margin), 0.0)

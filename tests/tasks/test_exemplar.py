@@ -27,9 +27,9 @@ def everyone(batch):
 def margin_loss_by_hand(x, subject, valid, margin):
     losses, hits, chances = [], [], []
     for i, (original, transformed) in enumerate(x.astype(float)):
-        own = ((transformed - original) ** 2).sum()
+        own = np.linalg.norm(transformed - original)
         others = [
-            ((transformed - x[j, 0]) ** 2).sum()
+            np.linalg.norm(transformed - x[j, 0])
             for j in range(len(x))
             if subject[j] != subject[i] and valid[j]
         ]
