@@ -209,12 +209,18 @@ def test_info_nce_is_what_its_definition_says(temperature):
     np.testing.assert_allclose(metrics["chance"][0] / metrics["chance"][1], 1 / 9, rtol=1e-6)
 
 
+def with_codes(outputs, row, codes):
+    """Outputs with other codes of one row, in a copy: jax may still be reading the array."""
+    changed = outputs["codes"].copy()
+    changed[row] = codes
+    return outputs | {"codes": changed}
+
+
 @pytest.mark.parametrize("row", [2, 3], ids=["same subject", "padding"])
 def test_codes_of_the_same_subject_and_of_padding_are_no_negatives(row):
     outputs, targets = outputs_and_targets()
     before, _ = info_nce(outputs, targets)
-    outputs["codes"][row] = outputs["codes"][row][::-1] + 1
-    after, _ = info_nce(outputs, targets)
+    after, _ = info_nce(with_codes(outputs, row, outputs["codes"][row][::-1] + 1), targets)
     unchanged = np.isclose(before, after, rtol=1e-6)
     # Row 2 is of subject 7 like row 0; row 3 is padding, so only its own loss knows its codes.
     assert unchanged.tolist() == ([True, False, False, False] if row == 2 else [True] * 3 + [False])
@@ -224,8 +230,7 @@ def test_other_volumes_are_negatives():
     outputs, targets = outputs_and_targets()
     targets |= {"subject": np.arange(4), "valid": np.ones(4, bool)}
     before, _ = info_nce(outputs, targets)
-    outputs["codes"][1] += 1
-    after, _ = info_nce(outputs, targets)
+    after, _ = info_nce(with_codes(outputs, 1, outputs["codes"][1] + 1), targets)
     assert not np.isclose(before, after, rtol=1e-4).any()
 
 
@@ -247,7 +252,8 @@ def test_the_original_objective_tells_one_true_column_from_one_false():
     loss, metrics = cpc.binary(outputs, targets | {"pair": pair}, GOALS)
     assert loss.shape == (4,)
     assert np.isfinite(loss).all()
-    outputs["predictions"][:] = 0  # every score is 0: undecided, and never right
+    # Every score is 0: undecided, and never right.
+    outputs["predictions"] = np.zeros_like(outputs["predictions"])
     loss, metrics = cpc.binary(outputs, targets | {"pair": pair}, GOALS)
     np.testing.assert_allclose(loss, np.log(2), rtol=1e-6)
     assert metrics["pair_accuracy"][0].sum() == 0
