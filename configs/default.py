@@ -127,4 +127,5 @@ def coarsening(config: ml_collections.ConfigDict) -> int:
     What lies where shows at half the resolution too, and a step of two CPU cores then holds four
     times the volumes, which these tasks need more than detail.
     """
-    return 2 if config.rank == 3 and config.data.phantom.kind else 1
+    phantom = config.data.phantom
+    return 2 if config.rank == 3 and phantom.kind and len(phantom.shape) == 3 else 1
