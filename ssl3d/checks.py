@@ -51,7 +51,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         config,
         "data.crop",
         lambda x: _whole_numbers(x) and len(x) == config.rank,
-        f"{config.rank} whole numbers of voxels",
+        f"{config.rank} whole numbers of voxels (pictures need the task's 2D config)",
     )
     _refuse_unless(config, "head.hidden", _whole_numbers, "whole numbers from 1, e.g. (256,)")
     micro = config.optimizer.accumulate

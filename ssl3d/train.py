@@ -248,6 +248,11 @@ def _check(
             f"config.mesh.space={config.mesh.space} splits whole volumes; {config.task.name} "
             "feeds patches, which config.mesh.space=1 spreads over the devices already"
         )
+    if "volume" in record and record["volume"].shape[0] % config.mesh.space:
+        raise UserError(
+            f"config.mesh.space={config.mesh.space}: does not divide the crop's first side of "
+            f"{record['volume'].shape[0]} voxels; change config.data.crop"
+        )
 
 
 def _introduction(

@@ -43,7 +43,12 @@ def gradients_on(mesh, config, dataset):
     state = steps.init_state(config, task, steps.make_optimizer(config), record, mesh)
     whole = sharding.replicated(mesh)
     step = backend.jit(steps.make_gradients(config, task), out_shardings=whole)
-    return jax.device_get(step(state, sharding.to_devices(batch, mesh)))
+    placed = sharding.to_devices(batch, mesh)
+    for name, leaf in placed["record"].items():
+        sides = [mesh.shape["data"], mesh.shape["space"] if name == "volume" else 1]
+        own = leaf.addressable_shards[0].data
+        assert [n * side for n, side in zip(own.shape, sides, strict=False)] == list(leaf.shape[:2])
+    return jax.device_get(step(state, placed))
 
 
 def relative_difference(one, other):
@@ -77,10 +82,24 @@ def compare(name, space, folder):
     print(name, space, gradient, metric, float(values["loss"]), flush=True)
 
 
+def share_unevenly(folder):
+    """Prints how a run answers whose volumes two devices cannot share."""
+    from conftest import tiny_config
+
+    from ssl3d import train
+
+    overrides = {"data__crop": (21,) * 3, "task__coarsen": 1, "mesh__space": 2, "batch_size": 4}
+    try:
+        train.train(tiny_config("rotation3d", folder, **overrides), folder / "run")
+    except Exception as error:
+        print("uneven", type(error).__name__, " ".join(str(error).split()), flush=True)
+
+
 if __name__ == "__main__":
     for argument in sys.argv[2:]:
         task, axis = argument.split(",")
         compare(task, int(axis), Path(sys.argv[1]))
+    share_unevenly(Path(sys.argv[1]))
     sys.exit()
 
 
@@ -97,7 +116,7 @@ def python(arguments, **environment):
 
 @pytest.fixture(scope="module")
 def eight_devices(volumes):
-    """(task, devices to a volume) -> differences of gradient and metrics from one device's."""
+    """What the process with eight devices says, by the first word of each line."""
     flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
     process = python(
         [__file__, volumes.path, "rpl3d,1", "cpc3d,1", "rotation3d,2"], XLA_FLAGS=flags
@@ -107,16 +126,20 @@ def eight_devices(volumes):
     finally:
         process.kill()
     assert process.returncode == 0, said
-    rows = [line.split() for line in said.splitlines() if line.split()[0].endswith("3d")]
-    return {(row[0], int(row[1])): tuple(map(float, row[2:])) for row in rows}
+    return dict(line.split(maxsplit=1) for line in said.splitlines() if " " in line)
 
 
 @pytest.mark.parametrize(("name", "space"), [("rpl3d", 1), ("cpc3d", 1), ("rotation3d", 2)])
 def test_eight_devices_give_the_gradients_of_one(eight_devices, name, space):
-    gradient, metric, loss = eight_devices[name, space]
+    devices, gradient, metric, loss = map(float, eight_devices[name].split())
+    assert devices == space
     assert gradient < 1e-5
     assert metric < 1e-5
     assert loss > 1
+
+
+def test_a_crop_that_the_devices_cannot_share_is_refused(eight_devices):
+    assert eight_devices["uneven"].startswith("UserError config.mesh.space=2")
 
 
 def free_port():
