@@ -90,7 +90,7 @@ def share_unevenly(folder):
 
     overrides = {"data__crop": (21,) * 3, "task__coarsen": 1, "mesh__space": 2, "batch_size": 4}
     try:
-        train.train(tiny_config("rotation3d", folder, **overrides), folder / "run")
+        train.train(tiny_config("rotation3d", folder, **overrides), folder.parent / "uneven")
     except Exception as error:
         print("uneven", type(error).__name__, " ".join(str(error).split()), flush=True)
 
