@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import sys
 import time
@@ -21,11 +22,12 @@ from pathlib import Path
 from ssl3d.command import Parser, run
 from ssl3d.data import collection, overview, planning, splits, store
 from ssl3d.data.layouts import LAYOUTS, list_cases
-from ssl3d.data.listing import Listing, Options, Problem
+from ssl3d.data.listing import Listing, Options, Problem, class_names
 from ssl3d.data.recipes import RECIPES, Recipe
 from ssl3d.errors import UserError
 
 NOTES_SHOWN = 20
+LARGEST_SEED = 2**32 - 1
 
 
 def parser() -> Parser:
@@ -50,7 +52,7 @@ def parser() -> Parser:
     add("--splits", type=Path, metavar="FILE", help="your own splits, JSON or CSV")
     add("--val", type=_fraction, metavar="F", help="share of the subjects for validation")
     add("--test", type=_fraction, metavar="F", help="share of the subjects for the test")
-    add("--seed", type=int, default=0, help="of the splits (default 0)")
+    add("--seed", type=_seed, default=0, help="of the splits (default 0)")
     add("--subject-pattern", metavar="REGEX", help="its group 1, in the case id, is the subject")
     add("--workers", type=_count, default=os.cpu_count(), help="processes (default: all cores)")
     add("--on-error", choices=("stop", "skip"), default="stop", help="skip leaves bad cases out")
@@ -59,46 +61,74 @@ def parser() -> Parser:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise argparse.ArgumentTypeError("names with commas between them are needed")
+    return names
 
 
 def _numbers(text: str, kind: type = float) -> tuple[float, ...]:
     try:
-        return tuple(kind(part) for part in text.split(","))
+        values = tuple(kind(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError("numbers with commas between them are needed") from None
+        values = (math.nan,)
+    if not all(math.isfinite(value) for value in values):
+        raise argparse.ArgumentTypeError("numbers with commas between them are needed")
+    return values
 
 
 def _sizes(text: str) -> tuple[int, ...]:
     return _numbers(text, int)
 
 
-def _fraction(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError("must lie between 0 and 1")
+def _one(text: str, kind: type, low: float, high: float, what: str) -> float:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"{text!r} {what}")
     return value
+
+
+def _fraction(text: str) -> float:
+    return _one(text, float, 0, math.nextafter(1, 0), "is not a number between 0 and 1")
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
+    return _one(text, int, 1, math.inf, "is not a whole number of at least 1")
+
+
+def _seed(text: str) -> int:
+    return _one(text, int, 0, LARGEST_SEED, f"is not a whole number of 0 to {LARGEST_SEED}")
 
 
 def _classes(text: str) -> dict[int, str]:
     pairs = [part.partition(":") for part in text.split(",")]
     try:
-        return {int(value): name.strip() for value, _, name in pairs}
+        classes = {int(value): name.strip() for value, _, name in pairs}
     except ValueError:
-        raise argparse.ArgumentTypeError("write 0:background,1:organ") from None
+        classes = {}
+    if len(classes) < len(pairs) or not all(classes.values()):
+        raise argparse.ArgumentTypeError("write 0:background,1:organ, each value once")
+    return classes
 
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the command. Raises `UserError`."""
-    started = time.monotonic()
     options = parser().parse_args(arguments)
+    try:
+        prepare(options)
+    except OSError as error:  # a full disk, a folder that may not be written to
+        where = error.filename or options.output
+        # NumPy's error on a full disk has no system error, only how many bytes were written.
+        reason = error.strerror or f"{error}, is the disk full?"
+        raise UserError(f"{where}: {reason}; mend that and run again") from None
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Lists, plans and prepares. Raises `UserError`, and OSError where the disk does."""
+    started = time.monotonic()
     if options.output.resolve().is_relative_to(options.source.resolve()):
         raise UserError(f"--output={options.output} lies inside the source; choose another place")
     listing = list_cases(
@@ -113,9 +143,13 @@ def main(arguments: Sequence[str]) -> None:
         ),
     )
     recipe = choose_recipe(options, listing)
+    wanted = None
+    if options.splits:
+        wanted = splits.read_split_file(options.splits)
+        listing = check_split_file(listing, wanted, options.splits)
     print_notes(listing.notes)
     listing = planning.complete(listing, recipe.rank, options.workers)
-    job = planning.job_of(listing, recipe, options.source, options.output)
+    job = planning.job_of(listing, recipe, options.source.resolve(), options.output)
     if options.dry_run:
         problems = planning.print_plan(listing, job, options.workers)
         report_problems([*listing.problems, *problems], options.on_error)
@@ -124,7 +158,12 @@ def main(arguments: Sequence[str]) -> None:
     result = collection.prepare_all(listing.cases, job, options.workers)
     problems = [*listing.problems, *result.problems]
     report_problems(problems, options.on_error)
-    cases, doubles, notes = settle_splits(result.cases, recipe, options)
+    cases = result.cases
+    if wanted is None:
+        cases = splits.deal(cases, dict(recipe.fractions), options.seed)
+    else:
+        cases = splits.apply_split_file(cases, wanted, options.splits)
+    cases, doubles, notes = without_doubles(cases)
     print_notes(notes)
     report_problems(doubles, options.on_error)
     if not cases:
@@ -134,7 +173,7 @@ def main(arguments: Sequence[str]) -> None:
         name=options.name or listing.name,
         rank=recipe.rank,
         modalities=job.modalities,
-        classes=planning.class_names(listing.classes),
+        classes=class_names(listing.classes),
         splits_by=listing.splits_by,
         cases=cases,
         extra={
@@ -192,20 +231,30 @@ def choose_recipe(options: argparse.Namespace, listing: Listing) -> Recipe:
     return dataclasses.replace(recipe, fractions=tuple(fractions.items()), **changes)
 
 
-def settle_splits(
-    cases: Sequence[store.Case], recipe: Recipe, options: argparse.Namespace
+def check_split_file(listing: Listing, wanted: dict[str, str], path: Path) -> Listing:
+    """The listing, with a note where the file names cases that could not be listed.
+
+    Done before anything is prepared, as preparing may take hours. Raises `UserError`.
+    """
+    notes = listing.notes
+    strangers = splits.strangers(listing.cases, wanted)
+    if strangers:
+        first = f"names {strangers[0]!r}, but no case or subject is called so"
+        if not listing.problems:
+            raise UserError(f"{path}: {first}")
+        notes = (*notes, Problem(str(path), f"{first} ({len(strangers)} such names)"))
+    splits.subject_splits(listing.cases, wanted, path)
+    return dataclasses.replace(listing, notes=notes)
+
+
+def without_doubles(
+    cases: Sequence[store.Case],
 ) -> tuple[tuple[store.Case, ...], list[Problem], list[Problem]]:
-    """The cases with their splits.
+    """The cases without those that hold the same image as one of another split.
 
     Returns:
-      The cases, problems (one image under two ids in different splits; the second is left out)
-      and notes (the same within one split).
+      The cases, problems (the cases left out) and notes (the same image twice in one split).
     """
-    if options.splits:
-        wanted = splits.read_split_file(options.splits)
-        cases = splits.apply_split_file(cases, wanted, options.splits)
-    else:
-        cases = splits.deal(cases, dict(recipe.fractions), options.seed)
     problems, notes = [], []
     for first, second in collection.duplicates(cases):
         same = f"the same image, voxel by voxel, as {first.id}"

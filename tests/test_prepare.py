@@ -96,7 +96,16 @@ def test_the_source_is_not_written_to(tmp_path):
         (["--recipe=mr", "--workers=0"], "at least 1"),
         (["--recipe=mr", "--labels=nowhere"], "--labels=nowhere: no such folder"),
         (["--recipe=mr", "--classes=liver"], "--classes: write 0:background"),
+        (["--recipe=mr", "--classes=0:background,1:"], "--classes: write 0:background"),
+        (["--recipe=mr", "--classes=0:background,-1:liver"], "the label value -1"),
+        (["--recipe=mr", "--classes=0:background,70000:liver"], "the label value 70000"),
+        (["--recipe=mr", "--modalities=T1,"], "--modalities: names"),
         (["--recipe=mr", "--spacing=fine"], "--spacing: numbers"),
+        (["--recipe=mr", "--spacing=nan"], "--spacing: numbers"),
+        (["--recipe=mr", "--spacing=inf"], "--spacing: numbers"),
+        (["--recipe=mr", "--val=some"], "--val: 'some' is not a number between 0 and 1"),
+        (["--recipe=mr", "--seed=-1"], "--seed: '-1' is not a whole number of 0 to"),
+        (["--recipe=mr", "--csv=grades.csv"], "--csv is for --layout=images, not folder"),
     ],
 )
 def test_options_that_make_no_sense(tmp_path, options, what):
@@ -107,3 +116,13 @@ def test_options_that_make_no_sense(tmp_path, options, what):
         )
     assert what in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_a_file_is_one_line(tmp_path):
+    source = write_scans(tmp_path / "scans", 1)
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UserError, match="Not a directory"):
+        prepare.main(
+            ["--layout=folder", "--recipe=mr", f"--source={source}", f"--output={tmp_path / 'out'}"]
+        )
+    assert (tmp_path / "out").read_text() == "mine"

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ssl3d.data import geometry, readers, store, validation
 from ssl3d.data.geometry import Grid
 from ssl3d.data.listing import Problem, SourceCase
-from ssl3d.data.preparation import Job, prepare_case
+from ssl3d.data.preparation import Job, check_label_values, prepare_case
 from ssl3d.errors import UserError
 
 # One line per finished case while a run is under way; gone when the manifest is there.
@@ -35,6 +35,7 @@ def in_parallel(
 
     Raises:
       UserError: a worker process died (most often: out of memory).
+      OSError: the disk is full, or may not be written to.
     """
     bar = tqdm(total=len(calls), desc=title, unit="case", disable=None)
     with bar:
@@ -76,18 +77,13 @@ def _leave_with_parent() -> None:
 
 
 def _attempt(function: Callable[..., Any], call: tuple[Any, ...]) -> Any:
+    """The result or the case's own error; a full disk (OSError) is no case's and ends the run."""
     try:
         return function(*call)
     except UserError as error:
         return error
-    except OSError as error:  # a full disk, a share that went away
-        return UserError(f"{error.filename or _name(call)}: {error.strerror}; run again")
     except MemoryError:
-        return UserError(f"{_name(call)}: not enough memory; run again with fewer --workers")
-
-
-def _name(call: tuple[Any, ...]) -> str:
-    return call[0].id if isinstance(call[0], SourceCase) else str(call[0])
+        return UserError("not enough memory; run again with fewer --workers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +111,7 @@ class Outline:
 
 def outline(case: SourceCase, job: Job, count_labels: bool) -> Outline:
     """Reads the headers of a case and, to count its classes, its label. Raises `UserError`."""
+    store.check_id(case.id)
     headers = [readers.read_header(paths, job.recipe.rank) for paths in case.images]
     grid = geometry.canonical_grid(headers[0].grid)
     target = geometry.target_grid(grid, job.recipe.spacing, job.recipe.size)
@@ -122,6 +119,7 @@ def outline(case: SourceCase, job: Job, count_labels: bool) -> Outline:
     voxels = None
     if case.label:
         voxels = label_values(case.label, job.recipe.rank) if count_labels else {}
+        check_label_values(case.label, voxels, job.values)
     return Outline(grid, target, channels, voxels)
 
 
@@ -217,14 +215,14 @@ def prepare_all(cases: Sequence[SourceCase], job: Job, workers: int) -> Result:
 
 
 def finish(dataset: store.Dataset) -> None:
-    """Writes the manifest, and removes arrays that are not part of it and the notes of the run."""
+    """Writes the manifest, then removes what is not part of it and the notes of the run."""
+    store.write_manifest(dataset)
     ids = {case.id for case in dataset.cases}
     labelled = {case.id for case in dataset.cases if case.labelled}
     for folder, wanted in (("images", ids), ("labels", labelled)):
         for path in (dataset.path / folder).glob("*"):
             if path.name.removesuffix(".npy") not in wanted:
                 path.unlink()
-    store.write_manifest(dataset)
     (dataset.path / PROGRESS).unlink(missing_ok=True)
 
 

@@ -81,6 +81,10 @@ def read_info(path: Path) -> SeriesInfo | None:
         return None
     header = _read(path, voxels=False)
     with reporting(path):
+        kind = str(getattr(header.get("SOPClassUID"), "name", ""))
+        # Reports, plans and directories say that they are such; what is cut short does not.
+        if "Rows" not in header and ("Image Storage" in kind or len(header) == 0):
+            raise UserError(f"{path}: an image without a size, damaged; copy the file again")
         return SeriesInfo(
             series=str(header.get("SeriesInstanceUID", "")),
             patient=str(header.get("PatientID", "") or "").strip(),

@@ -6,14 +6,14 @@ Here are the layouts with names and folders of their own; `trees` has those that
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from ssl3d.data import trees
+from ssl3d.data import dataset_json, trees
 from ssl3d.data.listing import Listing, Options, Source, SourceCase, finish, id_of
 from ssl3d.data.readers import VOLUME_SUFFIXES, stem, suffix
 from ssl3d.errors import UserError
@@ -43,6 +43,9 @@ UKB_FILES = {
 UKB_MASKS = ("t1_brain_mask", "t2_flair_brain_mask")
 BIDS_NAME = re.compile(r"sub-(?P<sub>[^_]+)(_ses-(?P<ses>[^_]+))?(_.+)?_(?P<suffix>[A-Za-z0-9]+)")
 BIDS_LABELS = ("dseg", "mask", "seg")
+# Options that only some layouts take.
+TAKES_LABELS = ("bids", "dicom", "folder")
+TAKES_CSV = ("images",)
 
 
 def list_cases(layout: str, folder: Path, options: Options | None = None) -> Listing:
@@ -57,16 +60,28 @@ def list_cases(layout: str, folder: Path, options: Options | None = None) -> Lis
       UserError: the folder is not of that layout at all; what is wrong with single cases is in
         the listing's `problems`.
     """
+    options = options or Options()
+    for option, value, takers in (
+        ("labels", options.labels, TAKES_LABELS),
+        ("csv", options.csv, TAKES_CSV),
+    ):
+        if value is not None and layout not in takers:
+            raise UserError(f"--{option} is for --layout={' or '.join(takers)}, not {layout}")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    return LAYOUTS[layout](folder, options or Options())
+    if options.labels is not None:
+        if not options.labels.is_dir():
+            raise UserError(f"--labels={options.labels}: no such folder")
+        options = dataclasses.replace(options, labels=options.labels.resolve())
+    # Resolved: `.` has no name, and labels below the source are told by their path.
+    return LAYOUTS[layout](folder.resolve(), options)
 
 
 def msd(folder: Path, options: Options) -> Listing:
     """Medical Segmentation Decathlon: dataset.json, imagesTr, labelsTr, imagesTs."""
     source = Source(folder)
     file = folder / "dataset.json"
-    document = _read_json(file)
+    document = dataset_json.read_json(file)
     cases: list[SourceCase] = []
     named: set[Path] = set()
     for key in ("training", "test"):
@@ -83,6 +98,9 @@ def msd(folder: Path, options: Options) -> Listing:
             named |= {image, label} if label else {image}
             if not source.inside(image) or (label and not source.inside(label)):
                 continue
+            if suffix(image) not in VOLUME_SUFFIXES:
+                source.problem(image, f"none of {', '.join(VOLUME_SUFFIXES)}; convert the file")
+                continue
             if key == "training" and label is None:
                 source.note(image, "no label; used as unlabelled")
             cases.append(SourceCase(stem(image), stem(image), ((image,),), label))
@@ -96,8 +114,8 @@ def msd(folder: Path, options: Options) -> Listing:
         splits_by="case",
         name=str(document.get("name", folder.name)),
         rank=3,
-        modalities=_numbered(file, document, "modality"),
-        classes=_msd_classes(file, document),
+        modalities=dataset_json.numbered(file, document, "modality"),
+        classes=dataset_json.msd_classes(file, document),
     )
 
 
@@ -105,12 +123,15 @@ def nnunet(folder: Path, options: Options) -> Listing:
     """nnU-Net v2 raw: dataset.json, imagesTr/CASE_0000.nii.gz (channel 0), labelsTr/CASE.nii.gz."""
     source = Source(folder)
     file = folder / "dataset.json"
-    document = _read_json(file)
-    modalities = _numbered(file, document, "channel_names")
+    document = dataset_json.read_json(file)
+    modalities = dataset_json.numbered(file, document, "channel_names")
     ending = document.get("file_ending", ".nii.gz")
     if suffix(Path(f"x{ending}")) not in VOLUME_SUFFIXES:
         raise UserError(f'{file}: "file_ending" {ending!r} is none of {", ".join(VOLUME_SUFFIXES)}')
-    labels = {stem(path): path for path in source.files(folder / "labelsTr", VOLUME_SUFFIXES)}
+    labels: dict[str, Path] = {}
+    if (folder / "labelsTr").is_dir():
+        for path in source.files(folder / "labelsTr", VOLUME_SUFFIXES):
+            source.put(labels, stem(path), path)
     cases: list[SourceCase] = []
     for part in ("imagesTr", "imagesTs"):
         if not (folder / part).is_dir():
@@ -119,7 +140,7 @@ def nnunet(folder: Path, options: Options) -> Listing:
         for path in source.files(folder / part, VOLUME_SUFFIXES):
             match = re.fullmatch(r"(.+)_(\d{4})", stem(path))
             if match:
-                channels.setdefault(match[1], {})[int(match[2])] = path
+                source.put(channels.setdefault(match[1], {}), int(match[2]), path)
             else:
                 source.problem(path, "the name does not end in a channel number like _0000")
         for name, paths in channels.items():
@@ -149,7 +170,7 @@ def nnunet(folder: Path, options: Options) -> Listing:
         name=re.sub(r"Dataset\d+_", "", str(document.get("name", folder.name))),
         rank=3,
         modalities=modalities,
-        classes=_nnunet_classes(file, document),
+        classes=dataset_json.nnunet_classes(file, document),
     )
 
 
@@ -211,7 +232,7 @@ def ukb(folder: Path, options: Options) -> Listing:
         match = re.fullmatch(r"(\d+)_2025[23]_(\d+_\d+)", place.name)
         subject = match[1] if match else re.split(r"_\d+_\d+$", place.name)[0]
         case = f"{match[1]}_{match[2]}" if match else id_of(source.relative(place))
-        scans.setdefault((case, subject), {}).setdefault(name, path)
+        source.put(scans.setdefault((case, subject), {}), name, path)
     cases = []
     for (case, subject), found in scans.items():
         chosen = {
@@ -298,7 +319,7 @@ def _bids_labels(source: Source, derivatives: Path) -> dict[tuple[str, str], lis
     """(subject, session) -> label files; of several kinds only the first in `BIDS_LABELS`."""
     by_kind: dict[tuple[str, str], dict[str, list[Path]]] = {}
     if derivatives.is_dir():
-        for path in source.files(derivatives, VOLUME_SUFFIXES):
+        for path in source.holding(derivatives).files(derivatives, VOLUME_SUFFIXES):
             match = BIDS_NAME.fullmatch(stem(path))
             if match and match["suffix"] in BIDS_LABELS:
                 key = (match["sub"], match["ses"] or "")
@@ -315,57 +336,9 @@ def _bids_classes(derivatives: Path) -> dict[int, str] | None:
         try:
             rows = list(csv.DictReader(path.read_text().splitlines(), delimiter="\t"))
             return {0: "background"} | {int(row["index"]): row["name"] for row in rows}
-        except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError):
+        except (OSError, csv.Error, KeyError, TypeError, ValueError):
             raise UserError(f"{path}: not a table with the columns index and name") from None
     return None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; this layout needs it (see docs/data.md)") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(document, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return document
-
-
-def _numbered(path: Path, document: dict[str, Any], key: str) -> tuple[str, ...]:
-    """{"0": "CT", "1": "PET"} -> ("CT", "PET")."""
-    entry = document.get(key)
-    try:
-        return tuple(str(entry[number]) for number in sorted(entry, key=int))
-    except (TypeError, ValueError, KeyError):
-        raise UserError(f'{path}: "{key}" is missing or not like {{"0": "MRI"}}') from None
-
-
-def _msd_classes(path: Path, document: dict[str, Any]) -> dict[int, str]:
-    try:
-        return {int(value): str(name) for value, name in document["labels"].items()}
-    except (AttributeError, KeyError, ValueError):
-        raise UserError(
-            f'{path}: "labels" is missing or not like {{"0": "background", "1": "tumour"}}'
-        ) from None
-
-
-def _nnunet_classes(path: Path, document: dict[str, Any]) -> dict[int, str]:
-    """{"background": 0, "tumour": 1}; regions (lists of values) become one class per value."""
-    classes: dict[int, str] = {}
-    try:
-        for name, value in document["labels"].items():
-            if name == "ignore":
-                raise UserError(f'{path}: labels with "ignore" are not supported')
-            if isinstance(value, list):
-                classes |= {int(v): f"label {int(v)}" for v in value if int(v) not in classes}
-            else:
-                classes[int(value)] = str(name)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise UserError(
-            f'{path}: "labels" is missing or not like {{"background": 0, "tumour": 1}}'
-        ) from None
-    return classes
 
 
 LAYOUTS: dict[str, Callable[[Path, Options], Listing]] = {

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl3d.data.readers import stem, suffix
+from ssl3d.data.validation import LARGEST_LABEL
 from ssl3d.errors import UserError
 
 
@@ -101,6 +102,7 @@ class Source:
         self.root = folder.resolve()
         self.problems: list[Problem] = []
         self.notes: list[Problem] = []
+        self.ambiguous: set[Path] = set()
 
     def problem(self, name: object, reason: str) -> None:
         """Remembers what cannot be used; the same file met twice is one problem."""
@@ -112,19 +114,41 @@ class Source:
         """Remembers what somebody should know."""
         self.notes.append(Problem(str(name), reason))
 
+    def holding(self, folder: Path) -> Source:
+        """This source for a folder inside it, else one of its own that shares the problems."""
+        if folder.is_relative_to(self.folder):
+            return self
+        other = Source(folder)
+        other.problems, other.ambiguous = self.problems, self.ambiguous
+        return other
+
     def inside(self, path: Path) -> bool:
         """Whether the path stays in the source once its links are followed; else a problem."""
+        reason = self._why_unusable(path)
+        if reason:
+            self.problem(path, reason)
+        return reason is None
+
+    def _why_unusable(self, path: Path) -> str | None:
         try:
             resolved = path.resolve()
-            exists = path.exists()
-        except (OSError, RuntimeError):  # a link to itself
-            resolved, exists = path, False
+        except (OSError, RuntimeError, ValueError):  # a link to itself, a NUL in the name
+            resolved = path
         if not resolved.is_relative_to(self.root):
-            self.problem(path, "leaves the source folder; copy the file into it")
-        elif not exists:
-            what = "a link to nothing" if path.is_symlink() else "no such file"
-            self.problem(path, f"{what}; restore the file")
-        return exists and resolved.is_relative_to(self.root)
+            return "leaves the source folder; copy the file into it"
+        if os.path.isfile(path) or os.path.isdir(path):
+            return None
+        if os.path.exists(path):  # a pipe: reading it would wait for ever
+            return "not a file; take it out"
+        what = "a link to nothing" if os.path.islink(path) else "no such file"
+        return f"{what}; restore the file"
+
+    def put(self, found: dict[Any, Path], key: Any, path: Path) -> None:
+        """Sets `found[key]`; where two files are for one key, their case cannot be used."""
+        if key in found:
+            self.problem(path, f"the same thing as {found[key].name}; keep one of them")
+            self.ambiguous.add(found[key])
+        found.setdefault(key, path)
 
     def files(self, folder: Path, suffixes: Sequence[str] | None = None) -> Iterator[Path]:
         """All files below `folder`, sorted, hidden ones left out, links checked.
@@ -156,6 +180,17 @@ class Source:
         return path.relative_to(self.folder).as_posix()
 
 
+def class_indices(values: dict[int, str] | None) -> dict[int, int]:
+    """Label value (or grade) -> class, numbered as in `class_names`."""
+    names = class_names(values)
+    return {value: names.index(name) for value, name in (values or {}).items()}
+
+
+def class_names(values: dict[int, str] | None) -> tuple[str, ...]:
+    """The classes in the order of their smallest label value; values of one name are one class."""
+    return tuple(dict.fromkeys((values or {})[value] for value in sorted(values or {})))
+
+
 def id_of(relative: str | Path) -> str:
     """A case id from a path below the source: separators become `-`, odd characters `_`."""
     path = Path(relative)
@@ -172,6 +207,7 @@ def finish(
     Raises:
       UserError: nothing found at all, or an option that makes no sense.
     """
+    cases = (case for case in cases if source.ambiguous.isdisjoint(case.files))
     kept = _without_duplicates(source, cases)
     if options.subject_pattern:
         kept, splits_by = _with_subjects(source, kept, options.subject_pattern), "subject"
@@ -179,6 +215,12 @@ def finish(
         raise UserError(f"{source.folder}: no cases found; is --layout the right one?")
     if options.classes:
         fields["classes"] = options.classes
+    for value, name in (fields["classes"] or {}).items():
+        if not 0 <= value <= LARGEST_LABEL:
+            raise UserError(
+                f"{source.folder}: the class {name!r} has the label value {value}, which is "
+                f"outside 0 to {LARGEST_LABEL}"
+            )
     if options.modalities:
         fields["modalities"] = options.modalities
     return Listing(

@@ -24,6 +24,8 @@ GZIP_MAGIC = b"\x1f\x8b"
 HEAD = 1 << 16
 # Slices converted at a time: whole cache lines of the result, little memory.
 SLAB = 16
+# Bytes that deflate can pack into one, at most.
+DEFLATE_LIMIT = 1032
 # mm per unit of the header.
 UNITS = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
 # header class, its size in bytes, where its magic string is, and which
@@ -36,13 +38,17 @@ KINDS = (
 def read_header(path: Path, rank: int) -> tuple[tuple[int, ...], int, np.ndarray]:
     """(shape (*S), channels, affine [4, 4]) without reading the voxels. Raises `UserError`."""
     head = read_bytes(path, HEAD)
+    most = path.stat().st_size
     if head.startswith(GZIP_MAGIC):
+        most *= DEFLATE_LIMIT
         try:
             head = zlib.decompressobj(wbits=31).decompress(head, HEAD)
         except zlib.error as error:
             raise UserError(f"{path}: damaged gzip data ({error}); copy the file again") from None
     header = _parse(path, head)
-    return (*split_channels(path, header.get_data_shape(), rank), _affine(path, header))
+    shape, channels = split_channels(path, header.get_data_shape(), rank)
+    _check_length(path, most, math.prod(shape) * channels * _dtype(path, header).itemsize)
+    return shape, channels, _affine(path, header)
 
 
 def read(path: Path, rank: int, as_label: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -60,18 +66,12 @@ def read(path: Path, rank: int, as_label: bool = False) -> tuple[np.ndarray, np.
     header = _parse(path, data)
     affine = _affine(path, header)
     shape, channels = split_channels(path, header.get_data_shape(), rank)
+    dtype = _dtype(path, header)
     with reporting(path):
-        dtype = header.get_data_dtype()
         offset = max(int(header["vox_offset"]), int(header.sizeof_hdr))
         slope, intercept = header.get_slope_inter()
-    if dtype.fields or dtype.kind not in "iuf":
-        raise UserError(f"{path}: values of type {dtype} are not real numbers; convert the file")
     count = math.prod(shape) * channels
-    if len(data) - offset < count * dtype.itemsize:
-        raise UserError(
-            f"{path}: truncated, {max(0, len(data) - offset)} bytes of voxels where the header "
-            f"promises {count * dtype.itemsize}; copy the file again"
-        )
+    _check_length(path, max(0, len(data) - offset), count * dtype.itemsize)
     stored = np.frombuffer(data, dtype, count, offset).reshape((*shape, channels), order="F")
     slope, intercept = 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
     if as_label and dtype.kind in "iu" and (slope, intercept) == (1.0, 0.0):
@@ -118,6 +118,22 @@ def _parse(path: Path, data: bytes) -> nib.Nifti1Header:
                 # Unchecked: nibabel's check mends a zero spacing to 1 mm in silence.
                 return header_class.from_fileobj(io.BytesIO(data[:size]), check=False)
     raise UserError(f"{path}: not a NIfTI file (wrong magic number, or its header is cut short)")
+
+
+def _dtype(path: Path, header: nib.Nifti1Header) -> np.dtype:
+    with reporting(path):
+        dtype = header.get_data_dtype()
+    if dtype.fields or dtype.kind not in "iuf":
+        raise UserError(f"{path}: values of type {dtype} are not real numbers; convert the file")
+    return dtype
+
+
+def _check_length(path: Path, found: int, promised: int) -> None:
+    if found < promised:
+        raise UserError(
+            f"{path}: truncated, at most {found} bytes of voxels where the header promises "
+            f"{promised}; copy the file again"
+        )
 
 
 def _affine(path: Path, header: nib.Nifti1Header) -> np.ndarray:

@@ -55,7 +55,9 @@ def write_report(
     rows += [[problem.name, "left out", problem.reason] for problem in problems]
     rows += [[note.name, "note", note.reason] for note in notes]
     rows.sort(key=lambda row: row[:3])
-    with (dataset.path / REPORT).open("w", newline="") as file:
+    # A file name that is not UTF-8 is shown escaped.
+    path = dataset.path / REPORT
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows([*row, *[""] * (len(header) - len(row))] for row in rows)

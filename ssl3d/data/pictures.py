@@ -30,6 +30,8 @@ def read_header(path: Path) -> tuple[tuple[int, int], int]:
 def read(path: Path) -> np.ndarray:
     """Grey levels 0 to 255, float32 [rows, columns, 1 or 3], upright. Raises `UserError`."""
     picture = _open(path)
+    if picture.mode == "F":
+        raise UserError(f"{path}: real numbers, not grey levels; save it with 8 or 16 bits")
     with reporting(path):
         picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith("I"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ssl3d.data import collection, readers
 from ssl3d.data.collection import Outline
-from ssl3d.data.listing import Listing, Problem
+from ssl3d.data.listing import Listing, Problem, class_indices, class_names
 from ssl3d.data.preparation import Job
 from ssl3d.data.recipes import RECIPES, Recipe
 from ssl3d.errors import UserError
@@ -38,11 +38,6 @@ def suggest_recipe(layout: str, listing: Listing) -> str:
     if any(word in names for word in ("mr", "t1", "t2", "flair", "pd", "dwi", "adc")):
         return "mr"
     raise UserError("nothing tells the modality of these images: add --recipe=ct or --recipe=mr")
-
-
-def class_names(values: dict[int, str] | None) -> tuple[str, ...]:
-    """The classes in the order of their smallest label value; values of one name are one class."""
-    return tuple(dict.fromkeys((values or {})[value] for value in sorted(values or {})))
 
 
 def complete(listing: Listing, rank: int, workers: int) -> Listing:
@@ -91,7 +86,7 @@ def job_of(listing: Listing, recipe: Recipe, source: Path, output: Path) -> Job:
     names = class_names(listing.classes)
     if len(names) > MAX_CLASSES:
         raise UserError(f"{len(names)} classes; a label map holds at most {MAX_CLASSES}")
-    values = {value: names.index(name) for value, name in (listing.classes or {}).items()}
+    values = class_indices(listing.classes)
     return Job(source, output, recipe, tuple(listing.modalities or ()), values, len(names))
 
 
@@ -146,8 +141,7 @@ def print_plan(listing: Listing, job: Job, workers: int) -> list[Problem]:
         if entry.voxels:
             counts = [0] * len(names)
             for value, count in entry.voxels.items():
-                if value in job.values:
-                    counts[job.values[value]] += count
+                counts[job.values[value]] += count
             line += "; " + ", ".join(f"{n} {c}" for n, c in zip(names, counts, strict=True))
         elif case.grade is not None:
             line += f"; grade {case.grade} ({names[case.grade]})"

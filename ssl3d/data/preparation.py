@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -166,10 +166,16 @@ def _rows(affine: np.ndarray) -> tuple[tuple[float, ...], ...]:
 def _read_images(case: SourceCase, job: Job) -> tuple[np.ndarray, Grid, Grid]:
     """The image [*S, C] float32 in canonical orientation, its grid, and the source's grid."""
     rank = job.recipe.rank
+    wanted = len(job.modalities)
     volumes = []
     grid = source_grid = None
     for paths in case.images:
         volume = readers.read_image(paths, rank)
+        if len(case.images) == wanted > 1 and volume.array.shape[-1] != 1:
+            raise UserError(
+                f"{paths[0]}: {volume.array.shape[-1]} channels, but it is one of {wanted} files "
+                "with one each; split it"
+            )
         own_grid = Grid(volume.array.shape[:rank], volume.affine)
         array, affine = geometry.to_canonical(volume.array, volume.affine)
         if grid is None:
@@ -179,7 +185,6 @@ def _read_images(case: SourceCase, job: Job) -> tuple[np.ndarray, Grid, Grid]:
         volumes.append(array)
         del volume
     image = volumes[0] if len(volumes) == 1 else np.concatenate(volumes, axis=-1)
-    wanted = len(job.modalities)
     if rank == 2 and image.shape[-1] == 1 and wanted == 3:
         image = np.repeat(image, 3, axis=-1)
     if image.shape[-1] != wanted:
@@ -231,13 +236,20 @@ def _remapped(label: np.ndarray, path: Path, values: dict[int, int]) -> np.ndarr
     remapped = np.empty(label.shape, np.uint8)
     for target, plane in zip(remapped, label, strict=True):  # indexing makes int64 of a plane
         np.take(table, plane, out=target)
-    if (remapped == UNKNOWN).any():
-        unknown = sorted({int(value) for value in np.unique(label[remapped == UNKNOWN])})
+    unknown = remapped == UNKNOWN
+    if unknown.any():
+        check_label_values(path, np.unique(label[unknown]).tolist(), values)
+    return remapped
+
+
+def check_label_values(path: Path, found: Iterable[int], values: dict[int, int]) -> None:
+    """Raises `UserError` for label values that are none of the data set's `values`."""
+    unknown = sorted(set(found) - set(values))
+    if unknown:
         raise UserError(
             f"{path}: unknown label value {', '.join(map(str, unknown[:5]))}; the data set's are "
             f"{', '.join(map(str, sorted(values)))}"
         )
-    return remapped
 
 
 @contextlib.contextmanager

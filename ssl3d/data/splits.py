@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssl3d.data import store
+from ssl3d.data.listing import SourceCase
 from ssl3d.errors import UserError
 
 
@@ -69,7 +70,7 @@ def _json_pairs(path: Path, text: str) -> list[tuple[str, str]]:
     try:
         document = json.loads(text)
         return [(str(name), split) for split, names in document.items() for name in _list(names)]
-    except (json.JSONDecodeError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         raise UserError(
             f'{path}: not JSON like {{"train": ["case_1"], "val": ["case_2"], "test": []}}'
         ) from None
@@ -83,26 +84,30 @@ def _list(names: object) -> list[object]:
 
 def _csv_pairs(path: Path, text: str) -> list[tuple[str, str]]:
     rows = csv.DictReader(text.splitlines())
-    columns = rows.fieldnames or []
-    key = next((name for name in ("id", "subject") if name in columns), None)
-    if key is None or "split" not in columns:
-        raise UserError(f"{path}: needs the columns id (or subject) and split, has {columns}")
-    return [((row[key] or "").strip(), (row["split"] or "").strip()) for row in rows]
+    try:
+        columns = rows.fieldnames or []
+        key = next((name for name in ("id", "subject") if name in columns), None)
+        if key is None or "split" not in columns:
+            raise UserError(f"{path}: needs the columns id (or subject) and split, has {columns}")
+        return [((row[key] or "").strip(), (row["split"] or "").strip()) for row in rows]
+    except csv.Error as error:
+        raise UserError(f"{path}: the split file cannot be read ({error})") from None
 
 
-def apply_split_file(
-    cases: Sequence[store.Case], splits: dict[str, str], path: Path
-) -> tuple[store.Case, ...]:
-    """The cases with the user's splits; within a split subjects rank as the file lists them.
+def strangers(cases: Sequence[SourceCase], splits: dict[str, str]) -> list[str]:
+    """The names of a split file that neither a case nor a subject has."""
+    known = {case.id for case in cases} | {case.subject for case in cases}
+    return [name for name in splits if name not in known]
+
+
+def subject_splits(
+    cases: Sequence[SourceCase | store.Case], splits: dict[str, str], path: Path
+) -> dict[str, str]:
+    """Subject -> split, as the user's file says.
 
     Raises:
-      UserError: a case that the file does not name, a name without a case, or a subject that
-        would be in two splits.
+      UserError: a case that the file does not name, or a subject that would be in two splits.
     """
-    known = {case.id for case in cases} | {case.subject for case in cases}
-    strangers = [name for name in splits if name not in known]
-    if strangers:
-        raise UserError(f"{path}: names {strangers[0]!r}, but no case or subject is called so")
     by_subject: dict[str, str] = {}
     for case in cases:
         split = splits.get(case.id, splits.get(case.subject))
@@ -113,6 +118,18 @@ def apply_split_file(
                 f"{path}: subject {case.subject} would be in {by_subject[case.subject]} and in "
                 f"{split} (case {case.id}); a subject belongs to one split"
             )
+    return by_subject
+
+
+def apply_split_file(
+    cases: Sequence[store.Case], splits: dict[str, str], path: Path
+) -> tuple[store.Case, ...]:
+    """The cases with the user's splits; within a split subjects rank as the file lists them.
+
+    Raises:
+      UserError: as `subject_splits`.
+    """
+    by_subject = subject_splits(cases, splits, path)
     first: dict[str, int] = {}
     places = {name: place for place, name in enumerate(splits)}
     for case in cases:

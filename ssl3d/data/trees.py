@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssl3d.data import dicom
-from ssl3d.data.listing import Listing, Options, Source, SourceCase, finish, id_of
+from ssl3d.data.listing import (
+    Listing,
+    Options,
+    Source,
+    SourceCase,
+    class_indices,
+    finish,
+    id_of,
+)
 from ssl3d.data.readers import PICTURE_SUFFIXES, VOLUME_SUFFIXES, stem, suffix
 from ssl3d.errors import UserError
 
@@ -73,17 +81,9 @@ def _labels(source: Source, folder_: Path | None) -> dict[str, Path]:
     """Case id -> label file; a label folder outside the source is a source of its own."""
     if folder_ is None:
         return {}
-    if not folder_.is_dir():
-        raise UserError(f"--labels={folder_}: no such folder")
-    place = source if folder_.resolve().is_relative_to(source.root) else Source(folder_)
     found: dict[str, Path] = {}
-    for path in place.files(folder_, VOLUME_SUFFIXES + PICTURE_SUFFIXES):
-        name = LABEL_ENDING.sub("", id_of(path.relative_to(folder_)))
-        if name in found:
-            source.problem(path, f"the label of {name} is also {found[name].name}; keep one")
-        found.setdefault(name, path)
-    if place is not source:
-        source.problems += place.problems
+    for path in source.holding(folder_).files(folder_, VOLUME_SUFFIXES + PICTURE_SUFFIXES):
+        source.put(found, LABEL_ENDING.sub("", id_of(path.relative_to(folder_))), path)
     return found
 
 
@@ -164,6 +164,7 @@ def images(place: Path, options: Options) -> Listing:
         by_name.setdefault(stem(path), []).append(path)
     table = options.csv or _only_table(place)
     classes = options.classes or DR_GRADES
+    indices = class_indices(classes)
     named = set()
     cases = []
     for line, name, grade in _rows(table):
@@ -173,7 +174,7 @@ def images(place: Path, options: Options) -> Listing:
         if wrong:
             source.problem(f"{table} line {line}", wrong)
         else:
-            cases.append(_picture(key, by_name[key][0], int(float(grade))))
+            cases.append(_picture(key, by_name[key][0], indices[_grade(grade)]))
     for key, paths in by_name.items():
         if key not in named:
             source.note(paths[0], f"no row in {table.name}; used as unlabelled")
@@ -211,19 +212,29 @@ def _wrong_row(
     if len(files) > 1:
         both = " and ".join(source.relative(path) for path in files[:2])
         return f"{name} could be {both}; rename one"
-    if not re.fullmatch(r"\d+(\.0*)?", grade):
+    if _grade(grade) is None:
         return f"grade {grade!r} of {name} is not a whole number"
-    if int(float(grade)) not in classes:
+    if _grade(grade) not in classes:
         return f"grade {grade} of {name} is out of range ({min(classes)} to {max(classes)})"
     return None
+
+
+def _grade(text: str) -> int | None:
+    """ "2" and "2.0" -> 2; None for what is not a whole number of at most nine digits."""
+    match = re.fullmatch(r"([0-9]{1,9})(\.0*)?", text)
+    return int(match[1]) if match else None
 
 
 def _only_table(place: Path) -> Path:
     """The one CSV of the source that has a name and a grade column."""
     tables = []
     for path in sorted(place.glob("*.csv")):
-        header = path.read_text(encoding="utf-8-sig", errors="replace").partition("\n")[0]
-        if None not in _columns(next(csv.reader([header]), [])):
+        try:
+            with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+                header = next(csv.reader(file), [])
+        except (OSError, csv.Error):
+            continue
+        if None not in _columns(header):
             tables.append(path)
     if len(tables) != 1:
         what = "no CSV" if not tables else " and ".join(path.name for path in tables)
@@ -245,19 +256,21 @@ def _columns(header: Sequence[str]) -> tuple[str | None, str | None]:
 def _rows(table: Path) -> list[tuple[int, str, str]]:
     """[(line, name, grade)]. Raises `UserError` for an unreadable table or missing columns."""
     try:
-        lines = table.read_text(encoding="utf-8-sig").splitlines()
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
+            lines = [(reader.line_num, row) for row in reader]
     except FileNotFoundError:
         raise UserError(f"--csv={table}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{table}: cannot be read as a CSV ({error})") from None
-    reader = csv.DictReader(lines)
-    name, grade = _columns(reader.fieldnames or [])
+    name, grade = _columns(columns)
     if name is None or grade is None:
         raise UserError(
             f"{table}: needs a column of names ({', '.join(ID_COLUMNS)}) and one of grades "
-            f"({', '.join(GRADE_COLUMNS)}); it has {', '.join(reader.fieldnames or ['nothing'])}"
+            f"({', '.join(GRADE_COLUMNS)}); it has {', '.join(columns) or 'nothing'}"
         )
-    rows = [(reader.line_num, (r[name] or "").strip(), (r[grade] or "").strip()) for r in reader]
+    rows = [(line, (row[name] or "").strip(), (row[grade] or "").strip()) for line, row in lines]
     if not rows:
         raise UserError(f"{table}: no rows below the header")
     return rows

@@ -26,6 +26,8 @@ SINGULAR = 1e-6
 # How far label values stored as real numbers may be from integers: rounding of a scale factor.
 LABEL_TOLERANCE = 1e-3
 LARGEST_LABEL = 65535
+# mm: thicker than any slice; a header with more counts in another unit or is damaged.
+LARGEST_SPACING = 100.0
 
 
 @contextlib.contextmanager
@@ -114,7 +116,7 @@ def check_affine(path: Path, affine: np.ndarray) -> None:
     if not np.isfinite(affine).all():
         raise UserError(f"{path}: the affine holds NaN or infinite numbers; mend the header")
     spacing = spacing_of(affine)
-    if min(spacing) == 0:
+    if min(spacing) == 0 or max(spacing) > LARGEST_SPACING:
         raise UserError(f"{path}: voxel spacing {spacing}; mend the header")
     if np.linalg.svd(affine[:3, :3] / spacing, compute_uv=False)[-1] < SINGULAR:
         raise UserError(f"{path}: singular affine, two axes point the same way; mend the header")

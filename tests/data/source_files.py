@@ -6,7 +6,6 @@ import itertools
 import json
 from pathlib import Path
 
-import gdcm
 import nibabel as nib
 import numpy as np
 import pydicom
@@ -245,6 +244,8 @@ def write_series(
 
 def _compress(path: Path, syntax: str) -> None:
     """Rewrites a file in one of GDCM's transfer syntaxes, such as "JPEG2000Lossless"."""
+    import gdcm  # late: imported before zlib it replaces zlib's functions by its own and crashes
+
     reader = gdcm.ImageReader()
     reader.SetFileName(str(path))
     assert reader.Read()

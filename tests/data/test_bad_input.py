@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,6 +139,31 @@ SERIES = "a/series1"
 SLICE = f"{SERIES}/slice005.dcm"
 
 
+def kilometres(folder):
+    affine = np.diag([1e6, 1e6, 1e6, 1])
+    files.write_nifti(folder / IMAGE, SCAN, affine)
+    files.write_nifti(folder / LABEL, SEGMENTATION, affine)
+
+
+def pipe(folder):
+    (folder / IMAGE).unlink()
+    os.mkfifo(folder / IMAGE)
+
+
+def other_format(folder):
+    (folder / IMAGE).rename(folder / "imagesTr/case_01.mgz")
+    manifest(lambda training: training[1].update(image="imagesTr/case_01.mgz"))(folder)
+
+
+def header_only(folder):
+    (folder / SLICE).with_name("slice099.dcm").write_bytes(b"\0" * 128 + b"DICM")
+
+
+def real_numbers(path):
+    path.with_name("eye1.png").unlink()
+    Image.fromarray(np.random.default_rng(0).random((64, 64), np.float32)).save(path)
+
+
 def dicom_edit(**values):
     return lambda folder: files.edit_dicom(folder / SLICE, **values)
 
@@ -230,7 +256,28 @@ DAMAGES = [
     Damage("another grid", "msd", label(SEGMENTATION, shifted(3, 0, 0)), ("3 mm away",)),
     Damage("another shape", "msd", label(SEGMENTATION[:-1]), ("19 x 22 x 18 differs",)),
     Damage("a label of channels", "msd", label(GRID[:, :, :, 0]), ("2 values per voxel",)),
+    Damage(
+        "more voxels than the file can hold",
+        "msd",
+        header_field(dim=[3, 32767, 32767, 32767, 1, 1, 1, 1]),
+        ("case_01.nii.gz", "truncated", "70362301923326"),
+    ),
+    Damage("kilometres", "msd", kilometres, ("case_01.nii.gz", "voxel spacing (1000000.0")),
     # lists and names
+    Damage("a pipe", "msd", pipe, (IMAGE, "not a file")),
+    Damage(
+        "a NUL in a path",
+        "msd",
+        manifest(lambda t: t[1].update(image="imagesTr/a\0.nii.gz")),
+        ("no such file",),
+    ),
+    Damage(
+        "a path that is too long",
+        "msd",
+        manifest(lambda t: t[1].update(image="a" * 5000)),
+        ("no such file",),
+    ),
+    Damage("another format", "msd", other_format, ("case_01.mgz", "convert the file")),
     Damage(
         "an id twice",
         "msd",
@@ -263,6 +310,24 @@ DAMAGES = [
         "nnunet",
         lambda f: files.write_nifti(f / "imagesTr/c1_0001.nii.gz", SCAN, shifted(0, 2, 0)),
         ("c1_0001.nii.gz", "another grid than c1_0000.nii.gz"),
+    ),
+    Damage(
+        "two files of one channel",
+        "nnunet",
+        lambda f: files.write_nifti(f / "imagesTr/c1_0001.nii", SCAN),
+        ("c1_0001.nii", "keep one"),
+    ),
+    Damage(
+        "two labels of one case",
+        "nnunet",
+        lambda f: files.write_nifti(f / "labelsTr/c1.nii", SEGMENTATION),
+        ("c1.nii", "keep one"),
+    ),
+    Damage(
+        "channels inside a channel",
+        "nnunet",
+        lambda f: files.write_nifti(f / "imagesTr/c1_0001.nii.gz", GRID[:, :, :, 0]),
+        ("c1_0001.nii.gz", "2 channels", "split it"),
     ),
     Damage(
         "a label without image",
@@ -309,6 +374,12 @@ DAMAGES = [
         ("T1_brain_mask.nii.gz", "differs"),
     ),
     Damage(
+        "two T1",
+        "ukb",
+        lambda f: files.write_nifti(f / f"{UKB}.nii", SCAN),
+        ("T1.nii", "keep one"),
+    ),
+    Damage(
         "a session without FLAIR",
         "bids",
         lambda f: (f / "sub-1/ses-02/anat/sub-1_ses-02_FLAIR.nii.gz").unlink(),
@@ -351,6 +422,8 @@ DAMAGES = [
     Damage("colour", "dicom", dicom_edit(SamplesPerPixel=3), ("slice005.dcm", "colour")),
     Damage("cut pixels", "dicom", undecodable, ("slice005.dcm", "cannot be read")),
     Damage("a cut file", "dicom", cut(SLICE, 0.9), ("slice005.dcm",)),
+    Damage("no size", "dicom", dicom_edit(Rows=None), ("slice005.dcm",)),
+    Damage("a header cut short", "dicom", header_only, ("slice099.dcm", "damaged")),
     Damage("a single slice", "dicom", single_slice, ("series1", "is a slice")),
     Damage(
         "no DICOM",
@@ -368,11 +441,13 @@ DAMAGES = [
     Damage("a missing picture", "images", table("eye1,", "eye9,"), ("line 3", "eye9")),
     Damage("a grade out of range", "images", table("eye1,1", "eye1,5"), ("line 3", "grade 5")),
     Damage("no grade", "images", table("eye1,1", "eye1,"), ("line 3", "grade ''")),
+    Damage("an endless grade", "images", table("eye1,1", f"eye1,{'9' * 400}"), ("line 3",)),
     Damage("a grade in words", "images", table("eye1,1", "eye1,bad"), ("line 3", "'bad'")),
     Damage("an id with a path", "images", table("eye1,", "../eye1,"), ("'../eye1'",)),
     Damage("an id of dots", "images", table("eye1,", "..,"), ("'..' is not a plain",)),
     Damage("a cut picture", "images", cut("train_images/eye1.png"), ("eye1.png", "cannot be")),
     Damage("an empty picture", "images", cut("train_images/eye1.png", 0), ("0 bytes",)),
+    Damage("real numbers", "images", picture("eye1.tif", real_numbers), ("eye1.tif", "real num")),
     Damage("two pages", "images", picture("eye1.tif", pages), ("eye1.tif", "2 pages")),
     Damage(
         "a black picture",
@@ -448,6 +523,28 @@ def test_damage(damage, tmp_path, capsys, undamaged):
     assert others <= {"eye9"}
     assert len(found) >= len(clean) - 2
     assert "left out" in (tmp_path / "skipped" / "report.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("layout", "file", "text", "what"),
+    [
+        ("msd", "dataset.json", "[" * 100_000, "not readable as JSON"),
+        ("msd", "dataset.json", '{"modality": {}, "labels": {}}', '"modality" is missing'),
+        ("msd", "dataset.json", '{"modality": {"0": "A", "2": "B"}}', '"modality" is missing'),
+        ("bids", "derivatives/lesions/dseg.tsv", f"index\tname\n1\t{'a' * 200_000}", "dseg.tsv"),
+        ("bids", "derivatives/lesions/dseg.tsv", "index\tname\n-1\ta", "the label value -1"),
+        ("images", "train.csv", f'id_code,diagnosis\n"{"a" * 200_000}",1', "field larger"),
+        ("images", "train.csv", "id_code;diagnosis\neye0;1", "no CSV with a name"),
+    ],
+)
+def test_tables_that_cannot_be_used_are_one_line(tmp_path, layout, file, text, what):
+    source = files.WRITERS[layout](tmp_path / "source")
+    (source / file).write_text(text)
+    with pytest.raises(UserError) as error:
+        run(layout, source, tmp_path / "out")
+    assert what in str(error.value)
+    assert str(source) in str(error.value)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("layout", sorted(files.WRITERS))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -243,6 +244,44 @@ def test_folder(tmp_path):
     assert images.notes == ()
     outside = listed("folder", folder / "images", labels=folder / "labels")
     assert all(case.label for case in outside.cases)
+
+
+@pytest.mark.parametrize("relative", ["source", "labels"])
+def test_labels_inside_the_source_are_no_images(tmp_path, monkeypatch, relative):
+    files.write_folder(tmp_path)
+    (tmp_path / "labels").rename(tmp_path / "images/truth")
+    monkeypatch.chdir(tmp_path)
+    here, full = Path("images"), tmp_path / "images"
+    source, labels = (here, full) if relative == "source" else (full, here)
+    listing = listed("folder", source, labels=labels / "truth")
+    assert [case.label.name for case in listing.cases] == [
+        f"scan{i}_seg.nii.gz" for i in (0, 2, 1, 3)
+    ]
+    assert not listing.problems
+
+
+def test_bids_labels_elsewhere(tmp_path):
+    source = files.write_bids(tmp_path / "source")
+    (source / "derivatives").rename(tmp_path / "truth")
+    listing = listed("bids", source, labels=tmp_path / "truth")
+    assert all(case.label for case in listing.cases)
+    assert not listing.problems
+    assert listing.classes == {0: "background", 1: "lesion", 2: "core"}
+    with pytest.raises(UserError, match="gone: no such folder"):
+        listed("bids", source, labels=tmp_path / "gone")
+
+
+def test_the_folder_one_stands_in(tmp_path, monkeypatch):
+    files.write_brats(tmp_path)
+    monkeypatch.chdir(tmp_path / "BraTS2021_00002")
+    (case,) = listed("brats", Path(".")).cases
+    assert case.id == "BraTS2021_00002"
+
+
+def test_a_manifest_with_a_byte_order_mark(tmp_path):
+    file = files.write_msd(tmp_path) / "dataset.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert len(listed("msd", tmp_path).cases) == 7
 
 
 def test_folder_labels_and_images_that_do_not_meet(tmp_path):

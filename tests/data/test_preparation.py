@@ -271,6 +271,25 @@ def test_split_files_that_are_wrong(tmp_path, name, content, what):
     assert name in str(error.value)
 
 
+def test_a_split_file_may_name_cases_that_are_left_out(tmp_path, capsys):
+    source = files.write_msd(tmp_path / "source", count=4, unlabelled=0)
+    (source / "imagesTr/case_01.nii.gz").write_bytes(b"damaged")
+    (source / "imagesTr/case_02.nii.gz").unlink()
+    file = tmp_path / "s.json"
+    file.write_text('{"train": ["case_00", "case_01", "case_02"], "val": ["case_03"]}')
+    dataset = run("msd", source, tmp_path / "out", f"--splits={file}", "--on-error=skip")
+    assert {case.id: case.split for case in dataset.cases} == {"case_00": "train", "case_03": "val"}
+    assert "names 'case_02', but no case" in capsys.readouterr().err
+
+
+def test_a_wrong_split_file_is_found_before_anything_is_prepared(tmp_path):
+    source = files.write_msd(tmp_path / "source", count=3)
+    (tmp_path / "s.json").write_text('{"train": ["case_00"]}')
+    with pytest.raises(UserError, match="is in no split"):
+        run("msd", source, tmp_path / "out", f"--splits={tmp_path / 's.json'}", "--dry-run")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_subject_in_two_splits_of_a_split_file(tmp_path):
     source = files.write_bids(tmp_path / "source")
     names = [f"sub-{i}_ses-0{j}" for i in range(3) for j in (1, 2)]
@@ -313,6 +332,28 @@ def test_a_full_disk_is_said_first(tmp_path, monkeypatch):
     run("msd", source, tmp_path / "out")  # what is there already needs no room
 
 
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), OSError("96 requested and 0 written")]
+)
+def test_a_disk_that_fills_up_leaves_no_case_out(tmp_path, monkeypatch, error):
+    source = files.write_msd(tmp_path / "source", count=4, unlabelled=0)
+    run("msd", source, tmp_path / "whole")
+    write = store.write_arrays
+
+    def write_two(folder, name, *arrays):
+        if name > "case_01":
+            raise error
+        write(folder, name, *arrays)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_arrays", write_two)
+        with pytest.raises(UserError, match=r"out: (No space|96 requested.* full).* run again"):
+            run("msd", source, tmp_path / "out", "--on-error=skip")
+    assert not (tmp_path / "out" / store.MANIFEST).exists()
+    run("msd", source, tmp_path / "out")
+    assert_same_bytes(tmp_path / "out", tmp_path / "whole")
+
+
 def test_the_estimate_is_what_is_written(tmp_path, capsys):
     source = files.write_msd(tmp_path / "source")
     run("msd", source, tmp_path / "out", "--dry-run")
@@ -335,6 +376,36 @@ def test_a_dry_run_lists_what_is_wrong(tmp_path, capsys):
     text = capsys.readouterr().err
     assert "case_01.nii.gz: the file is empty" in text
     assert "case_02.nii.gz: no such file" in text
+
+
+def test_a_dry_run_knows_unknown_label_values_and_wrong_ids(tmp_path, capsys):
+    source = files.write_msd(tmp_path / "source", count=3)
+    files.write_nifti(source / "labelsTr/case_01.nii.gz", files.segmentation() * 4)
+    (source / "imagesTr/case_02.nii.gz").rename(source / "imagesTr/case 02.nii.gz")
+    text = (source / "dataset.json").read_text()
+    (source / "dataset.json").write_text(text.replace("imagesTr/case_02", "imagesTr/case 02"))
+    with pytest.raises(UserError, match="2 cases"):
+        run("msd", source, tmp_path / "out", "--dry-run")
+    errors = capsys.readouterr().err
+    assert "unknown label value 4, 8" in errors
+    assert "'case 02' cannot be a file name" in errors
+
+
+@pytest.mark.parametrize("classes", ["0:none,1:DR,2:DR,3:DR,4:DR", "0:a,2:b,1:c,3:d,4:e,5:f"])
+def test_grades_become_classes(tmp_path, classes):
+    source = files.write_images(tmp_path / "source")
+    dataset = run("images", source, tmp_path / "out", f"--classes={classes}")
+    names = {int(value): name for value, name in (x.split(":") for x in classes.split(","))}
+    grades = {f"eye{i}": names[i % 5] for i in range(6)}
+    assert {case.id: dataset.classes[case.grade] for case in dataset.cases} == grades
+
+
+def test_a_file_name_that_is_not_utf8(tmp_path):
+    source = files.write_folder(tmp_path / "source")
+    (source / "images/site0/scan0.nii.gz").rename(source / "images/site0/\udcff.nii.gz")
+    (source / "labels/site0/scan0_seg.nii.gz").rename(source / "labels/site0/\udcff.nii.gz")
+    run("folder", source, tmp_path / "out")
+    assert "\\udcff.nii.gz" in (tmp_path / "out/report.csv").read_text()
 
 
 def test_report_and_contact_sheet(tmp_path):

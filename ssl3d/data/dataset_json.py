@@ -1,0 +1,71 @@
+"""The dataset.json of the Decathlon and of nnU-Net: names of the channels and of the classes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ssl3d.errors import UserError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises `UserError`."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; this layout needs it (see docs/data.md)") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return document
+
+
+def numbered(path: Path, document: dict[str, Any], key: str) -> tuple[str, ...]:
+    """{"0": "CT", "1": "PET"} -> ("CT", "PET"). Raises `UserError`."""
+    try:
+        names = {int(number): str(name) for number, name in document[key].items()}
+        return tuple(names[number] for number in range(max(1, len(names))))
+    except (AttributeError, ValueError, KeyError):
+        raise UserError(
+            f'{path}: "{key}" is missing or not like {{"0": "T1", "1": "T2"}}'
+        ) from None
+
+
+def msd_classes(path: Path, document: dict[str, Any]) -> dict[int, str]:
+    """{"0": "background", "1": "tumour"} -> label value -> name. Raises `UserError`."""
+    try:
+        return {int(value): str(name) for value, name in document["labels"].items()}
+    except (AttributeError, KeyError, ValueError):
+        raise UserError(
+            f'{path}: "labels" is missing or not like {{"0": "background", "1": "tumour"}}'
+        ) from None
+
+
+def nnunet_classes(path: Path, document: dict[str, Any]) -> dict[int, str]:
+    """{"background": 0, "tumour": 1}; regions (lists of values) become one class per value.
+
+    Raises `UserError`.
+    """
+    classes: dict[int, str] = {}
+    try:
+        for name, value in document["labels"].items():
+            if name == "ignore":
+                raise UserError(f'{path}: labels with "ignore" are not supported')
+            if isinstance(value, list):
+                classes |= {v: f"label {v}" for v in map(_whole, value) if v not in classes}
+            else:
+                classes[_whole(value)] = str(name)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(
+            f'{path}: "labels" is missing or not like {{"background": 0, "tumour": 1}}'
+        ) from None
+    return classes
+
+
+def _whole(value: Any) -> int:
+    """2 or "2" -> 2. Raises ValueError for 2.5."""
+    if int(value) != float(value):
+        raise ValueError(value)
+    return int(value)
