@@ -1,0 +1,399 @@
+"""Scores of segmentations and classifications, and the original code's own scores.
+
+A score that is not defined is NaN and counted, never 0 or 1 in silence. Whatever `reference_*`
+names is how the original code scores (background included, all voxels pooled): for comparison with
+its numbers, and never to be set beside the others.
+
+Every classification score takes `weights` [..., B], how often each case counts: a bootstrap draw
+is one row of them, so that thousands of draws are one pass over the cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from scipy import ndimage, spatial
+
+# Unions of the classes background, necrotic core, oedema, enhancing tumour (BraTS 2012-2020).
+BRATS_REGIONS = {"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)}
+SEGMENTATION_SCORES = (
+    "dice",
+    "hd95",
+    "nsd",
+    "truth_volume",
+    "predicted_volume",
+    "false_positive_volume",
+)
+BOOTSTRAP_DRAWS = 2000
+# Draws that are weighed together: bounds the memory to this many times the number of cases.
+_BLOCK = 100
+# A distance equal to the tolerance but for rounding (3 * 0.1 > 0.3) is within it.
+_ROUNDING = 1e-6
+
+
+def segmentation_scores(
+    prediction: np.ndarray,
+    truth: np.ndarray,
+    classes: Sequence[str],
+    spacing: Sequence[float],
+    regions: Mapping[str, Sequence[int]] | None = None,
+    tolerance: float = 1.0,
+) -> list[dict]:
+    """The scores of one case: a row for each foreground class, then for each region.
+
+    Args:
+      prediction: int [*S], the index of a class; 0 is the background.
+      truth: int [*S].
+      classes: names in the order of their indices, the background's first.
+      spacing: mm along each axis.
+      regions: name -> the indices of the classes whose union it is.
+      tolerance: of the normalised surface Dice, in mm.
+
+    Returns:
+      Rows with `class`, the scores and two flags:
+        dice: 2 |P and T| / (|P| + |T|).
+        hd95: mm, see `hd95`.
+        nsd: see `surface_dice`.
+        truth_volume, predicted_volume, false_positive_volume: ml (2D: cm^2).
+        absent: the truth is empty; `dice`, `hd95` and `nsd` are NaN whatever was predicted, and
+          what was predicted is in `false_positive_volume`.
+        missed: the prediction alone is empty; `dice` and `nsd` are 0 and `hd95` is NaN.
+
+    Raises:
+      ValueError: shapes, labels, spacing or regions that do not fit each other.
+    """
+    _check_maps(prediction, truth, len(classes))
+    if len(spacing) != truth.ndim or not all(side > 0 for side in spacing):
+        raise ValueError(f"a spacing {spacing} for a label map {truth.shape}")
+    regions = dict(regions or {})
+    _check_indices(len(classes), *map(np.asarray, regions.values()))
+    if set(regions) & set(classes):
+        raise ValueError(f"regions {sorted(regions)} with the names of classes")
+    unions = {name: (index,) for index, name in enumerate(classes) if index > 0} | regions
+    return [
+        {"class": name}
+        | _mask_scores(np.isin(prediction, indices), np.isin(truth, indices), spacing, tolerance)
+        for name, indices in unions.items()
+    ]
+
+
+def _mask_scores(
+    prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], tolerance: float
+) -> dict[str, float | bool]:
+    predicted, true = np.count_nonzero(prediction), np.count_nonzero(truth)
+    common = np.count_nonzero(prediction & truth)
+    voxel = float(np.prod(np.divide(spacing, 10)))  # cm^3 are ml
+    scores = {
+        "dice": 2 * common / (predicted + true) if true else np.nan,
+        "hd95": np.nan,
+        "nsd": 0.0 if true else np.nan,
+        "truth_volume": true * voxel,
+        "predicted_volume": predicted * voxel,
+        "false_positive_volume": (predicted - common) * voxel,
+        "absent": not true,
+        "missed": bool(true and not predicted),
+    }
+    if true and predicted:
+        distances = surface_distances(prediction, truth, spacing)
+        scores |= {"hd95": hd95(*distances), "nsd": surface_dice(*distances, tolerance)}
+    return scores
+
+
+def surface_distances(
+    prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distances in mm of each mask's boundary voxels to the nearest ones of the other mask.
+
+    A boundary voxel belongs to the mask and touches, by a face, a voxel that does not; beyond the
+    edge of the image nothing does. Distances are between the centres of voxels.
+
+    Masks are bool [*S], not empty; the result is the distances of the prediction's boundary voxels
+    and those of the truth's.
+    """
+    # What is cut away is background in both masks, as it is beyond the edge: nothing changes.
+    (box,) = ndimage.find_objects((prediction | truth).view(np.int8))
+    points = [
+        np.argwhere(mask & ~ndimage.binary_erosion(mask)) * np.asarray(spacing, float)
+        for mask in (prediction[box], truth[box])
+    ]
+    trees = [spatial.KDTree(cloud) for cloud in points]
+    return trees[1].query(points[0])[0], trees[0].query(points[1])[0]
+
+
+def hd95(from_prediction: np.ndarray, from_truth: np.ndarray) -> float:
+    """The larger of the 95th percentiles of the two sets of `surface_distances`, in mm.
+
+    The definition of MONAI's `compute_hausdorff_distance(percentile=95)`; others report the
+    percentile of both sets taken together.
+    """
+    return float(max(np.percentile(from_prediction, 95), np.percentile(from_truth, 95)))
+
+
+def surface_dice(from_prediction: np.ndarray, from_truth: np.ndarray, tolerance: float) -> float:
+    """The share of both masks' boundary voxels that are at most `tolerance` mm from the other's.
+
+    The definition of MONAI's `compute_surface_dice` without subvoxels: boundary voxels are counted,
+    not weighted by the area of surface within them.
+    """
+    distances = np.concatenate([from_prediction, from_truth])
+    return float(np.mean(distances <= tolerance * (1 + _ROUNDING)))
+
+
+def summarise(rows: Sequence[Mapping], unit: str | None = None, seed: int = 0) -> list[dict]:
+    """The rows of `segmentation_scores` of all cases -> a row for each class and score.
+
+    Args:
+      rows: of all cases, one after the other.
+      unit: the key of a row by which cases are drawn together in the bootstrap, e.g. "subject"
+        where the caller added it; default: each case by itself.
+      seed: of the bootstrap.
+
+    Returns:
+      Rows with `class`, `score`, the numbers of `cases` and, of these, `absent`, `missed` and
+      `valid` (the score is not NaN), and over the valid ones `mean`, `std` (of a sample; NaN for a
+      single case), `median`, and `low` and `high`, the 95 % bootstrap interval of the mean.
+    """
+    summary = []
+    for name in dict.fromkeys(row["class"] for row in rows):
+        own = [row for row in rows if row["class"] == name]
+        units = np.array([row[unit] if unit else index for index, row in enumerate(own)])
+        counts = {"cases": len(own)}
+        counts |= {flag: sum(row[flag] for row in own) for flag in ("absent", "missed")}
+        for score in SEGMENTATION_SCORES:
+            values = np.array([row[score] for row in own], float)
+            valid = ~np.isnan(values)
+            summary.append(
+                {"class": name, "score": score, **counts, "valid": int(valid.sum())}
+                | _moments(values[valid], units[valid], seed)
+            )
+    return summary
+
+
+def _moments(values: np.ndarray, units: np.ndarray, seed: int) -> dict[str, float]:
+    if not values.size:
+        return dict.fromkeys(("mean", "std", "median", "low", "high"), np.nan)
+    low, high = bootstrap_interval(lambda weights: _mean(values, weights), units, seed)
+    std = float(values.std(ddof=1)) if values.size > 1 else np.nan
+    mean, median = float(values.mean()), float(np.median(values))
+    return {"mean": mean, "std": std, "median": median, "low": low, "high": high}
+
+
+def bootstrap_interval(
+    statistic: Callable[[np.ndarray], np.ndarray], units: np.ndarray, seed: int = 0
+) -> tuple[float, float]:
+    """The 95 % percentile interval of a statistic over units drawn with replacement.
+
+    Args:
+      statistic: weights [R, B], how often each draw holds each case -> [R].
+      units: [B], what is drawn: the subject of each case, or its own number.
+      seed: of the draws.
+
+    Returns:
+      Low and high; NaN for fewer than two units. Draws in which the statistic is NaN are left out.
+    """
+    names, members = np.unique(units, return_inverse=True)
+    if names.size < 2:
+        return np.nan, np.nan
+    share = np.full(names.size, 1 / names.size)
+    rng = np.random.default_rng(seed)
+    draws = (rng.multinomial(names.size, share, _BLOCK) for _ in range(BOOTSTRAP_DRAWS // _BLOCK))
+    values = np.concatenate([statistic(block[:, members].astype(float)) for block in draws])
+    values = values[~np.isnan(values)]
+    if not values.size:
+        return np.nan, np.nan
+    low, high = np.percentile(values, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def classification_scores(
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    probabilities: np.ndarray,
+    subjects: Sequence[str] | None = None,
+    seed: int = 0,
+) -> list[dict]:
+    """Accuracy, quadratic weighted kappa and AUROC of all cases, each with its interval.
+
+    Args:
+      labels: int [B], at least one.
+      predicted: int [B]; beside the probabilities, as an ordinal head does not answer with the
+        largest.
+      probabilities: [B, K].
+      subjects: [B], by which cases are drawn together in the bootstrap; default: each by itself.
+      seed: of the bootstrap.
+
+    Returns:
+      A row for each score: `score`, `value`, the 95 % bootstrap interval `low` and `high`, the
+      numbers of `cases` and of `classes` that occur among the labels.
+
+    Raises:
+      ValueError: shapes or labels that do not fit each other, or no case.
+    """
+    size, classes = probabilities.shape
+    units = np.arange(size) if subjects is None else np.asarray(subjects)
+    if not labels.shape == predicted.shape == units.shape == (size,):
+        raise ValueError(f"{size} probabilities, {labels.shape} labels, {predicted.shape} answers")
+    if not np.isfinite(probabilities).all():
+        raise ValueError("probabilities that are not finite")
+    _check_indices(classes, labels, predicted)
+    scores = {
+        "accuracy": lambda weights: accuracy(labels, predicted, weights),
+        "kappa": lambda weights: quadratic_kappa(labels, predicted, classes, weights),
+        "auroc": lambda weights: auroc(labels, probabilities, weights),
+    }
+    counts = {"cases": size, "classes": np.unique(labels).size}
+    rows = []
+    for name, statistic in scores.items():
+        low, high = bootstrap_interval(statistic, units, seed)
+        value = float(statistic(np.ones(size)))
+        rows.append({"score": name, "value": value, "low": low, "high": high} | counts)
+    return rows
+
+
+def accuracy(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The share of cases whose class was predicted: [B], [B], weights [..., B] -> [...]."""
+    return _mean(labels == predicted, weights)
+
+
+def quadratic_kappa(
+    labels: np.ndarray, predicted: np.ndarray, classes: int, weights: np.ndarray
+) -> np.ndarray:
+    """Cohen's kappa with squared distances between `classes` grades.
+
+    The list of grades is fixed: one that does not occur keeps its place between its neighbours.
+    NaN where labels and predictions are all of one and the same class.
+
+    Labels and predictions int [B], weights [..., B] -> [...].
+    """
+    grades = np.arange(classes)
+    penalty = np.subtract.outer(grades, grades) ** 2.0
+    true = weights @ (labels[:, None] == grades)
+    answered = weights @ (predicted[:, None] == grades)
+    observed = weights @ penalty[labels, predicted]
+    by_chance = np.einsum("...i,ij,...j->...", true, penalty, answered)
+    return 1 - _ratio(observed * weights.sum(-1), by_chance)
+
+
+def auroc(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve, each class against the rest, mean over classes.
+
+    Over the classes that some of the cases have and some have not; NaN if there is none. Of two
+    classes it is the binary AUROC. Int [B], [B, K], weights [..., B] -> [...].
+    """
+    areas = np.stack(
+        [_area(labels == k, column, weights) for k, column in enumerate(probabilities.T)], axis=-1
+    )
+    defined = ~np.isnan(areas)
+    return _ratio(np.where(defined, areas, 0).sum(-1), defined.sum(-1))
+
+
+def _area(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The share of pairs (positive, negative) in the right order; ties count half."""
+    order = np.argsort(scores)
+    _, starts = np.unique(scores[order], return_index=True)
+    weights, positive = weights[..., order], positive[order]
+    positives = np.add.reduceat(weights * positive, starts, axis=-1)
+    negatives = np.add.reduceat(weights * ~positive, starts, axis=-1)
+    below = negatives.cumsum(-1) - negatives / 2
+    return _ratio((positives * below).sum(-1), positives.sum(-1) * negatives.sum(-1))
+
+
+def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return weights @ values / weights.sum(-1)
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """NaN where the denominator is 0."""
+    return np.divide(numerator, np.where(denominator > 0, denominator, np.nan))
+
+
+def confusion_matrix(prediction: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
+    """Voxels of each true class (row) and predicted class (column).
+
+    The matrices of cases add up to that of all their voxels pooled.
+
+    Int [...] and [...] of K `classes`, the background among them -> int64 [K, K].
+
+    Raises:
+      ValueError: different shapes, or an index that is no class.
+    """
+    _check_maps(prediction, truth, classes)
+    pairs = truth.astype(np.int64).ravel() * classes + prediction.astype(np.int64).ravel()
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def reference_segmentation_scores(
+    confusion: np.ndarray,
+    classes: Sequence[str],
+    regions: Mapping[str, Sequence[int]] | None = None,
+) -> dict[str, float]:
+    """The original's scores of a test set, from the sum of its `confusion_matrix`.
+
+    Args:
+      confusion: int [K, K] of all voxels of all cases.
+      classes: K names.
+      regions: as in `segmentation_scores`, e.g. `BRATS_REGIONS`.
+
+    Returns:
+      reference_dice, reference_jaccard: mean over the classes **with the background**; a class
+        that neither truth nor prediction holds is left out.
+      reference_dice_NAME: of one class (`dice_pancreas_1` of the original); NaN if left out.
+      reference_dice_REGION: mean of the region **and of everything else** (`brats_wt`, ...), so
+        that a Dice of 0.6 reads 0.8.
+    """
+    dice, jaccard = _pooled_overlaps(confusion)
+    scores = {"reference_dice": np.nanmean(dice), "reference_jaccard": np.nanmean(jaccard)}
+    scores |= {f"reference_dice_{name}": value for name, value in zip(classes, dice, strict=True)}
+    for name, indices in (regions or {}).items():
+        inside = np.isin(np.arange(len(classes)), indices)
+        membership = np.stack([~inside, inside]).astype(confusion.dtype)
+        halves, _ = _pooled_overlaps(membership @ confusion @ membership.T)
+        scores[f"reference_dice_{name}"] = np.nanmean(halves)
+    return {name: float(value) for name, value in scores.items()}
+
+
+def _pooled_overlaps(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Dice and Jaccard of each class, [K] and [K]; NaN where there is neither."""
+    common = np.diagonal(confusion)
+    sizes = confusion.sum(0) + confusion.sum(1)
+    return _ratio(2 * common, sizes), _ratio(common, sizes - common)
+
+
+def reference_ordinal_scores(truth: np.ndarray, outputs: np.ndarray) -> dict[str, float]:
+    """The original's scores of grades that are coded as K ordinal bits.
+
+    Grade g is g + 1 ones and then zeros. Read back, it is the number of outputs above 0.5, in
+    whatever order, minus one: no output above 0.5 is the grade -1.
+
+    Truth [B, K] of 0 and 1 and sigmoids [B, K] ->
+      reference_qw_kappa_kaggle: **without the cases of grade -1**; NaN where it is not defined.
+      reference_cat_acc_kaggle: the grade -1 is wrong like any other.
+      reference_bin_accuracy: over all bits of all cases.
+    """
+    bits, answers = truth > 0.5, outputs > 0.5
+    grades, answered = bits.sum(-1) - 1, answers.sum(-1) - 1
+    kept = (grades >= 0) & (answered >= 0)
+    grades_kept, answered_kept = grades[kept], answered[kept]
+    kappa = quadratic_kappa(grades_kept, answered_kept, truth.shape[-1], np.ones(kept.sum()))
+    return {
+        "reference_qw_kappa_kaggle": float(kappa),
+        "reference_cat_acc_kaggle": float(np.mean(grades == answered)),
+        "reference_bin_accuracy": float(np.mean(bits == answers)),
+    }
+
+
+def _check_maps(prediction: np.ndarray, truth: np.ndarray, classes: int) -> None:
+    if prediction.shape != truth.shape:
+        raise ValueError(f"a prediction {prediction.shape} and a truth {truth.shape}")
+    _check_indices(classes, prediction, truth)
+
+
+def _check_indices(classes: int, *maps: np.ndarray) -> None:
+    for indices in maps:
+        if not np.issubdtype(indices.dtype, np.integer) or not indices.size:
+            raise ValueError(f"whole numbers wanted, not {indices.dtype} of shape {indices.shape}")
+        if indices.min() < 0 or indices.max() >= classes:
+            raise ValueError(
+                f"index {indices.min()} or {indices.max()} is none of {classes} classes"
+            )
