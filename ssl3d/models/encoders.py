@@ -1,9 +1,10 @@
 """Encoders: [B, *S, C] -> features at every resolution, for any rank and any size.
 
 `unet` is the original code's: two convolutions per level, then a maximum. `resunet` is the
-paper's: residual levels, with learned downsampling. Both halve the size with each level and
-double the channels; odd sizes are rounded up, so level i of an axis of n voxels has
-ceil(n / 2^i), and the first level has exactly the input's size.
+paper's: residual levels, with learned downsampling. Both double the channels with each level.
+`densenet121` is the paper's for pictures (`ssl3d.models.densenet`). All halve the size with each
+level; odd sizes are rounded up, so level i of an axis of n voxels has ceil(n / 2^i), and the first
+level has exactly the input's size.
 """
 
 import difflib
@@ -129,16 +130,17 @@ class UNetEncoder(nn.Module):
         return Features(tuple(levels))
 
 
-KINDS = ("unet", "resunet")
+KINDS = ("unet", "resunet", "densenet121")
 KEYS = ("kind", "width", "depth", "norm", "activation_first", "dropout", "final_pool", "dtype")
 
 
 def build(config: Mapping[str, Any], size: Sequence[int] = ()) -> nn.Module:
     """The encoder that `config` (a dict or ConfigDict) describes.
 
-    Keys: kind "unet" | "resunet"; width, depth; norm "group" | "instance" | "batch";
-    activation_first (unet only); dropout; final_pool "none" | "max"; dtype "float32" | "bfloat16".
-    With `size` (*S of its inputs, in voxels) the depth is checked against it.
+    Keys: kind "unet" | "resunet" | "densenet121"; width, depth; norm "group" | "instance" |
+    "batch"; activation_first (unet only); dropout; final_pool "none" | "max" (not densenet121);
+    dtype "float32" | "bfloat16". With `size` (*S of its inputs, in voxels) the depth is checked
+    against it.
 
     Raises:
         UserError: an unknown key, a value outside these, or a combination that cannot learn.
@@ -155,12 +157,27 @@ def build(config: Mapping[str, Any], size: Sequence[int] = ()) -> nn.Module:
         value = fields.get(key)
         if not isinstance(value, int) or value < 1:
             raise UserError(f"encoder.{key} is {value!r}; it must be a whole number from 1")
-    encoder = UNetEncoder(residual=kind == "resunet", **fields)
+    if kind == "densenet121":
+        from ssl3d.models import densenet  # not above: it is built on this module
+
+        encoder = densenet.build(fields)
+    else:
+        encoder = _unet(kind, fields)
     _one_of("norm", encoder.norm, layers.NORMS)
-    _one_of("final_pool", encoder.final_pool, ("none", "max"))
     _one_of("dtype", encoder.dtype, tuple(DTYPES))
     if not isinstance(encoder.dropout, (int, float)) or not 0 <= encoder.dropout < 1:
         raise UserError(f"encoder.dropout is {encoder.dropout!r}; it must be in [0, 1)")
+    if size and smallest_norm(config, size) < 2:
+        raise UserError(
+            f"encoder.depth is {encoder.depth}: of {tuple(size)} voxels one is left, and a "
+            "norm over one voxel answers the same to everything; use fewer levels or larger inputs"
+        )
+    return encoder
+
+
+def _unet(kind: str, fields: Mapping[str, Any]) -> UNetEncoder:
+    encoder = UNetEncoder(residual=kind == "resunet", **fields)
+    _one_of("final_pool", encoder.final_pool, ("none", "max"))
     if encoder.activation_first and encoder.residual:
         raise UserError("encoder.activation_first is for encoder.kind=unet only; set it to False")
     if encoder.activation_first and encoder.norm == "instance":
@@ -168,11 +185,6 @@ def build(config: Mapping[str, Any], size: Sequence[int] = ()) -> nn.Module:
         raise UserError(
             "encoder.norm=instance after the activation gives every input the same pooled "
             "features; set encoder.activation_first=False or encoder.norm=group"
-        )
-    if size and smallest_norm(config, size) < 2:
-        raise UserError(
-            f"encoder.depth is {encoder.depth}: of {tuple(size)} voxels one is left, and a "
-            "norm over one voxel answers the same to everything; use fewer levels or larger inputs"
         )
     return encoder
 
@@ -187,4 +199,6 @@ def smallest_norm(config: Mapping[str, Any], size: Sequence[int]) -> int:
 
     A norm over one voxel outputs a constant; presets keep this at 8 or more.
     """
-    return math.prod(-(-n // 2 ** (config["depth"] - 1)) for n in size)
+    # The levels that a DenseNet's depth counts begin behind the stem, which has halved the size.
+    halvings = config["depth"] - (config.get("kind") != "densenet121")
+    return math.prod(-(-n // 2**halvings) for n in size)
