@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.scipy.ndimage import map_coordinates
 
 from ssl3d.errors import UserError
 
@@ -153,3 +154,80 @@ def zoom(key: Array, x: Array, probability: float, amount: float) -> Array:
         weights = jnp.maximum(0, 1 - jnp.abs(source[:, None] - jnp.arange(side)))
         x = jnp.moveaxis(jnp.tensordot(weights.astype(x.dtype), x, (1, axis)), 0, axis)
     return x
+
+
+def gaussian_noise(key: Array, x: Array, sigma_max: float) -> Array:
+    """x plus white noise, of a standard deviation drawn in 0..sigma_max for each channel."""
+    sigma_key, noise_key = jax.random.split(key)
+    sigma = jax.random.uniform(sigma_key, _per_channel(x), x.dtype, maxval=sigma_max)
+    return x + sigma * jax.random.normal(noise_key, x.shape, x.dtype)
+
+
+def spatial(
+    key: Array,
+    image: Array,
+    label: Array,
+    *,
+    flip: float,
+    rotate_degrees: float,
+    zoom: float,
+    probability: float,
+    outside: int,
+) -> tuple[Array, Array]:
+    """Moves an image [*S, C] and its label [*S] together: flips, then perhaps a turn and a zoom.
+
+    Args:
+      flip: probability for each axis to be mirrored.
+      rotate_degrees: angles are drawn in ± this, one for each plane of two axes (3D: three).
+      zoom: the factor, the same for all axes, is drawn in 1 ± this.
+      probability: of the turn and zoom.
+      outside: the label of what comes from beyond the image, e.g. one that the loss ignores.
+    """
+    mirror_key, chance_key, angle_key, zoom_key = jax.random.split(key, 4)
+    rank = label.ndim
+    angles = jax.random.uniform(angle_key, (rank * (rank - 1) // 2,), minval=-1) * rotate_degrees
+    factor = jax.random.uniform(zoom_key, minval=1 - zoom, maxval=1 + zoom)
+    chosen = jax.random.bernoulli(chance_key, probability)
+    matrix = jnp.where(chosen, rotation_matrix(jnp.radians(angles), rank) / factor, jnp.eye(rank))
+    signs = jnp.where(jax.random.bernoulli(mirror_key, flip, (rank,)), -1, 1)
+    return affine(image, label, signs[:, None] * matrix, outside)
+
+
+def rotation_matrix(angles: Sequence[float] | Array, rank: int) -> Array:
+    """[rank, rank]: where a turned image's voxels come from, seen from its centre.
+
+    `angles` (radians) are of the planes (0, 1) in 2D; (0, 1), (0, 2), (1, 2), in this order, in
+    3D. A quarter turn is `np.rot90` in that plane.
+    """
+    matrix = jnp.eye(rank)
+    for plane, angle in zip(itertools.combinations(range(rank), 2), angles, strict=True):
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+        turn = jnp.eye(rank).at[np.ix_(plane, plane)].set(jnp.array([[cos, sin], [-sin, cos]]))
+        # By default a TPU rounds the factors to bfloat16, a shift of voxels far from the centre.
+        matrix = jnp.matmul(matrix, turn, precision="highest")
+    return matrix
+
+
+def affine(image: Array, label: Array, matrix: Array, outside: int) -> tuple[Array, Array]:
+    """Image [*S, C] and label [*S] whose voxel at p from the centre comes from matrix @ p.
+
+    The image is interpolated linearly, its border repeated; labels are those of the nearest
+    voxel, never blended, and `outside` where there is none.
+    """
+    centre = [(side - 1) / 2 for side in label.shape]
+    grid = jnp.meshgrid(
+        *(jnp.arange(side) - c for side, c in zip(label.shape, centre, strict=True)),
+        indexing="ij",
+        sparse=True,
+    )
+    # Sums, not a matrix product: exact for the identity and the flips on every device.
+    source = [
+        c + sum(m * p for m, p in zip(row, grid, strict=True))
+        for c, row in zip(centre, matrix, strict=True)
+    ]
+
+    def interpolate(channel: Array) -> Array:
+        return map_coordinates(channel, source, order=1, mode="nearest")
+
+    moved = jax.vmap(interpolate, in_axes=-1, out_axes=-1)(image)
+    return moved, map_coordinates(label, source, order=0, mode="constant", cval=outside)
