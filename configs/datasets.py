@@ -45,14 +45,19 @@ def _phantom_volume(config: ml_collections.ConfigDict, kind: str) -> None:
     # A whole crop needs a bottleneck of few voxels, to see how its parts lie to each other.
     whole = config.task.name not in PATCH_TASKS
     _two_cores(config, depth=(5 if whole else 4) if config.rank == 3 else (4 if whole else 3))
-    if config.rank == 3:
+    if config.task.name == "segmentation":
+        config.data.crop = (48,) * 3 if config.rank == 3 else (64,) * 2
+        config.encoder.depth = 4
+        config.batch_size = 4 if config.rank == 3 else 16
+        config.steps = 400
+    elif config.rank == 3:
         # CPC stays inside the body: patches of nothing but air cannot be told apart.
         config.data.margin = 6 if config.task.name == "cpc" else 0
         _choose(
             config,
             patches=(54, 54, 54),
             cpc=(48, 48, 48),
-            rotation=(56, 56, 56),
+            whole=(56, 56, 56),
             exemplar=(48, 48, 48),
         )
         config.batch_size = {"jigsaw": 4, "rotation": 24, "exemplar": 24}.get(config.task.name, 8)
@@ -119,6 +124,14 @@ def hippocampus(config: ml_collections.ConfigDict) -> None:
         _choose(config, patches=(33, 45, 33), whole=(32, 32, 32), cpc=(36, 48, 36))
     else:
         _choose(config, patches=(33, 45), whole=(32, 32), cpc=(35, 45))
+    if config.task.name == "segmentation":
+        # Nearly every volume at once.
+        config.data.crop = (40, 56, 40)[: config.rank]
+        config.encoder.width = 16
+        config.batch_size = 4 if config.rank == 3 else 32
+        config.steps = 1000
+        config.validate_every = 100
+        config.checkpoint_every = 100
 
 
 def _paper(config: ml_collections.ConfigDict, side: int) -> None:
@@ -132,8 +145,8 @@ def _paper(config: ml_collections.ConfigDict, side: int) -> None:
     config.log_every = 100
     config.validate_every = 2000
     config.checkpoint_every = 2000
-    batch = {"cpc": 8, "exemplar": 8, "jigsaw": 8, "rotation": 8, "rpl": 32}
-    config.batch_size = batch[config.task.name] * (1 if config.rank == 3 else 4)
+    batch = {"rpl": 32, "segmentation": 2}  # the others 8 (reference code)
+    config.batch_size = batch.get(config.task.name, 8) * (1 if config.rank == 3 else 4)
 
 
 def ukb(config: ml_collections.ConfigDict) -> None:
@@ -155,6 +168,7 @@ def retina(config: ml_collections.ConfigDict) -> None:
     """Fundus photographs at 224^2, UK Biobank or APTOS 2019 (paper, section 4.3)."""
     _paper(config, 224)
     if config.rank == 2:
+        config.encoder.kind = "densenet121"
         _round_picture(config, side=224, whole=224)
 
 

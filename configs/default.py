@@ -8,21 +8,25 @@ from ssl3d.errors import UserError
 VARIANTS = ("", "paper", "original")
 
 
-def get_config(task: str, rank: int, arg: str) -> tuple[ml_collections.ConfigDict, str]:
-    """The config of a proxy task on a data set, before the task's own settings.
+def get_config(
+    task: str, rank: int, arg: str, variants: tuple[str, ...] = VARIANTS
+) -> tuple[ml_collections.ConfigDict, str]:
+    """The config of a task on a data set, before the task's own settings.
 
     Args:
       task: name of a file in ssl3d/tasks/.
       rank: 2 for pictures or slices, 3 for volumes.
       arg: DATASET[,VARIANT], what follows the colon of --config=configs/rpl3d.py:...
+      variants: that there are.
 
     Returns:
       The config and the variant: "", the corrected task; "paper", as the paper's text says;
       "original", as the released code does, faults included.
     """
     preset, _, variant = arg.partition(",")
-    if variant not in VARIANTS:
-        raise UserError(f"--config=...:{arg}: variant {variant!r}; choose paper or original")
+    if variant not in variants:
+        choices = " or ".join(variants[1:])
+        raise UserError(f"--config=...:{arg}: variant {variant!r}; choose {choices}")
 
     config = ml_collections.ConfigDict()
     # The run's name, and its folder under runs/ unless --workdir says otherwise.
@@ -51,9 +55,11 @@ def get_config(task: str, rank: int, arg: str) -> tuple[ml_collections.ConfigDic
     )
 
     config.encoder = ml_collections.ConfigDict()
-    config.encoder.kind = "resunet"  # the paper's residual levels, or unet: plain ones
-    config.encoder.width = 32  # channels of the first level, doubled with each (paper: 32)
-    config.encoder.depth = 5  # levels including the bottleneck (paper: 5)
+    config.encoder.kind = "resunet"  # the paper's residual levels; unet: plain ones; densenet121
+    # Channels of the first level, doubled with each (paper: 32); densenet121: the growth rate.
+    config.encoder.width = 32
+    # Levels including the bottleneck (paper: 5); densenet121: the stem and its blocks, 5 for all.
+    config.encoder.depth = 5
     config.encoder.norm = "group"  # or instance, batch
     config.encoder.activation_first = False  # norm after the ReLU, as the original code has it
     config.encoder.dropout = 0.0
@@ -88,21 +94,48 @@ def get_config(task: str, rank: int, arg: str) -> tuple[ml_collections.ConfigDic
     return config, variant
 
 
+def downstream(config: ml_collections.ConfigDict) -> None:
+    """What all downstream configs have beside the proxy tasks' keys."""
+    config.data.train_splits = ("train",)
+    config.data.label_fraction = 1.0  # of the training subjects whose labels are used; nested
+    config.data.label_seed = 0  # of the order in which they are; 0: the manifest's
+    config.validation.repeats = 1
+
+    config.init = ml_collections.ConfigDict()
+    config.init.encoder = ""  # a pretraining run, whose encoder takes the place of config.encoder
+    config.transfer = ml_collections.ConfigDict()
+    config.transfer.mode = "random"  # its weights are not used, or frozen, or finetune
+    config.transfer.warmup_steps = 0  # of finetune: steps before the encoder learns too
+
+    # On the device, of every training example.
+    config.augment = ml_collections.ConfigDict()
+    config.augment.flip = 0.0  # probability of a mirror image, for each axis
+    config.augment.spatial = 0.5  # probability of a rotation and scaling
+    config.augment.rotate = 15.0  # degrees, the most about each axis
+    config.augment.zoom = 0.15  # factors in 1 ± this
+    config.augment.intensity = 0.2  # of the random monotone change of intensities
+    config.augment.noise = 0.05  # of Gaussian noise, the most, in units of the image's deviation
+
+    config.predict = ml_collections.ConfigDict()
+
+
 def paper(config: ml_collections.ConfigDict) -> None:
     """What the paper's text says of all tasks (appendix A): widths and learning rates."""
-    config.encoder.kind = "resunet"
+    if config.encoder.kind != "densenet121":
+        config.encoder.kind = "resunet"
     config.encoder.width = 32
     config.optimizer.learning_rate = 1e-3 if config.rank == 3 else 5e-4
 
 
 def original(config: ml_collections.ConfigDict) -> None:
     """What the released code does in all tasks: plain levels, norm after the ReLU, wide heads."""
-    config.encoder.kind = "unet"
-    config.encoder.width = 16
     config.encoder.norm = "batch"
-    config.encoder.activation_first = True
-    config.encoder.dropout = 0.5
-    config.encoder.final_pool = "max"
+    if config.encoder.kind != "densenet121":
+        config.encoder.kind = "unet"
+        config.encoder.width = 16
+        config.encoder.activation_first = True
+        config.encoder.dropout = 0.5
+        config.encoder.final_pool = "max"
     config.head.hidden = (2048, 1024)
     config.head.batch_norm = True
     config.head.dropout = 0.5

@@ -26,12 +26,31 @@ _LEAST = {
     "task.context": 1,
     "task.pool": 2,
     "task.permutation_seed": 0,
+    "task.deep": 0,
+    "data.label_seed": 0,
+    "transfer.warmup_steps": 0,
+    "predict.batch": 1,
 }
 # At least zero, and below one: probabilities, shares, and the decay of an average.
-_SHARES = ("optimizer.ema", "head.dropout", "task.zoom_amount")
-_PROBABILITIES = ("task.flip", "task.turn", "task.zoom", "task.intensity")
+_SHARES = (
+    "optimizer.ema",
+    "head.dropout",
+    "task.zoom_amount",
+    "augment.zoom",
+    "predict.overlap",
+)
+_PROBABILITIES = (
+    "task.flip",
+    "task.turn",
+    "task.zoom",
+    "task.intensity",
+    "task.foreground",
+    "augment.flip",
+    "augment.spatial",
+    "augment.intensity",
+)
 _POSITIVE = ("optimizer.learning_rate", "optimizer.clip_norm", "task.temperature", "task.margin")
-_NOT_NEGATIVE = ("optimizer.weight_decay",)
+_NOT_NEGATIVE = ("optimizer.weight_decay", "augment.rotate", "augment.noise")
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -54,6 +73,13 @@ def check(config: ml_collections.ConfigDict) -> None:
         f"{config.rank} whole numbers of voxels (pictures need the task's 2D config)",
     )
     _refuse_unless(config, "head.hidden", _whole_numbers, "whole numbers from 1, e.g. (256,)")
+    _refuse_unless(config, "data.label_fraction", lambda x: 0 < x <= 1, "above 0 and at most 1")
+    _refuse_unless(
+        config,
+        "transfer.warmup_steps",
+        lambda x: x < config.steps,
+        "fewer than config.steps, or the encoder never learns",
+    )
     micro = config.optimizer.accumulate
     if config.batch_size % micro:
         raise UserError(f"config.optimizer.accumulate={micro}: must divide config.batch_size")

@@ -67,12 +67,18 @@ def render(
     output: Path,
 ) -> None:
     """Writes one PNG: a block for each case, the whole image above what the network gets of it."""
-    task = tasks.build(config)
+    task = tasks.build(config, sources.labels_of(dataset, dataset.cases))
     blocks = []
     for number, case in enumerate(cases):
         rng = np.random.default_rng((config.seed, number))
         example = pipeline.open_example(
-            dataset, case, config.rank, config.data.slice_axis, config.data.margin, rng
+            dataset,
+            case,
+            config.rank,
+            config.data.slice_axis,
+            config.data.margin,
+            rng,
+            label_map=config.task.name == "segmentation",
         )
         record = task.record(rng, example, True)
         inputs, targets = jax.device_get(
@@ -163,7 +169,10 @@ def main(arguments: Sequence[str]) -> int:
     if options.cases < 1:
         parser.error(f"--cases={options.cases}: must be 1 or more")
     dataset = sources.open_dataset(config)
-    cases = dataset.split(options.split)[: options.cases]
+    cases = dataset.split(options.split)
+    if config.task.name in tasks.DOWNSTREAM_TASKS:
+        cases = sources.labelled(config, cases)
+    cases = cases[: options.cases]
     if not cases:
         raise UserError(f"{dataset.path}: no cases in the split {options.split}")
     output = options.output or Path(f"inspect_{config.name}.png")

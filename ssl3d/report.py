@@ -113,6 +113,13 @@ def describe(values: Mapping[str, float]) -> str:
         if "accuracy_low" in values:
             accuracy += f" [{values['accuracy_low']:.3f}, {values['accuracy_high']:.3f}]"
         parts.append(f"{accuracy} (chance {values['chance']:.3f})")
+    if "dice" in values:
+        dice = f"dice {values['dice']:.3f}"
+        if "dice_low" in values:
+            dice += f" [{values['dice_low']:.3f}, {values['dice_high']:.3f}]"
+        parts.append(dice)
+    if "kappa" in values:
+        parts.append(f"kappa {values['kappa']:.3f}")
     if "accuracy_histogram" in values:
         parts.append(f"histogram {values['accuracy_histogram']:.3f}")
     if "volumes_per_second" in values:

@@ -64,7 +64,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_spec(path: tuple[Any, ...], mesh: Mesh) -> PartitionSpec:
     """How the leaf of a batch at `path` is split: by example, and volumes in space too."""
     names = [getattr(key, "key", None) for key in path]
-    if "volume" in names and mesh.shape["space"] > 1:
+    if ("volume" in names or "label" in names) and mesh.shape["space"] > 1:
         return PartitionSpec("data", "space")
     return PartitionSpec("data")
 

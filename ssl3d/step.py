@@ -16,33 +16,57 @@ import ml_collections
 import optax
 from jax.sharding import Mesh
 
-from ssl3d import backend, sharding, tasks
+from ssl3d import backend, sharding, tasks, transfer
 
 State = dict[str, Any]
 
+# The two parts of a network, each with an optimiser of its own.
+Optimizers = dict[str, optax.GradientTransformation]
 
-def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
-    """Linear warm-up, then a cosine to zero at `config.steps`, wherever a run is stopped."""
+
+def schedule(config: ml_collections.ConfigDict, start: int = 0) -> optax.Schedule:
+    """Linear warm-up, then a cosine to zero at `config.steps`, wherever a run is stopped.
+
+    Args:
+      start: the step at which counting begins: a warm-up of its own, then the same cosine.
+    """
     peak, warmup = config.optimizer.learning_rate, config.optimizer.warmup_steps
-    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(config.steps, warmup + 1))
+    whole = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(config.steps, warmup + 1))
+    if start == 0:
+        return whole
+    return lambda count: whole(count + start) * jnp.minimum(1.0, (count + 1) / max(warmup, 1))
 
 
-def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """AdamW on a clipped gradient; no decay for biases and norms, which are vectors."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.optimizer.clip_norm),
-        optax.adamw(
-            schedule(config),
+def make_optimizers(config: ml_collections.ConfigDict) -> Optimizers:
+    """AdamW for the encoder and for the rest; no decay for biases and norms, which are vectors.
+
+    An encoder that is frozen at first gets a fresh start when it thaws, warm-up and moments.
+    """
+
+    def adamw(rate: optax.Schedule) -> optax.GradientTransformation:
+        return optax.adamw(
+            rate,
             weight_decay=config.optimizer.weight_decay,
             mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
-        ),
-    )
+        )
+
+    thaw = transfer.frozen_steps(config)
+    return {"encoder": adamw(schedule(config, thaw)), "rest": adamw(schedule(config))}
+
+
+def _parts(tree: dict[str, Any]) -> dict[str, Any]:
+    rest = {name: leaf for name, leaf in tree.items() if name != "encoder"}
+    return {"encoder": tree["encoder"], "rest": rest}
+
+
+def _whole(parts: dict[str, Any]) -> dict[str, Any]:
+    return parts["rest"] | {"encoder": parts["encoder"]}
 
 
 def init_state(
     config: ml_collections.ConfigDict,
     task: tasks.Task,
-    optimizer: optax.GradientTransformation,
+    optimizers: Optimizers,
     record: Any,
     mesh: Mesh,
 ) -> State:
@@ -62,7 +86,7 @@ def init_state(
         state = {
             "params": params,
             "batch_stats": variables.get("batch_stats", {}),
-            "optimizer": optimizer.init(params),
+            "optimizer": {name: optimizers[name].init(x) for name, x in _parts(params).items()},
             "step": jnp.zeros((), jnp.int32),
         }
         if config.optimizer.ema > 0:
@@ -85,16 +109,21 @@ def variables_of(state: State, params: Any = None) -> dict[str, Any]:
     )
 
 
-def make_gradients(config: ml_collections.ConfigDict, task: tasks.Task) -> Callable:
+def make_gradients(
+    config: ml_collections.ConfigDict, task: tasks.Task, frozen: bool = False
+) -> Callable:
     """The function (state, batch) -> gradients, batch_stats, metrics of one step.
 
-    Metrics are `loss` and, by name, (sum, count) over the global batch.
+    Metrics are `loss` and, by name, (sum, count) over the global batch. With `frozen` there are
+    no gradients of the encoder, and its running statistics stay.
     """
+    network = task.network.clone(frozen=True) if frozen else task.network
 
-    def forward(params: Any, state: State, batch: Any, keys: jax.Array) -> Any:
+    def forward(trained: Any, state: State, batch: Any, keys: jax.Array) -> Any:
+        params = state["params"] | trained
         inputs, targets = _views(task, keys, batch["record"], train=True)
         dropout = jax.random.fold_in(keys[0], 1)
-        outputs, changed = task.network.apply(
+        outputs, changed = network.apply(
             variables_of(state, params),
             inputs,
             train=True,
@@ -111,15 +140,16 @@ def make_gradients(config: ml_collections.ConfigDict, task: tasks.Task) -> Calla
         size = len(batch["subject"])
         keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(jnp.arange(size))
         micro = config.optimizer.accumulate
+        trained = _parts(state["params"])["rest"] if frozen else state["params"]
         differentiate = jax.value_and_grad(forward, has_aux=True)
         if micro == 1:
-            (loss, (stats, sums)), grads = differentiate(state["params"], state, batch, keys)
+            (loss, (stats, sums)), grads = differentiate(trained, state, batch, keys)
             return grads, stats, {"loss": loss} | sums
 
         def one(carry: Any, part: Any) -> Any:
             stats, total = carry
             (loss, (stats, sums)), grads = differentiate(
-                state["params"], state | {"batch_stats": stats}, *part
+                trained, state | {"batch_stats": stats}, *part
             )
             return (stats, jax.tree.map(jnp.add, total, (grads, loss, sums))), None
 
@@ -127,7 +157,7 @@ def make_gradients(config: ml_collections.ConfigDict, task: tasks.Task) -> Calla
             lambda leaf: leaf.reshape(micro, size // micro, *leaf.shape[1:]), (batch, keys)
         )
         shapes = jax.eval_shape(
-            differentiate, state["params"], state, *jax.tree.map(lambda leaf: leaf[0], parts)
+            differentiate, trained, state, *jax.tree.map(lambda leaf: leaf[0], parts)
         )
         (loss, (_, sums)), grads = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         (stats, (grads, loss, sums)), _ = jax.lax.scan(
@@ -141,24 +171,37 @@ def make_gradients(config: ml_collections.ConfigDict, task: tasks.Task) -> Calla
 def make_step(
     config: ml_collections.ConfigDict,
     task: tasks.Task,
-    optimizer: optax.GradientTransformation,
+    optimizers: Optimizers,
     mesh: Mesh,
+    frozen: bool = False,
 ) -> Callable[[State, Any], tuple[State, dict[str, Any]]]:
-    """The jitted training step; it takes over (donates) the state."""
-    gradients = make_gradients(config, task)
+    """The jitted training step; it takes over (donates) the state.
+
+    With `frozen` the encoder, its statistics and its optimiser leave the step as they came.
+    """
+    gradients = make_gradients(config, task, frozen)
+    clip = optax.clip_by_global_norm(config.optimizer.clip_norm)
 
     def step(state: State, batch: Any) -> tuple[State, dict[str, Any]]:
         grads, stats, metrics = gradients(state, batch)
-        updates, optimizer_state = optimizer.update(grads, state["optimizer"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
+        clipped, _ = clip.update(grads, clip.init(grads))
+        clipped = {"rest": clipped} if frozen else _parts(clipped)
+        parts, moments = _parts(state["params"]), dict(state["optimizer"])
+        for name, part in clipped.items():
+            updates, moments[name] = optimizers[name].update(part, moments[name], parts[name])
+            parts[name] = optax.apply_updates(parts[name], updates)
+        params = _whole(parts)
         new = {
             "params": params,
             "batch_stats": stats,
-            "optimizer": optimizer_state,
+            "optimizer": moments,
             "step": state["step"] + 1,
         }
         if config.optimizer.ema > 0:
-            new["ema"] = optax.incremental_update(params, state["ema"], 1 - config.optimizer.ema)
+            average = optax.incremental_update(params, state["ema"], 1 - config.optimizer.ema)
+            # The average of a number with itself is that number but for rounding.
+            kept = {"encoder": state["ema"]["encoder"]} if frozen else {}
+            new["ema"] = average | kept
         return new, metrics | {"gradient_norm": optax.global_norm(grads)}
 
     whole = sharding.replicated(mesh)
@@ -184,7 +227,7 @@ def make_evaluation(
         loss, metrics = task.loss(
             outputs, targets | {"subject": batch["subject"], "valid": batch["valid"]}
         )
-        collected = task.collect(inputs, outputs) if task.collect else {}
+        collected = task.collect(inputs, outputs, targets) if task.collect else {}
         return loss, metrics, collected
 
     return backend.jit(evaluate, out_shardings=sharding.replicated(mesh))

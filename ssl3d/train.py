@@ -11,21 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from clu import parameter_overview
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from ssl3d import checkpoint, checks, report, sharding, tasks
+from ssl3d import checkpoint, checks, report, sharding, tasks, transfer
 from ssl3d.data import pipeline, sources, store
 from ssl3d.errors import RunError, UserError
-from ssl3d.models import export
+from ssl3d.models import export, model
 from ssl3d.step import (
     State,
     init_state,
     make_evaluation,
-    make_optimizer,
+    make_optimizers,
     make_step,
     variables_of,
 )
@@ -41,7 +42,7 @@ def validate(
     batches: Iterator[pipeline.Batch],
     mesh: Mesh,
 ) -> dict[str, float]:
-    """Means over the validation set, and a 95 % interval of the accuracy over its subjects."""
+    """Scores over the validation set, and a 95 % interval of accuracy or Dice over its subjects."""
     rows: list[Any] = []
     for batch in batches:
         labels = {name: batch[name] for name in ("subject", "repeat", "valid")}
@@ -57,9 +58,10 @@ def validate(
     values = {"loss": float(loss.mean())}
     for name, (total, count) in metrics.items():
         values[name] = float(total.sum() / max(count.sum(), 1e-12))
-    if "accuracy" in metrics:
-        interval = report.bootstrap(*metrics["accuracy"], labels["subject"])
-        values["accuracy_low"], values["accuracy_high"] = interval
+    for name in ("accuracy", "dice"):
+        if name in metrics:
+            interval = report.bootstrap(*metrics[name], labels["subject"])
+            values[f"{name}_low"], values[f"{name}_high"] = interval
     return values
 
 
@@ -151,11 +153,13 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
       RunError: a non-finite loss.
     """
     started = time.monotonic()
+    config = config.copy_and_resolve_references()
     checks.check(config)
     dataset = sources.open_dataset(config)
-    task = tasks.build(config)
-    mesh = sharding.make_mesh(config.mesh.space)
+    transfer.adopt_architecture(config, len(dataset.modalities))
     train_cases, validation_cases = sources.choose_cases(config, dataset)
+    task = tasks.build(config, sources.labels_of(dataset, train_cases))
+    mesh = sharding.make_mesh(config.mesh.space)
     process = (jax.process_index(), jax.process_count())
     shared = {
         "record": task.record,
@@ -164,6 +168,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
         "margin": config.data.margin,
         "batch_size": config.batch_size,
         "seed": config.seed,
+        "label_map": config.task.name == "segmentation",
         "process": process,
     }
 
@@ -176,21 +181,33 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
     record = jax.tree.map(lambda leaf: leaf[0], first["record"])
     _check(config, task, record, mesh)
     checkpoint.check_config(config, workdir)
-    optimizer = make_optimizer(config)
-    state = init_state(config, task, optimizer, record, mesh)
+    optimizers = make_optimizers(config)
+    state = init_state(config, task, optimizers, record, mesh)
     manager = checkpoint.open_manager(workdir)
     restored = checkpoint.restore(manager, state)
+    loaded = ""
+    if restored is None and transfer.loads(config):
+        state, loaded = _load_encoder(state, config)
     state, begin = restored or (state, 0)
     end = min(stop_at or config.steps, config.steps)
     log = report.Report(workdir, config.steps, begin)
     log.say(_introduction(config, dataset, train_cases, validation_cases, state, begin, mesh))
+    if loaded:
+        log.say(loaded)
 
-    step_function = make_step(config, task, optimizer, mesh)
+    thaw = transfer.frozen_steps(config)
+    step_functions = {
+        frozen: make_step(config, task, optimizers, mesh, frozen) for frozen in (False, True)
+    }
     evaluation = make_evaluation(config, task, mesh)
+    best = model.Best(workdir, begin) if task.best_by else None
 
     def validate_and_log(step: int) -> None:
         values = validate(evaluation, task, variables_of(state), validation_batches(), mesh)
         log.log(step, "val", values)
+        if best is not None and step > 0:
+            describe = model.describe(config, dataset, step, values)
+            best.offer(values[task.best_by], variables_of(state), describe)
 
     if begin == 0:
         # What an untrained network reaches, the first yardstick of any pretraining.
@@ -206,11 +223,12 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
         while step < end and not stopping:
             with clock.time("wait"):
                 batch = next(batches)
+            step_function = step_functions[step < thaw]
             state, metrics = step_function(state, sharding.to_devices(batch, mesh))
             step += 1
             clock.step()
             window.add(step, batch["case"], metrics)
-            if step == begin + 1:
+            if step in (begin + 1, thaw + 1):
                 # The first step compiles; its time says nothing about the others.
                 jax.block_until_ready(metrics)
                 clock.restart()
@@ -225,11 +243,23 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
                 if step % config.checkpoint_every == 0 or last:
                     window.fetch()  # nothing is saved after a loss that is not finite
                     checkpoint.save(manager, step, state)
+                    if best is not None and last:
+                        describe = model.describe(config, dataset, step, {})
+                        model.save(workdir, "last", variables_of(state), describe)
         manager.wait_until_finished()
         if step == config.steps:
             _export(config, dataset, state, workdir)
         log.say(_summary(config, workdir, step, stop.name, time.monotonic() - started))
     return step >= end
+
+
+def _load_encoder(state: State, config: ml_collections.ConfigDict) -> tuple[State, str]:
+    """The state with the pretrained encoder in it, and what was loaded."""
+    own = {name: state[name] for name in ("params", "batch_stats") if state[name]}
+    merged, said = transfer.load_into(own, config.init.encoder)
+    if "ema" in state:
+        merged["ema"] = jax.tree.map(jnp.copy, merged["params"])
+    return state | merged, said
 
 
 def _check(
@@ -313,6 +343,8 @@ def _summary(
     text = f"{config.name}: {step} steps"
     if lines:
         text += f", validation {report.describe(lines[-1])}"
-        if lines[0]["step"] == 0 and "accuracy" in lines[0]:
-            text += f", untrained {lines[0]['accuracy']:.3f}"
-    return f"{text}; {seconds:.0f} s; encoder in {workdir / 'encoder'}"
+        for name in ("accuracy", "dice"):
+            if lines[0]["step"] == 0 and name in lines[0]:
+                text += f", untrained {lines[0][name]:.3f}"
+    result = "model" if config.task.name in tasks.DOWNSTREAM_TASKS else "encoder"
+    return f"{text}; {seconds:.0f} s; {result} in {workdir / result}"

@@ -44,7 +44,9 @@ def test_every_preset_and_variant_builds_and_no_norm_sees_fewer_than_8_voxels(na
             continue  # pictures: refused when the data are opened
         tasks.build(config)
         size = encoded_size(config)
-        assert encoders.smallest_norm(config.encoder, size) >= 8, (argument, size)
+        # The densenet's norms see 128 channels at once, or the whole batch.
+        least = 4 if config.encoder.kind == "densenet121" else 8
+        assert encoders.smallest_norm(config.encoder, size) >= least, (argument, size)
 
 
 def test_classes_and_patches_of_the_paper():
@@ -161,7 +163,9 @@ def test_every_config_takes_three_steps(tiny, datasets, tmp_path, name):
     restore = ocp.args.Composite(state=ocp.args.StandardRestore())
     state = manager.restore(3, args=restore)["state"]
     manager.close()
-    moments = traverse_util.flatten_dict(state["optimizer"][1][0]["mu"])
+    moments = {}
+    for part in ("encoder", "rest"):
+        moments |= traverse_util.flatten_dict({part: state["optimizer"][part][0]["mu"]})
     idle = ["/".join(path) for path, leaf in moments.items() if not np.abs(leaf).max() > 0]
     assert not idle, f"parameters without a gradient: {idle}"
 
@@ -185,7 +189,8 @@ def one_step(name, variant, tiny, dataset):
     if variant == "original":
         config.head.hidden = (16,) if config.head.hidden else ()
         config.encoder.depth = 2
-    task, mesh, optimizer = tasks.build(config), sharding.make_mesh(1), steps.make_optimizer(config)
+    task, mesh = tasks.build(config), sharding.make_mesh(1)
+    optimizers = steps.make_optimizers(config)
     batch = next(
         pipeline.train_batches(
             dataset, dataset.split("train"), task.record, rank=config.rank, slice_axis=2,
@@ -193,8 +198,8 @@ def one_step(name, variant, tiny, dataset):
         )
     )  # fmt: skip
     record = jax.tree.map(lambda leaf: leaf[0], batch["record"])
-    state = steps.init_state(config, task, optimizer, record, mesh)
-    step = steps.make_step(config, task, optimizer, mesh)
+    state = steps.init_state(config, task, optimizers, record, mesh)
+    step = steps.make_step(config, task, optimizers, mesh)
     before = jax.device_get(state["params"])
     for _ in range(2):  # the first step of a warm-up has a rate of zero
         state, metrics = step(state, sharding.to_devices(batch, mesh))

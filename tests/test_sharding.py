@@ -41,7 +41,7 @@ def gradients_on(mesh, config, dataset):
         )
     )
     record = jax.tree.map(lambda leaf: leaf[0], batch["record"])
-    state = steps.init_state(config, task, steps.make_optimizer(config), record, mesh)
+    state = steps.init_state(config, task, steps.make_optimizers(config), record, mesh)
     whole = sharding.replicated(mesh)
     step = backend.jit(steps.make_gradients(config, task), out_shardings=whole)
     placed = sharding.to_devices(batch, mesh)

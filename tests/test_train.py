@@ -43,7 +43,7 @@ def initial(config, dataset):
     task, mesh = tasks.build(config), sharding.make_mesh(1)
     batch = next(batches(config, dataset, task))
     record = jax.tree.map(lambda leaf: leaf[0], batch["record"])
-    return task, steps.init_state(config, task, steps.make_optimizer(config), record, mesh), batch
+    return task, steps.init_state(config, task, steps.make_optimizers(config), record, mesh), batch
 
 
 def untimed(workdir):
@@ -328,7 +328,7 @@ def test_the_schedule_warms_up_and_ends_at_zero_wherever_the_run_is_stopped(tiny
 def test_biases_and_norms_are_not_decayed(tiny):
     config = tiny("rpl2d")
     config.optimizer.weight_decay = 0.1
-    optimizer = steps.make_optimizer(config)
+    optimizer = steps.make_optimizers(config)["rest"]
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
     state = optimizer.init(params)
     for _ in range(2):  # the first step of the warm-up has a rate of zero

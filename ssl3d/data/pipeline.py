@@ -31,10 +31,12 @@ class Example(NamedTuple):
     Attributes:
       image: [*S, C], float16, usually a memory map: only what is sliced is read.
       case: the case in the manifest.
+      label: [*S], uint8, the label map of the same voxels, for tasks that ask for it.
     """
 
     image: np.ndarray
     case: store.Case
+    label: np.ndarray | None = None
 
 
 Record = Callable[[np.random.Generator, Example, bool], dict[str, np.ndarray]]
@@ -47,21 +49,26 @@ def open_example(
     slice_axis: int,
     margin: int,
     rng: np.random.Generator,
+    label_map: bool = False,
 ) -> Example:
     """Opens a case; a 2D task gets a slice of a volume, drawn from its foreground.
 
     Args:
       slice_axis: of the volume, in RAS+ (2: axial, 1: coronal, 0: sagittal).
       margin: voxels on every side that are left out.
+      label_map: open the label map too. A slice then comes from anywhere in the volume, as a
+        prediction has to be right in every one of them.
     """
     image = store.load_image(dataset, case)
+    label = store.load_label(dataset, case) if label_map else None
     if rank < dataset.rank:
         extent = case.foreground or tuple((0, side) for side in case.shape)
-        first, end = extent[slice_axis]
+        first, end = (0, case.shape[slice_axis]) if label_map else extent[slice_axis]
         # The outer tenths of the foreground show little: skin, or the tip of an organ.
-        outer = (end - first) // 10
+        outer = 0 if label_map else (end - first) // 10
         at = int(rng.integers(first + outer, end - outer))
         image = image[(slice(None),) * slice_axis + (at,)]
+        label = None if label is None else label[(slice(None),) * slice_axis + (at,)]
     if margin:
         if 2 * margin >= min(image.shape[:-1]):
             raise UserError(
@@ -69,7 +76,8 @@ def open_example(
                 f"which has {image.shape[:-1]} voxels"
             )
         image = image[(slice(margin, -margin),) * rank]
-    return Example(image, case)
+        label = None if label is None else label[(slice(margin, -margin),) * rank]
+    return Example(image, case, label)
 
 
 def crop(
@@ -88,17 +96,40 @@ def crop(
         start = np.where(room >= 0, rng.integers(0, np.maximum(room, 0) + 1), room // 2)
     else:
         start = room // 2
+    return cut(image, start, size), start.astype(np.int32)
+
+
+def crop_around(voxel: np.ndarray, shape: Sequence[int], size: Sequence[int]) -> np.ndarray:
+    """The first voxel [r] of the crop of `size` nearest to having `voxel` [r] in its middle.
+
+    Inside an image of `shape`; where the image is smaller, the crop has it in its own middle.
+    """
+    room = np.asarray(shape) - np.asarray(size)
+    wanted = np.asarray(voxel) - np.asarray(size) // 2
+    return np.where(room >= 0, np.clip(wanted, 0, np.maximum(room, 0)), room // 2)
+
+
+def cut(
+    array: np.ndarray, start: np.ndarray, size: Sequence[int], outside: int | None = None
+) -> np.ndarray:
+    """The crop of `size` from voxel `start` [r] on, of an array [*S] or [*S, C].
+
+    What lies beyond the array is its mirror image, or the value `outside`.
+    """
+    rank = len(size)
     inside = tuple(
         slice(max(a, 0), min(a + side, whole))
-        for a, side, whole in zip(start, size, image.shape[:-1], strict=True)
+        for a, side, whole in zip(start, size, array.shape, strict=False)
     )
-    part = np.asarray(image[inside])
+    part = np.asarray(array[inside])
     missing = [
-        (max(-a, 0), max(a + s - w, 0)) for a, s, w in zip(start, size, image.shape, strict=False)
+        (max(-a, 0), max(a + s - w, 0)) for a, s, w in zip(start, size, array.shape, strict=False)
     ]
     if any(before or after for before, after in missing):
-        part = np.pad(part, [*missing, (0, 0)], mode="symmetric")
-    return part, start.astype(np.int32)
+        missing += [(0, 0)] * (array.ndim - rank)
+        how = {"mode": "symmetric"} if outside is None else {"constant_values": outside}
+        part = np.pad(part, missing, **how)
+    return part
 
 
 def case_key(case: store.Case) -> int:
@@ -128,6 +159,7 @@ def train_batches(
     batch_size: int,
     seed: int,
     threads: int,
+    label_map: bool = False,
     first_batch: int = 0,
     process: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
@@ -137,13 +169,14 @@ def train_batches(
     the task's `record` returned), `case` (number in the manifest), `case_key`, `subject`.
 
     Args:
+      label_map: whether the task's `record` gets the label map.
       process: (index, count) of the processes that share every global batch.
     """
     index, count = process
     labels = _labels(dataset)
 
     def make(case: store.Case, rng: np.random.Generator) -> Batch:
-        example = open_example(dataset, case, rank, slice_axis, margin, rng)
+        example = open_example(dataset, case, rank, slice_axis, margin, rng, label_map)
         return {"record": record(rng, example, True)} | labels(case)
 
     source = (
@@ -172,6 +205,7 @@ def validation_batches(
     batch_size: int,
     repeats: int,
     seed: int,
+    label_map: bool = False,
     process: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Every case `repeats` times, in order; what is drawn depends on (seed, case, repeat) alone.
@@ -188,7 +222,7 @@ def validation_batches(
         for position in range(start + index * local, start + (index + 1) * local):
             repeat, case = entries[min(position, len(entries) - 1)]
             rng = np.random.default_rng((seed, case_key(case), repeat))
-            example = open_example(dataset, case, rank, slice_axis, margin, rng)
+            example = open_example(dataset, case, rank, slice_axis, margin, rng, label_map)
             filled = {"valid": np.bool_(position < len(entries)), "repeat": np.uint32(repeat)}
             rows.append({"record": record(rng, example, False)} | labels(case) | filled)
         yield _stack(rows)

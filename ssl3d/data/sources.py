@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import ml_collections
+import numpy as np
 from jax.experimental import multihost_utils
 
+from ssl3d import tasks
 from ssl3d.data import phantom, store
 from ssl3d.errors import UserError
 
@@ -56,7 +59,44 @@ def choose_cases(
         )
     train = dataset.split(*config.data.train_splits)
     validation = dataset.split("val")
+    if config.task.name in tasks.DOWNSTREAM_TASKS:
+        train = label_subset(labelled(config, train), config)
+        validation = labelled(config, validation)
     for cases, what in ((train, "to train on"), (validation, "in the split val")):
         if not cases:
             raise UserError(f"{dataset.path}: no cases {what}; prepare with other splits")
     return train, validation
+
+
+def labelled(
+    config: ml_collections.ConfigDict, cases: Sequence[store.Case]
+) -> tuple[store.Case, ...]:
+    """Those of the cases that have what the downstream task learns: a label map, or a grade."""
+    if config.task.name == "classification":
+        return tuple(case for case in cases if case.grade is not None)
+    return tuple(case for case in cases if case.labelled)
+
+
+def label_subset(
+    cases: Sequence[store.Case], config: ml_collections.ConfigDict
+) -> tuple[store.Case, ...]:
+    """The cases of the first `config.data.label_fraction` of the subjects, at least of one.
+
+    Nested: a smaller fraction is part of a larger one of the same `label_seed`. Seed 0 is the
+    order that the manifest has, any other one shuffles it anew.
+    """
+    order = {case.subject: case.order for case in cases}
+    subjects = sorted(order, key=lambda subject: (order[subject], subject))
+    if config.data.label_seed:
+        shuffle = np.random.RandomState(config.data.label_seed).permutation(len(subjects))
+        subjects = [subjects[i] for i in shuffle]
+    count = max(1, round(config.data.label_fraction * len(subjects)))
+    chosen = set(subjects[:count])
+    return tuple(case for case in cases if case.subject in chosen)
+
+
+def labels_of(dataset: store.Dataset, cases: Sequence[store.Case]) -> tasks.Labels:
+    """What a downstream task is told: the class names, and how many training cases of each."""
+    grades = [case.grade for case in cases if case.grade is not None]
+    counts = np.bincount(grades, minlength=len(dataset.classes)) if grades else ()
+    return tasks.Labels(dataset.classes, tuple(int(count) for count in counts))

@@ -42,6 +42,17 @@ def save_encoder(
       description: "encoder" (the settings for `encoders.build`), "rank", "channels", and
         whatever a reader wants to know.
     """
+    save_variables(folder, WEIGHTS, DESCRIPTION, variables, description)
+
+
+def save_variables(
+    folder: Path,
+    weights_name: str,
+    description_name: str,
+    variables: Mapping[str, Any],
+    description: Mapping[str, Any],
+) -> None:
+    """Writes variables as safetensors with a JSON beside them that holds their checksum."""
     flat = traverse_util.flatten_dict(dict(variables), sep="/")
     # safetensors writes the memory as it lies: a transposed view would be stored wrong.
     arrays = {name: np.ascontiguousarray(leaf) for name, leaf in sorted(flat.items())}
@@ -49,7 +60,7 @@ def save_encoder(
     described = dict(description) | {"sha256": hashlib.sha256(weights).hexdigest()}
     text = json.dumps(described, indent=1, sort_keys=True) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, data in ((WEIGHTS, weights), (DESCRIPTION, text.encode())):
+    for name, data in ((weights_name, weights), (description_name, text.encode())):
         partial = folder / f".{name}.{os.getpid()}"
         partial.write_bytes(data)
         partial.replace(folder / name)
@@ -68,9 +79,7 @@ def load_encoder(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
       UserError: a file is missing or does not read, or a leaf is missing, unknown or of another
         shape than the description says.
     """
-    folder = Path(folder)
-    if not (folder / DESCRIPTION).exists() and (folder / "encoder" / DESCRIPTION).exists():
-        folder = folder / "encoder"
+    folder = encoder_folder(folder)
     description, module = _read_description(folder / DESCRIPTION)
     # Any size will do: the encoder is fully convolutional.
     example = jax.ShapeDtypeStruct(
@@ -80,18 +89,43 @@ def load_encoder(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         jax.eval_shape(module.init, jax.random.key(0), example), sep="/"
     )
     weights = folder / WEIGHTS
-    found = _read_weights(weights, description.get("sha256"))
+    found = read_weights(weights, description.get("sha256"))
+    check_leaves(found, wanted, weights, DESCRIPTION)
+    return module, traverse_util.unflatten_dict(found, sep="/")
+
+
+def encoder_folder(folder: str | Path) -> Path:
+    """The `encoder/` of a run's folder, or the folder itself where it is one."""
+    folder = Path(folder)
+    inner = folder / "encoder"
+    return inner if not (folder / DESCRIPTION).exists() and inner.is_dir() else folder
+
+
+def describe_encoder(folder: str | Path) -> dict[str, Any]:
+    """What `encoder.json` says: at least "encoder", "rank", "channels". Raises `UserError`."""
+    return _read_description(encoder_folder(folder) / DESCRIPTION)[0]
+
+
+def check_leaves(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], weights: Path, description: str
+) -> None:
+    """Raises `UserError` for the first leaf that is missing, unknown or of another shape or type.
+
+    Args:
+      found, wanted: flat name -> array, or anything with a shape and a type.
+      weights: the file that `found` is from.
+      description: what `wanted` is from.
+    """
     for name in sorted(wanted.keys() | found.keys()):
         if name not in found:
             raise UserError(f"{weights}: {name} is missing; export the encoder again")
         if name not in wanted:
-            raise UserError(f"{weights}: {name} is no part of the encoder that {DESCRIPTION} names")
+            raise UserError(f"{weights}: {name} is no part of what {description} describes")
         if found[name].shape != wanted[name].shape or found[name].dtype != wanted[name].dtype:
             raise UserError(
                 f"{weights}: {name} is {found[name].dtype} {found[name].shape}, "
-                f"{DESCRIPTION} wants {wanted[name].dtype} {wanted[name].shape}"
+                f"{description} wants {wanted[name].dtype} {wanted[name].shape}"
             )
-    return module, traverse_util.unflatten_dict(found, sep="/")
 
 
 def _read_description(file: Path) -> tuple[dict[str, Any], nn.Module]:
@@ -112,16 +146,22 @@ def _read_description(file: Path) -> tuple[dict[str, Any], nn.Module]:
     return description | {"rank": rank, "channels": channels}, module
 
 
-def _read_weights(file: Path, checksum: str | None) -> dict[str, np.ndarray]:
-    """Weights that somebody converted from elsewhere may come without a checksum."""
+def read_weights(file: Path, checksum: str | None) -> dict[str, np.ndarray]:
+    """Flat name -> array of a safetensors file.
+
+    Weights that somebody converted from elsewhere may come without a checksum.
+
+    Raises:
+      UserError: missing, damaged, or not the file that the checksum is of.
+    """
     try:
         data = file.read_bytes()
         found = load(data)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); export the encoder again") from None
+        raise UserError(f"{file}: cannot be read ({error}); export it again") from None
     if checksum is not None and hashlib.sha256(data).hexdigest() != checksum:
         raise UserError(
-            f"{file}: damaged, or of another run than the {DESCRIPTION} beside it (the checksums "
-            "differ); export the encoder again"
+            f"{file}: damaged, or of another run than the JSON beside it (the checksums "
+            "differ); export it again"
         )
     return found

@@ -120,7 +120,7 @@ def original_loss(
     return jax.nn.relu(near - far + margin), metrics
 
 
-def collect(inputs: Array, embeddings: Array) -> dict[str, Array]:
+def collect(inputs: Array, embeddings: Array, targets: dict[str, Array]) -> dict[str, Array]:
     """What `score` needs of each case: embeddings [2, E] and intensity quantiles [2, 33 C]."""
     axes = tuple(range(2, inputs.ndim - 1))
     quantiles = jnp.quantile(inputs, jnp.linspace(0, 1, _QUANTILES), axis=axes)

@@ -1,0 +1,28 @@
+"""Segmentation, from scratch or from a pretrained encoder.
+
+python -m ssl3d.main --config=configs/segment.py[:DATASET[,slices]]
+    [--config.init.encoder=RUN --config.transfer.mode=finetune] [--config.data.label_fraction=0.1]
+
+`slices` trains a 2D network on the slices of volumes.
+"""
+
+import ml_collections
+
+from configs import default
+
+VARIANTS = ("", "slices")
+
+
+def get_config(arg: str = "phantom") -> ml_collections.ConfigDict:
+    rank = 2 if arg.endswith(",slices") else 3
+    config, _ = default.get_config("segmentation", rank, arg, VARIANTS)
+    default.downstream(config)
+    config.task.foreground = 0.5  # probability that a crop is drawn around a labelled voxel
+    config.task.deep = 0  # coarser resolutions of the decoder that are supervised too
+    # Overlapping regions with a sigmoid each, outermost first, as sets of class indices; none:
+    # a softmax over the classes. BraTS's: ((1, 2, 3), (1, 3), (3,)).
+    config.task.regions = ()
+    config.predict.overlap = 0.5  # of neighbouring windows, as a share of their side
+    config.predict.batch = 4  # windows at once
+    config.predict.mirror = False  # average over mirrored images: 2^rank times the work
+    return config

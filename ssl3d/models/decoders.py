@@ -1,0 +1,78 @@
+"""The U-Net decoder: an encoder's features at every resolution -> logits, for any rank and size.
+
+Ronneberger et al. 2015; Taleb et al. 2020, section 4.1: from the bottleneck up, a transposed
+convolution doubles the size, the encoder's level of that size is put beside it, and a level like
+the encoder's (plain or residual) blends the two.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ssl3d.models import encoders, layers
+
+
+class Decoder(nn.Module):
+    """Features -> logits [B, *S, outputs], and of `deep` coarser resolutions, finest first.
+
+    `residual`, `norm`, `activation_first`, `dropout` and `dtype` are the encoder's. Logits are
+    float32.
+    """
+
+    outputs: int
+    residual: bool
+    deep: int = 0
+    norm: str = "group"
+    activation_first: bool = False
+    dropout: float = 0.0
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, features: encoders.Features, train: bool = False) -> tuple[jax.Array, ...]:
+        dtype = encoders.DTYPES[self.dtype]
+        *skips, x = features.levels
+        logits = []
+        for i, skip in reversed(list(enumerate(skips))):
+            channels = skip.shape[-1]
+            if 2 * x.shape[1] < skip.shape[1]:
+                # The original code's encoder pools once more after its last level.
+                x = layers.upsample_nearest(x)
+            x = layers.Upsample(channels, dtype=dtype, name=f"up_{i}")(x)
+            # An odd side was rounded up on the way down.
+            x = x[:, *(slice(0, side) for side in skip.shape[1:-1])]
+            x = jnp.concatenate([skip, x], axis=-1)
+            if self.residual:
+                level = encoders.ResidualLevel(
+                    channels, self.norm, self.dropout, dtype, name=f"level_{i}"
+                )
+            else:
+                level = encoders.PlainLevel(
+                    channels,
+                    self.norm,
+                    self.activation_first,
+                    self.dropout,
+                    dtype,
+                    name=f"level_{i}",
+                )
+            x = level(x, train)
+            if i <= self.deep:
+                # Small: every class is equally likely before the first step.
+                small = nn.initializers.normal(0.01)
+                head = nn.Dense(self.outputs, kernel_init=small, name=f"logits_{i}")
+                logits.append(head(x.astype(jnp.float32)))
+        return tuple(reversed(logits))
+
+
+def build(encoder: nn.Module, outputs: int, deep: int = 0) -> Decoder:
+    """The decoder that continues `encoder`, a `UNetEncoder`, with the same kind of levels."""
+    return Decoder(
+        outputs=outputs,
+        residual=encoder.residual,
+        deep=deep,
+        norm=encoder.norm,
+        activation_first=encoder.activation_first,
+        dropout=encoder.dropout,
+        dtype=encoder.dtype,
+    )

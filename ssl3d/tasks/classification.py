@@ -1,0 +1,169 @@
+"""Classification: which class (grade) is the whole image of?
+
+Taleb et al. 2020, section 4.3: diabetic retinopathy, grades 0 to 4, from fundus photographs. A
+softmax over the classes, or an ordinal head that asks of each grade but the first whether it is
+reached (the original code's labels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax import Array
+
+from ssl3d import augment, losses, metrics
+from ssl3d.data.pipeline import Example, crop
+from ssl3d.errors import UserError
+from ssl3d.models import encoders, heads
+from ssl3d.tasks import Box, Labels, Panel, Task
+
+
+class Network(nn.Module):
+    """Crops [B, *S, C] -> logits [B, K], or [B, K - 1] of an ordinal head.
+
+    With `frozen` the encoder's norms use and keep their running statistics.
+    """
+
+    encoder: nn.Module
+    head: nn.Module
+    pool: str
+    frozen: bool = False
+
+    def __call__(self, crops: Array, train: bool = False) -> Array:
+        features = self.encoder(crops, train and not self.frozen)
+        return self.head(heads.pooled(features, self.pool), train)
+
+
+def views(
+    key: Array, record: dict[str, Array], train: bool, settings: Mapping[str, float]
+) -> tuple[Array, dict[str, Array]]:
+    """Crop [*S, C] and grade -> the network's input and `grade`."""
+    image = record["volume"].astype(jnp.float32)
+    if train:
+        space, curve, noise = jax.random.split(key, 3)
+        image, _ = augment.spatial(
+            space,
+            image,
+            jnp.zeros(image.shape[:-1], jnp.int32),
+            flip=settings["flip"],
+            rotate_degrees=settings["rotate"],
+            zoom=settings["zoom"],
+            probability=settings["spatial"],
+            outside=0,
+        )
+        image = augment.monotone(curve, image, settings["intensity"])
+        image = augment.gaussian_noise(noise, image, settings["noise"])
+    return image, {"grade": record["grade"]}
+
+
+def probabilities(logits: Array, ordinal: bool) -> Array:
+    """Logits [B, K] or, ordinal, [B, K - 1] -> probabilities [B, K].
+
+    A higher grade is never likelier reached than a lower one: where the sigmoids say so, the
+    lower one counts.
+    """
+    logits = logits.astype(jnp.float32)
+    if not ordinal:
+        return jax.nn.softmax(logits)
+    reached = jax.lax.cummin(jax.nn.sigmoid(logits), axis=logits.ndim - 1)
+    ones, zeros = jnp.ones_like(reached[..., :1]), jnp.zeros_like(reached[..., :1])
+    return jnp.concatenate([ones, reached], -1) - jnp.concatenate([reached, zeros], -1)
+
+
+def grade_of(probability: np.ndarray, ordinal: bool) -> np.ndarray:
+    """The answer: probabilities [..., K] -> int [...]; the median grade of an ordinal head."""
+    if not ordinal:
+        return probability.argmax(-1)
+    reached = 1 - np.cumsum(probability, axis=-1)[..., :-1]
+    return (reached > 0.5).sum(-1)
+
+
+def loss(
+    logits: Array, targets: dict[str, Array], weights: np.ndarray, ordinal: bool
+) -> tuple[Array, dict[str, Any]]:
+    """Cross-entropy, weighted by class: logits [B, K] (ordinal [B, K - 1]), targets.grade [B].
+
+    Returns:
+      loss [B]; accuracy beside the share of the most frequent class among the examples.
+    """
+    grade = targets["grade"]
+    classes = len(weights)
+    if ordinal:
+        reached = (grade[:, None] > jnp.arange(classes - 1)).astype(jnp.float32)
+        logits = logits.astype(jnp.float32)
+        terms = reached * jax.nn.log_sigmoid(logits) + (1 - reached) * jax.nn.log_sigmoid(-logits)
+        entropy = -terms.mean(-1)
+        answer = (jax.lax.cummin(logits, axis=1) > 0).sum(-1)
+        hits = (answer == grade).astype(jnp.float32)
+    else:
+        entropy = losses.cross_entropy(logits, grade)
+        hits = losses.ranked_first(logits, grade)
+    ones = jnp.ones_like(hits)
+    metrics = {"accuracy": (hits, ones), "chance": (ones / classes, ones)}
+    return entropy * jnp.asarray(weights, jnp.float32)[grade], metrics
+
+
+def class_weights(counts: tuple[int, ...], how: str) -> np.ndarray:
+    """Weight of each class, float [K], of mean 1 over the training cases.
+
+    "none": equal; "balanced": inverse to the number of training cases.
+    """
+    counts = np.asarray(counts, np.float64)
+    if how == "none":
+        return np.ones(len(counts))
+    present = counts > 0
+    return np.where(present, counts.sum() / (present.sum() * np.maximum(counts, 1)), 0.0)
+
+
+def build(config: ml_collections.ConfigDict, labels: Labels | None) -> Task:
+    """Raises `UserError` where the settings contradict each other or the data set's classes."""
+    task, size = config.task, tuple(config.data.crop)
+    classes = labels.classes if labels else ()
+    if len(classes) < 2 or len(labels.counts) != len(classes):
+        raise UserError("the data set has no grades to learn; prepare it with its grades (--csv)")
+    if task.head not in ("softmax", "ordinal"):
+        raise UserError(f"config.task.head={task.head!r}: choose softmax or ordinal")
+    if task.class_weights not in ("none", "balanced"):
+        raise UserError(f"config.task.class_weights={task.class_weights!r}: none or balanced")
+    ordinal = task.head == "ordinal"
+    weights = class_weights(labels.counts, task.class_weights)
+    augmentation = config.augment.to_dict()
+
+    def record(rng: np.random.Generator, example: Example, train: bool) -> dict[str, np.ndarray]:
+        volume, start = crop(rng, example.image, size, train)
+        return {"volume": volume, "start": start, "grade": np.int32(example.case.grade)}
+
+    def panels(record: dict, inputs: np.ndarray, targets: dict) -> list[Panel]:
+        box = Box("crop", tuple(record["start"]), size)
+        return [Panel("whole image", None, (box,)), Panel(classes[int(targets["grade"])], inputs)]
+
+    def collect(inputs: Array, logits: Array, targets: dict[str, Array]) -> dict[str, Array]:
+        return {"probability": probabilities(logits, ordinal), "grade": targets["grade"]}
+
+    def score(collected: dict, subjects: np.ndarray, repeats: np.ndarray) -> dict:
+        grades = collected["grade"]
+        answers = grade_of(collected["probability"], ordinal)
+        kappa = metrics.quadratic_kappa(grades, answers, len(classes), np.ones(len(grades)))
+        return {"kappa": (np.asarray([kappa]), np.ones(1))}
+
+    return Task(
+        record=record,
+        views=lambda key, record, train: views(key, record, train, augmentation),
+        network=Network(
+            encoder=encoders.build(config.encoder, size),
+            head=heads.build(config.head, out=len(classes) - ordinal),
+            pool=config.head.pool,
+        ),
+        loss=lambda logits, targets: loss(logits, targets, weights, ordinal),
+        panels=panels,
+        collect=collect,
+        score=score,
+        best_by="kappa",
+        predict=lambda logits: probabilities(logits, ordinal),
+    )

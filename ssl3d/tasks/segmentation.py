@@ -1,0 +1,252 @@
+"""Segmentation: which class is each voxel of?
+
+Taleb et al. 2020, sections 4.1 and 4.2: the pretrained encoder with a U-Net decoder, trained on
+label maps. Dice and cross-entropy over a fixed class list, or over overlapping regions (BraTS:
+whole tumour, core, enhancing) with one sigmoid each. Image and label are moved together on the
+device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax import Array
+
+from ssl3d import augment
+from ssl3d.data.pipeline import Example, crop_around, cut
+from ssl3d.errors import UserError
+from ssl3d.models import decoders, encoders
+from ssl3d.tasks import Box, Labels, Panel, Task
+
+# The label of voxels beyond the image: part of no class, and of no loss.
+OUTSIDE = 255
+
+# Voxels added above and below in the soft Dice: a class that is in neither answer is no error.
+_SMOOTH = 1.0
+
+
+class Network(nn.Module):
+    """Crops [B, *S, C] -> logits [B, *S, K], and at coarser resolutions, finest first.
+
+    With `frozen` the encoder's norms use and keep their running statistics.
+    """
+
+    encoder: nn.Module
+    decoder: nn.Module
+    frozen: bool = False
+
+    def __call__(self, crops: Array, train: bool = False) -> tuple[Array, ...]:
+        features = self.encoder(crops, train and not self.frozen)
+        return self.decoder(features, train)
+
+
+def place(
+    rng: np.random.Generator, label: np.ndarray, size: Sequence[int], foreground: float
+) -> np.ndarray:
+    """The first voxel [r] of a training crop: around a labelled voxel, or anywhere.
+
+    With the probability `foreground` a class is drawn from those that the label [*S] has, and a
+    voxel from those of the class, so that small structures are seen as often as large ones.
+    """
+    present = np.flatnonzero(np.bincount(label.ravel(), minlength=2)[1:]) + 1
+    room = np.maximum(np.asarray(label.shape) - np.asarray(size), 0)
+    # Drawn in any case: the generator's later numbers must not depend on the label.
+    chosen, which, where = rng.random(3)
+    anywhere = rng.integers(0, room + 1)
+    if chosen < foreground and len(present):
+        places = np.flatnonzero(label.ravel() == present[int(which * len(present))])
+        voxel = np.unravel_index(places[int(where * len(places))], label.shape)
+        # Anywhere in the crop, and not always in its middle.
+        voxel = np.asarray(voxel) - rng.integers(0, size) + np.asarray(size) // 2
+        return crop_around(voxel, label.shape, size)
+    return crop_around(anywhere + np.asarray(size) // 2, label.shape, size)
+
+
+def middle_of_labels(label: np.ndarray) -> np.ndarray:
+    """The middle voxel [r] of the box around all that is labelled; of the image if nothing is."""
+    middle = []
+    for axis in range(label.ndim):
+        others = tuple(other for other in range(label.ndim) if other != axis)
+        hit = np.flatnonzero(label.any(axis=others))
+        middle.append((hit[0] + hit[-1]) // 2 if len(hit) else label.shape[axis] // 2)
+    return np.asarray(middle)
+
+
+def views(
+    key: Array, record: dict[str, Array], train: bool, settings: Mapping[str, float]
+) -> tuple[Array, dict[str, Array]]:
+    """Crop [*S, C] and label [*S] -> the network's input and `label` int32, moved together."""
+    volume, label = record["volume"].astype(jnp.float32), record["label"].astype(jnp.int32)
+    if train:
+        space, curve, noise = jax.random.split(key, 3)
+        volume, label = augment.spatial(
+            space,
+            volume,
+            label,
+            flip=settings["flip"],
+            rotate_degrees=settings["rotate"],
+            zoom=settings["zoom"],
+            probability=settings["spatial"],
+            outside=OUTSIDE,
+        )
+        volume = augment.monotone(curve, volume, settings["intensity"])
+        volume = augment.gaussian_noise(noise, volume, settings["noise"])
+    return volume, {"label": label}
+
+
+def members(regions: Sequence[Sequence[int]], classes: int) -> np.ndarray:
+    """Whether class k is in region r: bool [R, K]. Without regions, every class is its own."""
+    if not regions:
+        return np.eye(classes, dtype=bool)
+    return np.asarray([[k in region for k in range(classes)] for region in regions])
+
+
+def loss(
+    logits: tuple[Array, ...], targets: dict[str, Array], belongs: np.ndarray
+) -> tuple[Array, dict[str, Any]]:
+    """Soft Dice over the foreground plus cross-entropy, at every resolution of the decoder.
+
+    Args:
+      logits: [B, *S, K], then coarser ones with half the weight each (deep supervision).
+      targets: label int [B, *S], `OUTSIDE` where there is none.
+      belongs: bool [R, K] of `members`; all classes exclude each other, or regions overlap.
+
+    Returns:
+      loss [B]; `dice` of the hard answer over the foreground classes (regions) that are present.
+    """
+    total, weights = 0.0, 0.0
+    label = targets["label"]
+    for level, part in enumerate(logits):
+        if level:
+            # A voxel of each block stands for it: labels are never blended.
+            label = label[:, *(slice(None, None, 2),) * (label.ndim - 1)]
+        truth = _truth(label, belongs)
+        total += 0.5**level * _loss_at(part, truth, label != OUTSIDE, exclusive=_exclusive(belongs))
+        weights += 0.5**level
+    return total / weights, {"dice": _hard_dice(logits[0], targets["label"], belongs)}
+
+
+def _exclusive(belongs: np.ndarray) -> bool:
+    return belongs.shape[0] == belongs.shape[1] and bool((belongs == np.eye(len(belongs))).all())
+
+
+def _truth(label: Array, belongs: np.ndarray) -> Array:
+    """Is a voxel in a region? int [B, *S] -> 1 or 0 [B, *S, R]; `OUTSIDE` is in none."""
+    one_hot = jax.nn.one_hot(label, belongs.shape[1], dtype=jnp.float32)
+    return one_hot if _exclusive(belongs) else one_hot @ belongs.T.astype(np.float32)
+
+
+def _loss_at(logits: Array, truth: Array, inside: Array, exclusive: bool) -> Array:
+    """logits, truth [B, *S, R], inside [B, *S] -> [B]"""
+    space = tuple(range(1, logits.ndim - 1))
+    logits = logits.astype(jnp.float32)
+    weight = inside[..., None].astype(jnp.float32)
+    voxels = jnp.maximum(inside.sum(space), 1)
+    if exclusive:
+        logs = jax.nn.log_softmax(logits)
+        probabilities, entropy = jnp.exp(logs), -(truth * logs * weight).sum((*space, -1)) / voxels
+        first = 1  # the background's Dice would be near 1 whatever the network does
+    else:
+        probabilities, first = jax.nn.sigmoid(logits), 0
+        terms = truth * jax.nn.log_sigmoid(logits) + (1 - truth) * jax.nn.log_sigmoid(-logits)
+        entropy = -(terms * weight).sum(space).mean(-1) / voxels
+    truth, probabilities = (x[..., first:] * weight for x in (truth, probabilities))
+    shared = (truth * probabilities).sum(space)
+    dice = (2 * shared + _SMOOTH) / (truth.sum(space) + probabilities.sum(space) + _SMOOTH)
+    return 1 - dice.mean(-1) + entropy
+
+
+def _hard_dice(logits: Array, label: Array, belongs: np.ndarray) -> tuple[Array, Array]:
+    """Dice summed over the classes (regions) that are in the label, and how many: [B], [B]."""
+    space = tuple(range(1, logits.ndim - 1))
+    truth = _truth(label, belongs) > 0
+    if _exclusive(belongs):
+        answer = jax.nn.one_hot(logits.argmax(-1), logits.shape[-1], dtype=bool)[..., 1:]
+        truth = truth[..., 1:]
+    else:
+        answer = logits > 0
+    answer &= (label != OUTSIDE)[..., None]
+    sizes = truth.sum(space) + answer.sum(space)
+    dice = 2 * (truth & answer).sum(space) / jnp.maximum(sizes, 1)
+    present = truth.any(space)
+    return jnp.where(present, dice, 0.0).sum(-1), present.sum(-1).astype(jnp.float32)
+
+
+def own_class(regions: Sequence[Sequence[int]], index: int) -> int:
+    """The class of a region that the next one inside it has not. Raises `UserError`."""
+    inner = set(regions[index + 1]) if index + 1 < len(regions) else set()
+    own = set(regions[index]) - inner
+    if len(own) != 1 or not inner < set(regions[index]):
+        raise UserError(
+            "config.task.regions: each must hold the next one and one class more, e.g. "
+            "((1, 2, 3), (1, 3), (3,))"
+        )
+    return own.pop()
+
+
+def build(config: ml_collections.ConfigDict, labels: Labels | None) -> Task:
+    """Raises `UserError` where the settings contradict each other or the data set's classes."""
+    task, size = config.task, tuple(config.data.crop)
+    classes = labels.classes if labels else ()
+    if len(classes) < 2:
+        raise UserError("the data set has no classes to segment; prepare it with its labels")
+    regions = tuple(tuple(region) for region in task.regions)
+    for index, region in enumerate(regions):
+        own_class(regions, index)
+        if max(region) >= len(classes) or min(region) < 1:
+            raise UserError(
+                f"config.task.regions: {region} names a class that is none of 1 to "
+                f"{len(classes) - 1} ({', '.join(classes[1:])})"
+            )
+    if config.encoder.kind not in ("unet", "resunet"):
+        raise UserError(
+            f"config.encoder.kind={config.encoder.kind!r}: has no level at full resolution to "
+            "segment with; use unet or resunet"
+        )
+    if not 0 <= task.deep < config.encoder.depth - 1:
+        raise UserError(
+            f"config.task.deep={task.deep}: the decoder has {config.encoder.depth - 1} "
+            "resolutions, of which one is the full one"
+        )
+    belongs = members(regions, len(classes))
+    encoder = encoders.build(config.encoder, size)
+    augmentation = config.augment.to_dict()
+
+    def record(rng: np.random.Generator, example: Example, train: bool) -> dict[str, np.ndarray]:
+        if train:
+            start = place(rng, example.label, size, task.foreground)
+        else:
+            start = crop_around(middle_of_labels(example.label), example.label.shape, size)
+        return {
+            "volume": cut(example.image, start, size),
+            "label": cut(example.label, start, size, outside=OUTSIDE),
+            "start": start.astype(np.int32),
+        }
+
+    def panels(record: dict, inputs: np.ndarray, targets: dict) -> list[Panel]:
+        label = np.where(targets["label"] == OUTSIDE, 0, targets["label"])
+        return [
+            Panel("whole image", None, (Box("crop", tuple(record["start"]), size),)),
+            Panel("input", inputs),
+            Panel("label", label[..., None].astype(np.float32)),
+        ]
+
+    def predict(logits: tuple[Array, ...]) -> Array:
+        finest = logits[0].astype(jnp.float32)
+        return jax.nn.sigmoid(finest) if regions else jax.nn.softmax(finest)
+
+    return Task(
+        record=record,
+        views=lambda key, record, train: views(key, record, train, augmentation),
+        network=Network(encoder=encoder, decoder=decoders.build(encoder, len(belongs), task.deep)),
+        loss=lambda logits, targets: loss(logits, targets, belongs),
+        panels=panels,
+        best_by="dice",
+        predict=predict,
+    )

@@ -1,0 +1,146 @@
+"""From a pretrained encoder to a downstream network, leaf by leaf and aloud.
+
+Taleb et al. 2020, appendix A: weights are random, pretrained and frozen, or pretrained and
+fine-tuned after a warm-up in which only the new layers learn.
+
+    config.init.encoder     the run whose encoder is used; its architecture always is
+    config.transfer.mode    random: its weights are not; frozen: they are, and stay bit for bit as
+                            they are; finetune: they are, and learn too after `warmup_steps`
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import traverse_util
+
+from ssl3d.errors import UserError
+from ssl3d.models import export
+
+MODES = ("random", "frozen", "finetune")
+
+
+def frozen_steps(config: ml_collections.ConfigDict) -> int:
+    """Optimiser steps from the first on in which the encoder does not change."""
+    if "transfer" not in config:
+        return 0
+    warmup = config.transfer.warmup_steps
+    return {"random": 0, "frozen": config.steps, "finetune": warmup}[config.transfer.mode]
+
+
+def loads(config: ml_collections.ConfigDict) -> bool:
+    """Whether a run begins with the weights of a pretrained encoder."""
+    return "transfer" in config and bool(config.init.encoder) and config.transfer.mode != "random"
+
+
+def adopt_architecture(config: ml_collections.ConfigDict, channels: int) -> None:
+    """Replaces `config.encoder` by the settings of the encoder in `config.init.encoder`.
+
+    So that weights fit, and so that random weights are compared on the same network. Only the
+    type of the computation stays the config's.
+
+    Args:
+      channels: C of the data set.
+
+    Raises:
+      UserError: the mode needs an encoder and there is none, it cannot be read, or it is of
+        another rank or of more channels.
+    """
+    if "transfer" not in config:
+        return
+    mode, folder = config.transfer.mode, config.init.encoder
+    if mode not in MODES:
+        raise UserError(f"config.transfer.mode={mode!r}: choose one of {', '.join(MODES)}")
+    if not folder:
+        if mode == "finetune":
+            raise UserError(
+                "config.transfer.mode=finetune: give a pretraining run, --config.init.encoder=DIR"
+            )
+        return
+    about = export.describe_encoder(folder)
+    if about["rank"] != config.rank:
+        raise UserError(
+            f"config.init.encoder={folder}: an encoder of {about['rank']}D images does not fit a "
+            f"{config.rank}D network; pretrain with a {config.rank}D config"
+        )
+    if about["channels"] > channels:
+        raise UserError(
+            f"config.init.encoder={folder}: was trained on {about['channels']} channels, the data "
+            f"set has {channels}; pretrain on {channels} or fewer"
+        )
+    dtype = config.encoder.dtype
+    config.encoder.update(about["encoder"])
+    config.encoder.dtype = dtype
+
+
+def load_into(variables: dict[str, Any], folder: str) -> tuple[dict[str, Any], str]:
+    """Puts a pretrained encoder's parameters and running statistics into a network's variables.
+
+    A first layer of fewer input channels than the network has is repeated over them and rescaled,
+    so that the sum over the channels stays what it was.
+
+    Args:
+      variables: "params" and, with batch norm, "batch_stats", each with "encoder".
+      folder: of the run or its `encoder/`.
+
+    Returns:
+      The variables, and a sentence that says what was loaded and what was not.
+
+    Raises:
+      UserError: a leaf that the encoder lacks, that the network has not, or of another shape.
+    """
+    file = export.encoder_folder(folder) / export.WEIGHTS
+    _, loaded = export.load_encoder(folder)
+    own = {name: tree["encoder"] for name, tree in variables.items() if "encoder" in tree}
+    found = traverse_util.flatten_dict(loaded, sep="/")
+    wanted = traverse_util.flatten_dict(own, sep="/")
+    repeated = []
+    for name, leaf in wanted.items():
+        if name in found and _fewer_channels(found[name].shape, leaf.shape):
+            found[name] = _repeat_channels(found[name], leaf.shape[-2])
+            repeated.append(name)
+    export.check_leaves(found, wanted, file, "the config's network")
+    placed = {
+        name: jax.device_put(jnp.asarray(found[name]), leaf.sharding)
+        for name, leaf in wanted.items()
+    }
+    encoder = traverse_util.unflatten_dict(placed, sep="/")
+    merged = {
+        name: tree | ({"encoder": encoder[name]} if name in encoder else {})
+        for name, tree in variables.items()
+    }
+    rest = sorted(
+        {
+            name
+            for tree in variables.values()
+            for name in traverse_util.flatten_dict(tree, sep="/")
+            if not name.startswith("encoder/")
+        }
+    )
+    parts = sorted({name.partition("/")[0] for name in rest})
+    text = f"all {len(wanted)} arrays of the encoder loaded from {file.parent}"
+    if repeated:
+        text += f" ({', '.join(repeated)} repeated over the channels)"
+    return merged, f"{text}; {len(rest)} of {', '.join(parts)} start at random"
+
+
+def _fewer_channels(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether two kernels [..., C, F] differ in nothing but in fewer input channels C."""
+    return (
+        len(found) == len(wanted) > 2
+        and found[:-2] == wanted[:-2]
+        and found[-1] == wanted[-1]
+        and found[-2] < wanted[-2]
+    )
+
+
+def _repeat_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
+    before = kernel.shape[-2]
+    index = np.arange(channels) % before
+    # A channel that is repeated n times counts 1 / n each time.
+    times = np.bincount(index, minlength=before)[index]
+    return (kernel[..., index, :] / times[:, None]).astype(kernel.dtype)

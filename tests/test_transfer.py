@@ -1,0 +1,303 @@
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from ssl3d import checkpoint, report, sharding, tasks, train, transfer
+from ssl3d import step as steps
+from ssl3d.data import pipeline, sources, store
+from ssl3d.errors import UserError
+from ssl3d.models import encoders, export, model
+
+# Another depth than the downstream config's: the architecture is taken from the encoder.
+ENCODER = {"kind": "resunet", "width": 4, "depth": 3, "norm": "group"}
+
+
+def write_encoder(folder, settings=ENCODER, rank=2, channels=3, seed=5):
+    encoder = encoders.build(settings)
+    x = jnp.zeros((1, *(16,) * rank, channels))
+    variables = jax.jit(encoder.init)(jax.random.key(seed), x)
+    export.save_encoder(
+        folder / "encoder",
+        jax.device_get(variables),
+        {"encoder": settings, "rank": rank, "channels": channels},
+    )
+    return folder
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    return write_encoder(tmp_path / "pretrained")
+
+
+def flat(tree):
+    return {name: np.asarray(x) for name, x in traverse_util.flatten_dict(tree, sep="/").items()}
+
+
+def downstream(tiny, pictures, pretrained, mode, **overrides):
+    return tiny(
+        "classify", pictures.path, init__encoder=str(pretrained), transfer__mode=mode, **overrides
+    )
+
+
+def parts(workdir, kind="last"):
+    """The encoder's and the other weights of a model, flat."""
+    weights = flat(model.load(workdir, kind).variables)
+    encoder = {name: x for name, x in weights.items() if "/encoder/" in name}
+    return encoder, {name: x for name, x in weights.items() if name not in encoder}
+
+
+def loaded_weights(pretrained):
+    _, variables = export.load_encoder(pretrained)
+    return {name.replace("/", "/encoder/", 1): x for name, x in flat(variables).items()}
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(np.array_equal(one[k], other[k]) for k in one)
+
+
+# The three modes.
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_a_frozen_encoder_stays_bit_for_bit(tiny, pictures, tmp_path, norm):
+    pretrained = write_encoder(tmp_path / "pretrained", ENCODER | {"norm": norm})
+    config = downstream(
+        tiny, pictures, pretrained, "frozen", optimizer__weight_decay=0.1, optimizer__ema=0.9,
+        steps=4,
+    )  # fmt: skip
+    assert train.train(config, tmp_path / "run")
+    encoder, rest = parts(tmp_path / "run")
+    assert equal(encoder, loaded_weights(pretrained))
+    assert any(np.abs(x).max() > 0 for name, x in rest.items() if name.endswith("bias"))
+
+
+def test_fine_tuning_begins_after_the_warm_up(tiny, pictures, pretrained, tmp_path):
+    config = downstream(
+        tiny, pictures, pretrained, "finetune", transfer__warmup_steps=3, steps=6,
+        checkpoint_every=3, optimizer__warmup_steps=0,
+    )  # fmt: skip
+    assert train.train(config, tmp_path / "run", stop_at=3)
+    encoder, rest = parts(tmp_path / "run")
+    assert equal(encoder, loaded_weights(pretrained))
+    assert train.train(config, tmp_path / "run")
+    later, rest_later = parts(tmp_path / "run")
+    changed = [name for name in later if not np.array_equal(later[name], encoder[name])]
+    assert len(changed) > len(later) / 2
+    assert not equal(rest, rest_later)
+
+
+def test_the_thawed_encoder_has_a_warm_up_of_its_own(tiny):
+    config = tiny("classify", steps=100, optimizer__warmup_steps=10)
+    config.transfer.mode, config.transfer.warmup_steps = "finetune", 40
+    rate, whole = steps.schedule(config, start=40), steps.schedule(config)
+    assert float(rate(0)) == pytest.approx(float(whole(40)) / 10)
+    assert float(rate(30)) == pytest.approx(float(whole(70)))
+    assert float(rate(60)) == pytest.approx(0, abs=1e-9)
+
+
+def test_random_takes_the_architecture_and_not_the_weights(tiny, pictures, pretrained, tmp_path):
+    config = downstream(tiny, pictures, pretrained, "random", steps=1, validate_every=1)
+    assert train.train(config, tmp_path / "run")
+    encoder, _ = parts(tmp_path / "run")
+    wanted = loaded_weights(pretrained)
+    assert {name: x.shape for name, x in encoder.items()} == {k: x.shape for k, x in wanted.items()}
+    kernels = [name for name in wanted if name.endswith("kernel")]
+    assert not any(np.allclose(encoder[name], wanted[name]) for name in kernels)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["encoder"]["depth"] == 3
+
+
+def test_all_modes_see_the_same(tiny, pictures, pretrained, tmp_path):
+    """Data order, augmentation, head's first weights, steps and validation cases."""
+    seen = {}
+    for mode in transfer.MODES:
+        config = downstream(tiny, pictures, pretrained, mode, data__label_fraction=0.5)
+        transfer.adopt_architecture(config, 3)
+        training, validation = sources.choose_cases(config, pictures)
+        task = tasks.build(config, sources.labels_of(pictures, training))
+        stream = pipeline.train_batches(
+            pictures, training, task.record, rank=2, slice_axis=2, margin=0, batch_size=2,
+            seed=config.seed, threads=1,
+        )  # fmt: skip
+        batch = next(stream)
+        record = jax.tree.map(lambda leaf: leaf[0], batch["record"])
+        views = task.views(jax.random.key(7), record, True)
+        state = steps.init_state(
+            config, task, steps.make_optimizers(config), record, sharding.make_mesh(1)
+        )
+        head = jax.device_get({k: v for k, v in state["params"].items() if k != "encoder"})
+        ids = [case.id for case in training], [case.id for case in validation]
+        seen[mode] = (ids, batch, jax.device_get(views), head, config.steps)
+    for mode in ("frozen", "finetune"):
+        assert seen[mode][0] == seen["random"][0]
+        jax.tree.map(np.testing.assert_array_equal, seen[mode][1:], seen["random"][1:])
+
+
+# What is said and what is refused.
+
+
+def test_what_was_loaded_is_said(tiny, pictures, pretrained, tmp_path, capsys):
+    config = downstream(tiny, pictures, pretrained, "finetune", steps=1)
+    train.train(config, tmp_path / "run")
+    count = len(loaded_weights(pretrained))
+    assert f"all {count} arrays of the encoder loaded from" in capsys.readouterr().out
+
+
+def test_more_channels_repeat_the_first_layer(tmp_path):
+    """With the same values in all channels the encoder answers as it did to the one."""
+    folder = write_encoder(tmp_path, channels=1)
+    module, _ = export.load_encoder(folder)
+    x = jax.random.normal(jax.random.key(0), (1, 16, 16, 1))
+    wide = jnp.repeat(x, 3, axis=-1)
+    own = {"params": {"encoder": module.init(jax.random.key(1), wide)["params"]}}
+    merged, said = transfer.load_into(own, str(folder))
+    assert "level_0/first/conv/kernel" in said
+    assert "shortcut" in said
+    before = module.apply(export.load_encoder(folder)[1], x).levels[-1]
+    after = module.apply({"params": merged["params"]["encoder"]}, wide).levels[-1]
+    np.testing.assert_allclose(after, before, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("rank", "channels", "mode", "message"),
+    [
+        (3, 3, "finetune", "an encoder of 3D images does not fit a 2D network"),
+        (2, 4, "finetune", "trained on 4 channels, the data set has 3"),
+        (2, 3, "both", "config.transfer.mode='both'"),
+    ],
+)
+def test_the_wrong_encoder_is_refused_before_anything_is_compiled(
+    tiny, pictures, tmp_path, monkeypatch, rank, channels, mode, message
+):
+    monkeypatch.setattr(train, "init_state", lambda *_: pytest.fail("too late"))
+    folder = write_encoder(tmp_path / "pretrained", rank=rank, channels=channels)
+    config = downstream(tiny, pictures, folder, mode)
+    with pytest.raises(UserError, match=message):
+        train.train(config, tmp_path / "run")
+
+
+def test_fine_tuning_needs_an_encoder(tiny, pictures, tmp_path):
+    config = tiny("classify", pictures.path, transfer__mode="finetune")
+    with pytest.raises(UserError, match=r"--config\.init\.encoder=DIR"):
+        train.train(config, tmp_path)
+    config = downstream(tiny, pictures, tmp_path / "nothing", "finetune")
+    with pytest.raises(UserError, match=r"nothing.*missing"):
+        train.train(config, tmp_path)
+
+
+@pytest.mark.parametrize("what", ["missing", "renamed", "reshaped"])
+def test_every_leaf_must_fit(pretrained, what):
+    _module, variables = export.load_encoder(pretrained)
+    own = {"params": {"encoder": variables["params"]}}
+    changed = flat(variables)
+    name = "params/level_1/first/conv/kernel"
+    leaf = changed.pop(name)
+    if what != "missing":
+        changed[f"{name}s" if what == "renamed" else name] = leaf[..., :1]
+    description = export.describe_encoder(pretrained)
+    export.save_encoder(
+        pretrained / "encoder", traverse_util.unflatten_dict(changed, sep="/"), description
+    )
+    with pytest.raises(UserError, match="level_1/first/conv/kernel"):
+        transfer.load_into(own, str(pretrained))
+
+
+def test_the_warm_up_must_end(tiny, pictures, pretrained, tmp_path):
+    config = downstream(tiny, pictures, pretrained, "finetune", transfer__warmup_steps=3)
+    with pytest.raises(UserError, match=r"config\.transfer\.warmup_steps=3"):
+        train.train(config, tmp_path)
+
+
+# Labels.
+
+
+def test_label_fractions_are_nested_and_leave_validation_alone(tiny, pictures):
+    for seed in (0, 1, 2):
+        before = set()
+        for fraction in (0.1, 0.3, 0.6, 1.0):
+            config = tiny("classify", data__label_fraction=fraction, data__label_seed=seed)
+            training, validation = sources.choose_cases(config, pictures)
+            ids = {case.id for case in training}
+            assert before <= ids
+            assert [case.id for case in validation] == [c.id for c in pictures.split("val")]
+            subjects = {case.subject for case in pictures.split("train")}
+            assert len({case.subject for case in training}) == max(
+                1, round(fraction * len(subjects))
+            )
+            before = ids
+        assert before == {case.id for case in pictures.split("train")}
+
+
+def test_another_label_seed_is_another_subset(tiny, pictures):
+    chosen = set()
+    for seed in range(6):
+        config = tiny("classify", data__label_fraction=0.3, data__label_seed=seed)
+        chosen.add(tuple(case.id for case in sources.choose_cases(config, pictures)[0]))
+    assert len(chosen) > 2
+
+
+def test_cases_without_a_label_are_left_out(tiny, volumes, tmp_path):
+    shutil.copytree(volumes.path, tmp_path / "data")
+    dataset = store.read(tmp_path / "data")
+    cases = tuple(
+        dataclasses.replace(case, labelled=index not in (2, 9))
+        for index, case in enumerate(dataset.cases)
+    )
+    config = tiny("segment", tmp_path / "data")
+    training, validation = sources.choose_cases(config, dataclasses.replace(dataset, cases=cases))
+    assert (len(training), len(validation)) == (7, 3)
+
+
+# The models that are kept.
+
+
+def test_best_and_last_are_kept_and_go_on_after_a_stop(tiny, pictures, tmp_path):
+    config = tiny(
+        "classify", pictures.path, steps=6, validate_every=1, checkpoint_every=2, data__threads=1
+    )
+    assert train.train(config, tmp_path / "whole")
+    scores = {
+        line["step"]: line["kappa"]
+        for line in report.read_metrics(tmp_path / "whole")
+        if line["split"] == "val" and line["step"]
+    }
+    best = model.load(tmp_path / "whole", "best")
+    assert best.step == min(step for step in scores if scores[step] == max(scores.values()))
+    assert model.load(tmp_path / "whole", "last").step == 6
+    assert train.train(config, tmp_path / "pieces", stop_at=3)
+    assert train.train(config, tmp_path / "pieces")
+    for kind in model.KINDS:
+        files = [tmp_path / run / "model" / kind / model.WEIGHTS for run in ("whole", "pieces")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_model_knows_what_it_needs(tiny, pictures, tmp_path):
+    config = tiny("classify", pictures.path, steps=1, validate_every=1)
+    train.train(config, tmp_path)
+    loaded = model.load(tmp_path)
+    assert loaded.config.task.name == "classification"
+    assert (loaded.dataset.classes, loaded.dataset.modalities) == (
+        pictures.classes,
+        pictures.modalities,
+    )
+    manager = checkpoint.open_manager(tmp_path)
+    assert manager.latest_step() == 1
+    manager.close()
+
+
+def test_damaged_models_are_refused(tiny, pictures, tmp_path):
+    with pytest.raises(UserError, match=r"model\.json: missing"):
+        model.load(tmp_path)
+    train.train(tiny("classify", pictures.path, steps=1, validate_every=1), tmp_path)
+    file = tmp_path / "model" / "last" / model.WEIGHTS
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        model.load(tmp_path, "last")
+    (tmp_path / "model" / "best" / model.DESCRIPTION).write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        model.load(tmp_path, "best")
