@@ -87,7 +87,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 def _refuse_unless(config: ml_collections.ConfigDict, key: str, test: object, what: str) -> None:
     section, _, name = key.rpartition(".")
-    values = config[section] if section else config
+    values = config.get(section, {}) if section else config
     if name in values and not test(values[name]):
         raise UserError(f"config.{key}={values[name]!r}: must be {what}")
 

@@ -68,8 +68,9 @@ def predict(
     """Gaussian-weighted mean of what `forward` says in all windows, [*S, K] float32.
 
     Args:
-      forward: [batch, *window, C] float32 -> [batch, *window, K], e.g. probabilities. Jitted, it
-        compiles once: the last batch is filled up by repetitions that count for nothing.
+      forward: [B, *window, C] float32 -> [B, *window, K], e.g. probabilities. Jitted, it compiles
+        at most `batch` times: B is `batch`, or the number of windows where there are fewer, and
+        the last batch is filled up by repetitions that count for nothing.
       image: [*S, C], e.g. a float16 memory map. Where it is smaller than the window it is
         centred and continued by its mirror image.
       window: voxels.
@@ -82,6 +83,8 @@ def predict(
     """
     shape = image.shape[:-1]
     views = list(itertools.product(window_starts(shape, window, overlap), flips(mirror)))
+    # Most images of some data sets need one window: the others would be filled up for nothing.
+    batch = min(batch, len(views))
     groups = [views[first : first + batch] for first in range(0, len(views), batch)]
 
     def run(group: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> Array:

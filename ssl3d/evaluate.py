@@ -1,0 +1,268 @@
+"""Scores of a trained network on the cases it has not seen, per case and summed up, and pictures.
+
+    python -m ssl3d.evaluate --workdir=DIR [--split=test] [--model=best|last] [--data=DIR]
+                             [--source=DIR] [--output=DIR]
+
+Writes cases.csv, summary.json and, of a segmentation, best.png, median.png and worst.png; of a
+classification confusion.png and, where there are any, mistakes.png.
+
+Segmentations are scored on the grid of the source's images: with --source, the folder that was
+given to ssl3d.prepare, against the files' own labels; without it against the prepared ones where
+these are the same voxels, and else on the prepared grid.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from ssl3d import case_pictures, command, evaluation, prediction
+from ssl3d.data import sources, store
+from ssl3d.errors import UserError
+from ssl3d.models import model
+from ssl3d.prediction import Trained
+
+CASES, SUMMARY = "cases.csv", "summary.json"
+PICTURES = ("best.png", "median.png", "worst.png", "confusion.png", "mistakes.png")
+_NAMES = {"accuracy": "accuracy", "kappa": "quadratic kappa", "auroc": "AUROC"}
+
+
+def parser() -> command.Parser:
+    """The command's options."""
+    result = command.Parser(prog="python -m ssl3d.evaluate", description=__doc__)
+    add = result.add_argument
+    add("--workdir", required=True, type=Path, help="folder of the run")
+    add("--split", default="test", choices=store.SPLITS, help="default: test")
+    add("--model", default="best", choices=model.KINDS, help="best by validation (default) or last")
+    add("--data", type=Path, help="the prepared data set, if not where the run had it")
+    add("--source", type=Path, help="the folder the data set was prepared from")
+    add("--output", type=Path, help="default: WORKDIR/evaluation")
+    return result
+
+
+def open_dataset(trained: Trained, path: Path | None) -> store.Dataset:
+    """The data set of the run, or the one at `path`.
+
+    Raises:
+      UserError: no data set there, or other channels or classes than the model knows.
+    """
+    config = trained.model.config.copy_and_resolve_references()
+    if path:
+        config.data.path = str(path)
+        config.data.phantom.kind = ""
+    dataset = sources.open_dataset(config)
+    for what in ("modalities", "classes"):
+        own, wanted = getattr(dataset, what), getattr(trained.model.dataset, what)
+        if own != wanted:
+            raise UserError(
+                f"{dataset.path}: its {what} are {', '.join(own) or 'none'}, the model's "
+                f"{', '.join(wanted)}; evaluate on data prepared like those it was trained on"
+            )
+    if config.task.name == "classification" and config.rank < dataset.rank:
+        raise UserError(
+            f"{dataset.path}: holds volumes, and a classification of their slices has no answer "
+            "for a whole one; train with the variant volumes"
+        )
+    return dataset
+
+
+def choose_cases(trained: Trained, dataset: store.Dataset, split: str) -> tuple[store.Case, ...]:
+    """The labelled cases of the split. Raises `UserError` where there are none."""
+    cases = sources.labelled(trained.model.config, dataset.split(split))
+    if not cases:
+        others = {case.split for case in sources.labelled(trained.model.config, dataset.cases)}
+        raise UserError(
+            f"{dataset.path}: no labelled case in the split {split}; there are some in "
+            + (", ".join(sorted(others)) or "no split")
+        )
+    return cases
+
+
+@contextlib.contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the name `path` when it is whole."""
+    partial = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write(
+    output: Path,
+    rows: Sequence[dict[str, Any]],
+    figures: dict[str, Figure],
+    summary: dict[str, Any],
+) -> None:
+    """Replaces an earlier evaluation in the folder; the summary is there when all is."""
+    for name in (SUMMARY, CASES, *PICTURES):
+        (output / name).unlink(missing_ok=True)
+    with appearing(output / CASES) as file, file.open("w", newline="", encoding="utf-8") as text:
+        table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+    for name, figure in figures.items():
+        with appearing(output / name) as file:
+            figure.savefig(file, dpi=120)
+    with appearing(output / SUMMARY) as file:
+        file.write_text(json.dumps(_without_nan(summary), indent=1, allow_nan=False) + "\n")
+
+
+def _without_nan(value: object) -> object:
+    """JSON has no NaN: what is not defined is null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def describe(
+    trained: Trained, dataset: store.Dataset, split: str, cases: Sequence[store.Case]
+) -> dict[str, Any]:
+    """What was evaluated, for `summary.json`."""
+    config = trained.model.config
+    text = json.dumps(json.loads(config.to_json()), sort_keys=True)
+    return {
+        "task": config.task.name,
+        "name": config.name,
+        "model": {"kind": trained.model.kind, "step": trained.model.step},
+        "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "dataset": dataset.name,
+        "data": str(dataset.path),
+        "split": split,
+        "splits_by": dataset.splits_by,
+        "cases": len(cases),
+        "subjects": len({case.subject for case in cases}),
+        "classes": list(dataset.classes),
+    }
+
+
+def evaluate_segmentation(
+    trained: Trained,
+    dataset: store.Dataset,
+    cases: Sequence[store.Case],
+    grid: str,
+    source: Path | None,
+) -> tuple[list[dict[str, Any]], dict[str, Figure], dict[str, Any]]:
+    """Rows of `cases.csv`, pictures by name, and what the summary says of the scores."""
+    bar = tqdm(cases, "evaluating", unit="case", disable=None)
+    rows, confusion = evaluation.score_segmentations(trained, dataset, bar, grid, source)
+    summary = evaluation.summarise_segmentations(rows, confusion, trained, dataset)
+    figures = {}
+    for name, mean in best_median_worst(evaluation.mean_foreground(rows, dataset.classes)).items():
+        case = next(case for case in cases if case.id == mean["id"])
+        # Predicted once more, as the label maps of all cases may not fit into the memory.
+        shown = evaluation.predict_case(trained, dataset, case, evaluation.PREPARED, None)
+        own = [row for row in rows if row["id"] == case.id]
+        each = ", ".join(f"{row['class']} {row['dice']:.3f}" for row in own)
+        figures[f"{name}.png"] = case_pictures.outlines(
+            store.load_image(dataset, case),
+            shown.truth,
+            shown.prediction,
+            shown.spacing,
+            f"{name}: {case.id}, mean foreground Dice {mean['dice']:.3f}\n{each}",
+        )
+    return rows, figures, {"grid": grid} | summary
+
+
+def best_median_worst(means: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of the cases with any foreground; of all, where none has."""
+    defined = [mean for mean in means if not math.isnan(mean["dice"])] or list(means)
+    ranked = sorted(defined, key=lambda mean: mean["dice"])
+    return {"best": ranked[-1], "median": ranked[(len(ranked) - 1) // 2], "worst": ranked[0]}
+
+
+def evaluate_classification(
+    trained: Trained, dataset: store.Dataset, cases: Sequence[store.Case]
+) -> tuple[list[dict[str, Any]], dict[str, Figure], dict[str, Any]]:
+    """Rows of `cases.csv`, pictures by name, and what the summary says of the scores."""
+    answers = evaluation.score_classifications(trained, dataset, cases)
+    rows = list(tqdm(answers, "evaluating", len(cases), unit="case", disable=None))
+    summary = evaluation.summarise_classifications(rows, dataset.classes)
+    figures = {"confusion.png": case_pictures.confusion(summary["confusion"], dataset.classes)}
+    worst = case_pictures.worst_mistakes(rows)
+    if worst:
+        wrong = {row["id"] for row in worst}
+        images = {case.id: store.load_image(dataset, case) for case in cases if case.id in wrong}
+        figures["mistakes.png"] = case_pictures.mistakes(worst, images, dataset.classes)
+    table = []
+    for row in rows:
+        probabilities = zip(dataset.classes, row.pop("probability"), strict=True)
+        table.append(row | {f"probability {name}": float(p) for name, p in probabilities})
+    return table, figures, summary
+
+
+def headline(summary: dict[str, Any]) -> str:
+    """The scores in one line."""
+    if summary["task"] == "classification":
+        parts = [
+            f"{_NAMES[key]} {score['value']:.3f} (95 % {score['low']:.3f} to {score['high']:.3f})"
+            for key, score in summary["scores"].items()
+        ]
+        parts.append(f"the largest class is {summary['largest_class_share']:.3f} of the cases")
+        return ", ".join(parts)
+    mean = summary["mean_foreground"]
+    dice = mean["dice"]
+    line = (
+        f"mean foreground Dice {dice['mean']:.3f} ± {dice['std']:.3f} "
+        f"(95 % interval of the mean {dice['low']:.3f} to {dice['high']:.3f}), "
+        f"HD95 {mean['hd95']['mean']:.2f} mm, "
+        f"surface Dice at {summary['tolerance_mm']:g} mm {mean['nsd']['mean']:.3f}"
+    )
+    if mean["absent"]:
+        line += f"; {mean['absent']} cases without any foreground are not in it"
+    return line
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Runs the command. Raises `UserError`, and OSError where the disk does."""
+    trained = prediction.load(options.workdir, options.model)
+    dataset = open_dataset(trained, options.data)
+    cases = choose_cases(trained, dataset, options.split)
+    output = options.output or options.workdir / "evaluation"
+    # Before hours of predictions that could not be written.
+    output.mkdir(parents=True, exist_ok=True)
+    introduction = (
+        f"{options.workdir}: the {options.model} model, of step {trained.model.step}, on "
+        f"{len(cases)} {options.split} cases of {dataset.name}"
+    )
+    about = describe(trained, dataset, options.split, cases)
+    if about["task"] == "segmentation":
+        grid = evaluation.choose_grid(dataset, cases, options.source)
+        print(f"{introduction}; scored against {grid}", flush=True)
+        parts = evaluate_segmentation(trained, dataset, cases, grid, options.source)
+    else:
+        if options.source:
+            raise UserError("--source: is where label maps are; a classification has none")
+        print(introduction, flush=True)
+        parts = evaluate_classification(trained, dataset, cases)
+    rows, figures, summary = parts
+    write(output, rows, figures, about | summary)
+    print(f"{output}: {headline(about | summary)}")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs the command. Raises `UserError`."""
+    options = parser().parse_args(arguments)
+    try:
+        evaluate(options)
+    except OSError as error:  # a full disk, a folder that may not be written to
+        where = error.filename or options.output or options.workdir
+        raise UserError(f"{where}: {error.strerror}; mend that and run again") from None
+
+
+if __name__ == "__main__":
+    command.run(main)
