@@ -196,8 +196,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
         log.say(loaded)
 
     thaw = transfer.frozen_steps(config)
+    # Both where the encoder thaws in mid-run; a proxy task's network knows no frozen one.
     step_functions = {
-        frozen: make_step(config, task, optimizers, mesh, frozen) for frozen in (False, True)
+        frozen: make_step(config, task, optimizers, mesh, frozen)
+        for frozen in {begin < thaw, end <= thaw}
     }
     evaluation = make_evaluation(config, task, mesh)
     best = model.Best(workdir, begin) if task.best_by else None
@@ -223,8 +225,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
         while step < end and not stopping:
             with clock.time("wait"):
                 batch = next(batches)
-            step_function = step_functions[step < thaw]
-            state, metrics = step_function(state, sharding.to_devices(batch, mesh))
+            state, metrics = step_functions[step < thaw](state, sharding.to_devices(batch, mesh))
             step += 1
             clock.step()
             window.add(step, batch["case"], metrics)
