@@ -103,6 +103,8 @@ def phantom_fundus(config: ml_collections.ConfigDict) -> None:
         config.encoder.width = 8
     if config.task.name == "cpc":
         config.batch_size = 8  # of 25 overlapping patches each
+    if config.task.name == "rpl":
+        config.steps = 400  # short ones: four queries of each picture
     _round_picture(config, side=160, whole=128)
 
 

@@ -14,13 +14,11 @@ these are the same voxels, and else on the prepared grid.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
 import hashlib
 import json
 import math
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from tqdm import tqdm
 from ssl3d import case_pictures, command, evaluation, prediction
 from ssl3d.data import sources, store
 from ssl3d.errors import UserError
+from ssl3d.files import appearing
 from ssl3d.models import model
 from ssl3d.prediction import Trained
 
@@ -87,17 +86,6 @@ def choose_cases(trained: Trained, dataset: store.Dataset, split: str) -> tuple[
             + (", ".join(sorted(others)) or "no split")
         )
     return cases
-
-
-@contextlib.contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """A file to write, which takes the name `path` when it is whole."""
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write(

@@ -27,8 +27,6 @@ MEAN_FOREGROUND = "mean foreground"
 # How the classes begin that `metrics.BRATS_REGIONS` numbers, here and in the phantom brain. Others
 # number them otherwise: Task01 of the Decathlon has oedema first.
 _BRATS_CLASSES = ("background", "necro", "oedema", "enhancing")
-# Voxels of the source's grid whose probabilities are resampled at once.
-_SLAB = 2**22
 _INTERVAL = ("value", "low", "high")
 
 
@@ -57,34 +55,13 @@ def choose_grid(
     """
     if source:
         for case in cases:
-            if source_grid(case) is None:
+            if prediction.source_grid(case) is None:
                 raise UserError(
                     f"--source={source}: {dataset.path} was not prepared from files; leave it out"
                 )
             label_file(case, source)
         return SOURCE
-    return RESTORED if all(map(is_reindexed, cases)) else PREPARED
-
-
-def is_reindexed(case: store.Case) -> bool:
-    """Whether the prepared voxels are voxels of the source: permuted, flipped, cropped, no more."""
-    source = source_grid(case)
-    if source is None:
-        return False
-    voxel = np.linalg.solve(np.asarray(case.affine), source.affine)
-    whole = np.rint(voxel)
-    # A deviation of a step adds up along the axis.
-    deviation = np.abs(voxel - whole)[:-1] * [*source.shape, 1]
-    one_to_one = np.abs(whole[:-1, :-1]).sum() == len(source.shape)
-    return bool(one_to_one and deviation.max() < geometry.INDEX_TOLERANCE)
-
-
-def source_grid(case: store.Case) -> geometry.Grid | None:
-    """The grid of the image that the case was prepared from; None of a phantom."""
-    if "source_shape" not in case.extra:
-        return None
-    shape, affine = case.extra["source_shape"], case.extra["source_affine"]
-    return geometry.Grid(tuple(shape), np.asarray(affine, np.float64))
+    return RESTORED if all(map(prediction.is_reindexed, cases)) else PREPARED
 
 
 def label_file(case: store.Case, source: Path) -> Path:
@@ -105,7 +82,7 @@ def source_truth(dataset: store.Dataset, case: store.Case, source: Path) -> np.n
     Raises:
       UserError: the file cannot be read, or is not the one that was prepared.
     """
-    path, grid = label_file(case, source), source_grid(case)
+    path, grid = label_file(case, source), prediction.source_grid(case)
     volume = readers.read_label(path, len(grid.shape))
     canonical = geometry.canonical_grid(grid)
     # The label may be stored along other axes than the image; canonical, they are alike.
@@ -123,27 +100,6 @@ def source_truth(dataset: store.Dataset, case: store.Case, source: Path) -> np.n
     return table[array]
 
 
-def to_source_grid(trained: Trained, probabilities: np.ndarray, case: store.Case) -> np.ndarray:
-    """Probabilities [*case.shape, K] -> class indices uint8 on the source's grid.
-
-    What the preparation cropped away is background. Where it resampled, the probabilities are
-    interpolated linearly and compared afterwards: borders then run between the voxels of the
-    coarser grid, which label maps copied from the nearest voxel would show as steps. Slab by
-    slab, so that no more than the label map is held of the larger grid.
-    """
-    if is_reindexed(case):
-        return geometry.to_source(prediction.label_map(trained, probabilities), case)[0]
-    grid = source_grid(case)
-    labels = np.empty(grid.shape, np.uint8)
-    thickness = max(1, _SLAB // math.prod(grid.shape[1:]))
-    for start in range(0, grid.shape[0], thickness):
-        stop = min(start + thickness, grid.shape[0])
-        slab = geometry.crop_grid(grid, [(start, stop), *((0, n) for n in grid.shape[1:])])
-        part = geometry.resample(probabilities, np.asarray(case.affine), slab, "linear")
-        labels[start:stop] = prediction.label_map(trained, part)
-    return labels
-
-
 def predict_case(
     trained: Trained, dataset: store.Dataset, case: store.Case, grid: str, source: Path | None
 ) -> Scored:
@@ -152,12 +108,12 @@ def predict_case(
     if grid == PREPARED:
         answer = prediction.label_map(trained, probabilities)
         return Scored(answer, np.asarray(store.load_label(dataset, case)), case.spacing)
-    answer = to_source_grid(trained, probabilities, case)
+    answer = prediction.to_source_grid(trained, probabilities, case)
     if grid == SOURCE:
         truth = source_truth(dataset, case, source)
     else:
         truth, _ = geometry.to_source(store.load_label(dataset, case), case)
-    return Scored(answer, truth, source_grid(case).spacing)
+    return Scored(answer, truth, prediction.source_grid(case).spacing)
 
 
 def score_segmentations(

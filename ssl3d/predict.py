@@ -20,29 +20,25 @@ import concurrent.futures
 import contextlib
 import csv
 import dataclasses
-import gzip
-import io
 import itertools
-import os
 import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from ssl3d import evaluation, prediction
+from ssl3d import prediction
 from ssl3d.command import Parser, run
-from ssl3d.data import geometry, nifti, preparation, store
+from ssl3d.data import geometry, preparation, store, writers
 from ssl3d.data.layouts import LAYOUTS, list_cases
 from ssl3d.data.listing import Listing, Options, Source, SourceCase, finish, id_of
 from ssl3d.data.preparation import Job
-from ssl3d.data.readers import PICTURE_SUFFIXES, VOLUME_SUFFIXES, stem, suffix
+from ssl3d.data.readers import PICTURE_SUFFIXES, VOLUME_SUFFIXES, stem
 from ssl3d.errors import UserError
+from ssl3d.files import appearing
 from ssl3d.models import model
 from ssl3d.prediction import Trained
 
@@ -255,10 +251,12 @@ def segment_all(
         if with_probabilities:
             parts = on_source_grid(trained, probabilities, case)
             channels = probabilities.shape[-1]
-            save(output / "probabilities", source, case, parts, np.dtype(np.float32), channels)
+            writers.write_on_source_grid(
+                output / "probabilities", source, case, parts, np.dtype(np.float32), channels
+            )
         values = label_values(job, case.id, brats)
-        labels = evaluation.to_source_grid(trained, probabilities, case)
-        save(output, source, case, [values[labels]], values.dtype)
+        labels = prediction.to_source_grid(trained, probabilities, case)
+        writers.write_on_source_grid(output, source, case, [values[labels]], values.dtype)
         count += 1
     return count
 
@@ -290,87 +288,6 @@ def on_source_grid(
         # Regions with a sigmoid each have no channel for the background.
         background = channel == 0 and not trained.model.config.task.regions
         yield np.where(inside, part, np.float32(background))
-
-
-def save(
-    folder: Path,
-    source: SourceCase,
-    case: store.Case,
-    parts: Iterable[np.ndarray],
-    dtype: np.dtype,
-    channels: int = 0,
-) -> None:
-    """Writes an array [*S] on the source's grid, or one for each of so many channels."""
-    folder.mkdir(exist_ok=True)
-    if len(case.shape) == 2:
-        kind, ending = ("TIFF", "tif") if channels else ("PNG", "png")
-        first, *others = map(Image.fromarray, parts)
-        pages = {"save_all": True, "append_images": others} if channels else {}
-        with appearing(folder / f"{case.id}.{ending}") as path:
-            first.save(path, kind, **pages)
-        return
-    header = header_for(source, case)
-    header.set_data_dtype(dtype)
-    shape = case.extra["source_shape"]
-    header.set_data_shape([*shape, channels] if channels else shape)
-    with appearing(folder / f"{case.id}.nii.gz") as path:
-        write_nifti(path, parts, header)
-
-
-def header_for(source: SourceCase, case: store.Case) -> nib.Nifti1Header:
-    """The header of the case's (first) file; of another format, one that says the same."""
-    path = source.images[0][0]
-    if suffix(path) in nifti.SUFFIXES:
-        return read_header(path)
-    header = nib.Nifti1Header()
-    header.set_data_shape(case.extra["source_shape"])
-    affine = np.asarray(case.extra["source_affine"])
-    header.set_sform(affine, "scanner")
-    header.set_qform(affine, "scanner")
-    header.set_xyzt_units("mm")
-    return header
-
-
-def read_header(path: Path) -> nib.Nifti1Header:
-    """The header of a NIfTI file that has been read before, as it is, without its extensions."""
-    with path.open("rb") as file:
-        zipped = file.read(len(nifti.GZIP_MAGIC)) == nifti.GZIP_MAGIC
-    with gzip.open(path) if zipped else path.open("rb") as file:
-        head = file.read(max(size for _, size, _, _ in nifti.KINDS))
-    kind, size = next(
-        (kind, size)
-        for kind, size, where, magic in nifti.KINDS
-        if head[where : where + len(magic)] == magic
-    )
-    # Unchecked: nibabel's check changes odd but harmless numbers, and says so on stderr.
-    return kind.from_fileobj(io.BytesIO(head[:size]), check=False)
-
-
-def write_nifti(path: Path, volumes: Iterable[np.ndarray], header: nib.Nifti1Header) -> None:
-    """Writes volumes [*S], one after another, as the header says, zipped."""
-    header.set_slope_inter(1, 0)
-    # The scan's window: in it, a viewer would show all labels black.
-    header["cal_min"] = header["cal_max"] = 0
-    header["vox_offset"] = header.single_vox_offset
-    dtype = header.get_data_dtype()
-    # The time is left out, so that the same prediction is the same file; maps of few values
-    # shrink well at the fastest level.
-    with path.open("wb") as file, gzip.GzipFile("", "wb", 1, file, mtime=0) as zipped:
-        zipped.write(header.binaryblock.ljust(header.single_vox_offset, b"\0"))
-        for volume in volumes:
-            for plane in np.moveaxis(volume, -1, 0):
-                zipped.write(plane.astype(dtype).tobytes(order="F"))
-
-
-@contextlib.contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """A name to write to; the file is called `path` when it is whole, or removed."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def classify_all(trained: Trained, cases: Iterable[Found], job: Job, output: Path) -> int:

@@ -7,6 +7,7 @@ probabilities = prediction.classify(trained, images)   # of each image [K]
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +16,13 @@ import jax
 import numpy as np
 
 from ssl3d import backend, inference, tasks
-from ssl3d.data import pipeline
+from ssl3d.data import geometry, pipeline, store
 from ssl3d.errors import UserError
 from ssl3d.models import model
 from ssl3d.tasks import classification, segmentation
+
+# Voxels of the source's grid whose probabilities are resampled at once.
+_SLAB = 2**22
 
 
 class Trained(NamedTuple):
@@ -111,3 +115,45 @@ def classify(trained: Trained, images: Iterable[np.ndarray]) -> Iterator[np.ndar
 def grade_of(trained: Trained, probability: np.ndarray) -> np.ndarray:
     """The answer to probabilities [..., K]: the likeliest class, or an ordinal head's median."""
     return classification.grade_of(probability, trained.model.config.task.head == "ordinal")
+
+
+def is_reindexed(case: store.Case) -> bool:
+    """Whether the prepared voxels are voxels of the source: permuted, flipped, cropped, no more."""
+    source = source_grid(case)
+    if source is None:
+        return False
+    voxel = np.linalg.solve(np.asarray(case.affine), source.affine)
+    whole = np.rint(voxel)
+    # A deviation of a step adds up along the axis.
+    deviation = np.abs(voxel - whole)[:-1] * [*source.shape, 1]
+    one_to_one = np.abs(whole[:-1, :-1]).sum() == len(source.shape)
+    return bool(one_to_one and deviation.max() < geometry.INDEX_TOLERANCE)
+
+
+def source_grid(case: store.Case) -> geometry.Grid | None:
+    """The grid of the image that the case was prepared from; None of a phantom."""
+    if "source_shape" not in case.extra:
+        return None
+    shape, affine = case.extra["source_shape"], case.extra["source_affine"]
+    return geometry.Grid(tuple(shape), np.asarray(affine, np.float64))
+
+
+def to_source_grid(trained: Trained, probabilities: np.ndarray, case: store.Case) -> np.ndarray:
+    """Probabilities [*case.shape, K] -> class indices uint8 on the source's grid.
+
+    What the preparation cropped away is background. Where it resampled, the probabilities are
+    interpolated linearly and compared afterwards: borders then run between the voxels of the
+    coarser grid, which label maps copied from the nearest voxel would show as steps. Slab by
+    slab, so that no more than the label map is held of the larger grid.
+    """
+    if is_reindexed(case):
+        return geometry.to_source(label_map(trained, probabilities), case)[0]
+    grid = source_grid(case)
+    labels = np.empty(grid.shape, np.uint8)
+    thickness = max(1, _SLAB // math.prod(grid.shape[1:]))
+    for start in range(0, grid.shape[0], thickness):
+        stop = min(start + thickness, grid.shape[0])
+        slab = geometry.crop_grid(grid, [(start, stop), *((0, n) for n in grid.shape[1:])])
+        part = geometry.resample(probabilities, np.asarray(case.affine), slab, "linear")
+        labels[start:stop] = label_map(trained, part)
+    return labels

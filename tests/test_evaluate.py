@@ -332,9 +332,9 @@ def test_resampled_labels_are_scored_as_they_are(scanned, resampled):
 def test_slabs_are_parts_of_the_whole(scanned, resampled, monkeypatch):
     trained, case = prediction.load(scanned), resampled.cases[0]
     probabilities = np.random.default_rng(0).dirichlet((1, 1, 1), case.shape).astype(np.float32)
-    whole = evaluation.to_source_grid(trained, probabilities, case)
-    monkeypatch.setattr(evaluation, "_SLAB", 2 * SHAPE[1] * SHAPE[2])
-    np.testing.assert_array_equal(evaluation.to_source_grid(trained, probabilities, case), whole)
+    whole = prediction.to_source_grid(trained, probabilities, case)
+    monkeypatch.setattr(prediction, "_SLAB", 2 * SHAPE[1] * SHAPE[2])
+    np.testing.assert_array_equal(prediction.to_source_grid(trained, probabilities, case), whole)
 
 
 def test_a_case_without_a_class_is_counted_and_left_out(volumes, segmented, tmp_path):

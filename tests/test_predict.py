@@ -14,9 +14,10 @@ import SimpleITK as sitk
 from PIL import Image
 
 from ssl3d import predict, prediction, prepare, tasks
-from ssl3d.data import geometry, preparation, store
+from ssl3d.data import geometry, preparation, store, writers
 from ssl3d.data.listing import SourceCase
 from ssl3d.errors import UserError
+from ssl3d.files import appearing
 from ssl3d.models import model
 
 # The collections that the tests of data/ are made of.
@@ -577,7 +578,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "map.nii.gz"
 
     def broken():
-        with predict.appearing(path) as partial:
+        with appearing(path) as partial:
             partial.write_bytes(b"half")
             raise OSError("disk full")
 
@@ -588,8 +589,8 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     header.set_data_shape((4, 5, 6))
     header.set_data_dtype(np.uint8)
     array = np.arange(120, dtype=np.uint8).reshape(4, 5, 6)
-    with predict.appearing(path) as partial:
-        predict.write_nifti(partial, [array], header)
+    with appearing(path) as partial:
+        writers.write_nifti(partial, [array], header)
         assert not path.exists()
     assert list(tmp_path.iterdir()) == [path]
     stored = nib.Nifti1Image.from_bytes(gzip.decompress(path.read_bytes()))

@@ -1,0 +1,90 @@
+"""Predictions as files: label maps and probabilities on the grid of the image they are of.
+
+NIfTI for volumes, with the input's own header where it is NIfTI too; PNG and TIFF for pictures.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from PIL import Image
+
+from ssl3d.data import nifti, store
+from ssl3d.data.listing import SourceCase
+from ssl3d.data.readers import suffix
+from ssl3d.files import appearing
+
+
+def write_on_source_grid(
+    folder: Path,
+    source: SourceCase,
+    case: store.Case,
+    parts: Iterable[np.ndarray],
+    dtype: np.dtype,
+    channels: int = 0,
+) -> None:
+    """Writes an array [*S] on the source's grid, or one for each of so many channels."""
+    folder.mkdir(exist_ok=True)
+    if len(case.shape) == 2:
+        kind, ending = ("TIFF", "tif") if channels else ("PNG", "png")
+        first, *others = map(Image.fromarray, parts)
+        pages = {"save_all": True, "append_images": others} if channels else {}
+        with appearing(folder / f"{case.id}.{ending}") as path:
+            first.save(path, kind, **pages)
+        return
+    header = header_for(source, case)
+    header.set_data_dtype(dtype)
+    shape = case.extra["source_shape"]
+    header.set_data_shape([*shape, channels] if channels else shape)
+    with appearing(folder / f"{case.id}.nii.gz") as path:
+        write_nifti(path, parts, header)
+
+
+def header_for(source: SourceCase, case: store.Case) -> nib.Nifti1Header:
+    """The header of the case's (first) file; of another format, one that says the same."""
+    path = source.images[0][0]
+    if suffix(path) in nifti.SUFFIXES:
+        return read_header(path)
+    header = nib.Nifti1Header()
+    header.set_data_shape(case.extra["source_shape"])
+    affine = np.asarray(case.extra["source_affine"])
+    header.set_sform(affine, "scanner")
+    header.set_qform(affine, "scanner")
+    header.set_xyzt_units("mm")
+    return header
+
+
+def read_header(path: Path) -> nib.Nifti1Header:
+    """The header of a NIfTI file that has been read before, as it is, without its extensions."""
+    with path.open("rb") as file:
+        zipped = file.read(len(nifti.GZIP_MAGIC)) == nifti.GZIP_MAGIC
+    with gzip.open(path) if zipped else path.open("rb") as file:
+        head = file.read(max(size for _, size, _, _ in nifti.KINDS))
+    kind, size = next(
+        (kind, size)
+        for kind, size, where, magic in nifti.KINDS
+        if head[where : where + len(magic)] == magic
+    )
+    # Unchecked: nibabel's check changes odd but harmless numbers, and says so on stderr.
+    return kind.from_fileobj(io.BytesIO(head[:size]), check=False)
+
+
+def write_nifti(path: Path, volumes: Iterable[np.ndarray], header: nib.Nifti1Header) -> None:
+    """Writes volumes [*S], one after another, as the header says, zipped."""
+    header.set_slope_inter(1, 0)
+    # The scan's window: in it, a viewer would show all labels black.
+    header["cal_min"] = header["cal_max"] = 0
+    header["vox_offset"] = header.single_vox_offset
+    dtype = header.get_data_dtype()
+    # The time is left out, so that the same prediction is the same file; maps of few values
+    # shrink well at the fastest level.
+    with path.open("wb") as file, gzip.GzipFile("", "wb", 1, file, mtime=0) as zipped:
+        zipped.write(header.binaryblock.ljust(header.single_vox_offset, b"\0"))
+        for volume in volumes:
+            for plane in np.moveaxis(volume, -1, 0):
+                zipped.write(plane.astype(dtype).tobytes(order="F"))
