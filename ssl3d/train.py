@@ -230,9 +230,11 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
             clock.step()
             window.add(step, batch["case"], metrics)
             if step in (begin + 1, thaw + 1):
-                # The first step compiles; its time says nothing about the others.
+                # The first step compiles; its time says nothing about the others, unless it has
+                # a log line of its own.
                 jax.block_until_ready(metrics)
-                clock.restart()
+                if step % config.log_every:
+                    clock.restart()
             log.advance(step)
             stopping = stop.asked(step)
             last = stopping or step == end
