@@ -7,7 +7,7 @@ depend on its neighbours or on the batch size.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -191,6 +191,28 @@ def spatial(
     matrix = jnp.where(chosen, rotation_matrix(jnp.radians(angles), rank) / factor, jnp.eye(rank))
     signs = jnp.where(jax.random.bernoulli(mirror_key, flip, (rank,)), -1, 1)
     return affine(image, label, signs[:, None] * matrix, outside)
+
+
+def image_and_label(
+    key: Array, image: Array, label: Array, settings: Mapping[str, float], outside: int
+) -> tuple[Array, Array]:
+    """What `config.augment` asks for, of an image [*S, C] and its label [*S].
+
+    `settings`: flip, spatial (a probability), rotate (degrees), zoom, intensity, noise.
+    """
+    space, curve, noise = jax.random.split(key, 3)
+    image, label = spatial(
+        space,
+        image,
+        label,
+        flip=settings["flip"],
+        rotate_degrees=settings["rotate"],
+        zoom=settings["zoom"],
+        probability=settings["spatial"],
+        outside=outside,
+    )
+    image = monotone(curve, image, settings["intensity"])
+    return gaussian_noise(noise, image, settings["noise"]), label
 
 
 def rotation_matrix(angles: Sequence[float] | Array, rank: int) -> Array:

@@ -46,19 +46,8 @@ def views(
     """Crop [*S, C] and grade -> the network's input and `grade`."""
     image = record["volume"].astype(jnp.float32)
     if train:
-        space, curve, noise = jax.random.split(key, 3)
-        image, _ = augment.spatial(
-            space,
-            image,
-            jnp.zeros(image.shape[:-1], jnp.int32),
-            flip=settings["flip"],
-            rotate_degrees=settings["rotate"],
-            zoom=settings["zoom"],
-            probability=settings["spatial"],
-            outside=0,
-        )
-        image = augment.monotone(curve, image, settings["intensity"])
-        image = augment.gaussian_noise(noise, image, settings["noise"])
+        nothing = jnp.zeros(image.shape[:-1], jnp.int32)
+        image, _ = augment.image_and_label(key, image, nothing, settings, outside=0)
     return image, {"grade": record["grade"]}
 
 

@@ -84,19 +84,7 @@ def views(
     """Crop [*S, C] and label [*S] -> the network's input and `label` int32, moved together."""
     volume, label = record["volume"].astype(jnp.float32), record["label"].astype(jnp.int32)
     if train:
-        space, curve, noise = jax.random.split(key, 3)
-        volume, label = augment.spatial(
-            space,
-            volume,
-            label,
-            flip=settings["flip"],
-            rotate_degrees=settings["rotate"],
-            zoom=settings["zoom"],
-            probability=settings["spatial"],
-            outside=OUTSIDE,
-        )
-        volume = augment.monotone(curve, volume, settings["intensity"])
-        volume = augment.gaussian_noise(noise, volume, settings["noise"])
+        volume, label = augment.image_and_label(key, volume, label, settings, OUTSIDE)
     return volume, {"label": label}
 
 
