@@ -17,6 +17,9 @@ def get_config(arg: str = "phantom") -> ml_collections.ConfigDict:
     rank = 2 if arg.endswith(",slices") else 3
     config, _ = default.get_config("segmentation", rank, arg, VARIANTS)
     default.downstream(config)
+    del config.head  # the decoder takes its place
+    if rank == 2:
+        config.validation.repeats = 8  # slices of each validation volume
     config.task.foreground = 0.5  # probability that a crop is drawn around a labelled voxel
     config.task.deep = 0  # coarser resolutions of the decoder that are supervised too
     # Overlapping regions with a sigmoid each, outermost first, as sets of class indices; none:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,37 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from ssl3d.errors import RunError, UserError
+from ssl3d.files import appearing
 
 # Two, so that one that does not read has one before it.
 _KEPT = 2
 
 # What a later run in the same workdir may change: nothing that decides the result.
-_FREE = ("log_every", "validate_every", "checkpoint_every", "data.path", "data.threads")
+_FREE = (
+    "log_every",
+    "validate_every",
+    "checkpoint_every",
+    "data.path",
+    "data.threads",
+    "predict.overlap",
+    "predict.batch",
+    "predict.mirror",
+)
 
 
-def check_config(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def check_config(
+    config: ml_collections.ConfigDict, workdir: Path, data: Mapping[str, str] | None = None
+) -> None:
     """Writes `config.json`, or compares it with the one of an earlier run.
+
+    Args:
+      data: what tells the cases apart, `sources.fingerprint`; kept in the same file.
 
     Raises:
       UserError: the earlier run had another value for a key that decides the result.
     """
     file = workdir / "config.json"
-    now = json.loads(config.to_json())
+    now = json.loads(config.to_json()) | dict(data or {})
     if file.exists():
         try:
             before = _flatten(json.loads(file.read_text()))
@@ -44,9 +60,8 @@ def check_config(config: ml_collections.ConfigDict, workdir: Path) -> None:
     if jax.process_index() == 0:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            partial = file.with_name(".config.json")
-            partial.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")
-            partial.replace(file)
+            with appearing(file) as partial:
+                partial.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")
         except OSError as error:
             raise UserError(
                 f"{workdir}: cannot be written ({error}); give another --workdir"

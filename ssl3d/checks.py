@@ -77,9 +77,12 @@ def check(config: ml_collections.ConfigDict) -> None:
     _refuse_unless(
         config,
         "transfer.warmup_steps",
-        lambda x: x < config.steps,
+        lambda x: config.transfer.mode != "finetune" or x < config.steps,
         "fewer than config.steps, or the encoder never learns",
     )
+    if "transfer" in config:
+        # A prediction is asked of the whole image.
+        _refuse_unless(config, "data.margin", lambda x: x == 0, "0 for downstream tasks")
     micro = config.optimizer.accumulate
     if config.batch_size % micro:
         raise UserError(f"config.optimizer.accumulate={micro}: must divide config.batch_size")

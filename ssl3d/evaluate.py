@@ -29,7 +29,6 @@ from ssl3d import case_pictures, command, evaluation, prediction
 from ssl3d.data import sources, store
 from ssl3d.errors import UserError
 from ssl3d.files import appearing
-from ssl3d.models import model
 from ssl3d.prediction import Trained
 
 CASES, SUMMARY = "cases.csv", "summary.json"
@@ -43,10 +42,10 @@ def parser() -> command.Parser:
     add = result.add_argument
     add("--workdir", required=True, type=Path, help="folder of the run")
     add("--split", default="test", choices=store.SPLITS, help="default: test")
-    add("--model", default="best", choices=model.KINDS, help="best by validation (default) or last")
     add("--data", type=Path, help="the prepared data set, if not where the run had it")
     add("--source", type=Path, help="the folder the data set was prepared from")
     add("--output", type=Path, help="default: WORKDIR/evaluation")
+    prediction.add_options(result)
     return result
 
 
@@ -68,10 +67,10 @@ def open_dataset(trained: Trained, path: Path | None) -> store.Dataset:
                 f"{dataset.path}: its {what} are {', '.join(own) or 'none'}, the model's "
                 f"{', '.join(wanted)}; evaluate on data prepared like those it was trained on"
             )
-    if config.task.name == "classification" and config.rank < dataset.rank:
+    if dataset.extra.get("settings") != trained.model.dataset.extra.get("settings"):
         raise UserError(
-            f"{dataset.path}: holds volumes, and a classification of their slices has no answer "
-            "for a whole one; train with the variant volumes"
+            f"{dataset.path}: was prepared in another way than the model's training data; prepare "
+            "both with the same recipe and options"
         )
     return dataset
 
@@ -84,6 +83,12 @@ def choose_cases(trained: Trained, dataset: store.Dataset, split: str) -> tuple[
         raise UserError(
             f"{dataset.path}: no labelled case in the split {split}; there are some in "
             + (", ".join(sorted(others)) or "no split")
+        )
+    known = sorted({case.id for case in cases} & set(trained.model.trained_on))
+    if known and split != "train":
+        raise UserError(
+            f"{dataset.path}: {known[0]} of the split {split} was trained on; the splits are not "
+            "those of the run"
         )
     return cases
 
@@ -127,6 +132,7 @@ def describe(
         "task": config.task.name,
         "name": config.name,
         "model": {"kind": trained.model.kind, "step": trained.model.step},
+        "predict": config.predict.to_dict(),
         "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "dataset": dataset.name,
         "data": str(dataset.path),
@@ -217,7 +223,7 @@ def headline(summary: dict[str, Any]) -> str:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Runs the command. Raises `UserError`, and OSError where the disk does."""
-    trained = prediction.load(options.workdir, options.model)
+    trained = prediction.load(options.workdir, options.model, options.mirror, options.overlap)
     dataset = open_dataset(trained, options.data)
     cases = choose_cases(trained, dataset, options.split)
     output = options.output or options.workdir / "evaluation"

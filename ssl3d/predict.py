@@ -39,7 +39,6 @@ from ssl3d.data.preparation import Job
 from ssl3d.data.readers import PICTURE_SUFFIXES, VOLUME_SUFFIXES, stem
 from ssl3d.errors import UserError
 from ssl3d.files import appearing
-from ssl3d.models import model
 from ssl3d.prediction import Trained
 
 TABLE = "predictions.csv"
@@ -62,7 +61,6 @@ def parser() -> Parser:
     add("--workdir", required=True, type=Path, help="folder of the segmentation or classification")
     add("--input", required=True, type=Path, help="a file, or a folder of images")
     add("--output", required=True, type=Path, help="folder of the predictions")
-    add("--model", choices=model.KINDS, default="best", help="by validation, or as the run ended")
     add(
         "--layout",
         choices=sorted(LAYOUTS),
@@ -71,6 +69,7 @@ def parser() -> Parser:
     )
     add("--probabilities", action="store_true", help="of a segmentation, write these too")
     add("--on-error", choices=("stop", "skip"), default="stop", help="skip leaves bad files out")
+    prediction.add_options(result)
     return result
 
 
@@ -87,13 +86,18 @@ def main(arguments: Sequence[str]) -> None:
 def predict(options: argparse.Namespace) -> str:
     """Predicts all inputs; returns the last line. Raises `UserError`, and OSError of the disk."""
     started = time.monotonic()
-    trained = prediction.load(options.workdir, options.model)
+    trained = prediction.load(options.workdir, options.model, options.mirror, options.overlap)
     dataset = trained.model.dataset
     segments = trained.model.config.task.name == "segmentation"
     if options.probabilities and not segments:
         raise UserError(f"--probabilities: is for segmentation; {TABLE} always has them")
     place = options.input.resolve()
     check_output(place, options.output)
+    if "phantom" in dataset.extra:
+        raise UserError(
+            f"{options.workdir}: was trained on built-in phantoms, of which there are no files to "
+            "predict; python -m ssl3d.evaluate scores it"
+        )
     job = preparation.job_of_dataset(dataset, place if place.is_dir() else place.parent)
     listing = list_inputs(place, dataset, options.layout)
     for note in listing.notes:

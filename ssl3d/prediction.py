@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ssl3d import backend, inference, tasks
+from ssl3d import backend, command, inference, tasks
 from ssl3d.data import geometry, pipeline, store
 from ssl3d.errors import UserError
 from ssl3d.models import model
@@ -37,15 +37,48 @@ class Trained(NamedTuple):
     forward: Callable[[np.ndarray], jax.Array]
 
 
-def load(workdir: Path, kind: str = "best") -> Trained:
-    """Reads the model of a finished or stopped downstream run. Raises `UserError`."""
+def add_options(parser: command.Parser) -> None:
+    """The options of a command that predicts: which model, and how."""
+    add = parser.add_argument
+    add("--model", choices=model.KINDS, default="best", help="by validation, or as the run ended")
+    add("--mirror", action="store_true", help="average over mirrored images (2^rank times as long)")
+    add("--overlap", type=float, help="of sliding windows, from 0 to below 1; default: the run's")
+
+
+def load(
+    workdir: Path, kind: str = "best", mirror: bool = False, overlap: float | None = None
+) -> Trained:
+    """Reads the model of a finished or stopped downstream run.
+
+    Args:
+      mirror, overlap: in the place of `config.predict`'s.
+
+    Raises:
+      UserError: no such model, one of another version, or an overlap that there is not.
+    """
     saved = model.load(workdir, kind)
+    try:
+        return _build(saved, mirror, overlap)
+    except (AttributeError, KeyError) as error:
+        raise UserError(
+            f"{workdir}: the model was saved by another version of ssl3d ({error}); train it again"
+        ) from None
+
+
+def _build(saved: model.Model, mirror: bool, overlap: float | None) -> Trained:
+    workdir = saved.dataset.path.parent.parent
     name = saved.config.task.name
     if name not in tasks.DOWNSTREAM_TASKS:
         raise UserError(
             f"{workdir}: a run of {name}, which predicts nothing; give one of segmentation or "
             "classification"
         )
+    predict = saved.config.predict
+    predict.mirror = predict.mirror or mirror
+    if overlap is not None and name == "segmentation":
+        if not 0 <= overlap < 1:
+            raise UserError(f"--overlap={overlap}: must be at least 0 and below 1, 0.5 is usual")
+        predict.overlap = overlap
     # How many cases a class had only weighs the loss.
     labels = tasks.Labels(saved.dataset.classes, (1,) * len(saved.dataset.classes))
     task = tasks.build(saved.config, labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -56,12 +57,11 @@ class Report:
         """One line of `metrics.jsonl`, the event files, and the screen."""
         if not self._active:
             return
-        numbers = {name: round(float(value), 6) for name, value in values.items()}
         with self._metrics.open("a") as file:
-            file.write(json.dumps({"step": step, "split": split} | numbers) + "\n")
-        for name, value in numbers.items():
+            file.write(json.dumps({"step": step, "split": split} | as_json(values)) + "\n")
+        for name, value in values.items():
             self._events.add_scalar(f"{split}/{name}", value, step)
-        line = describe(numbers)
+        line = describe(values)
         if self._terminal and split == "train":
             self._bar.set_postfix_str(line)
         else:
@@ -105,8 +105,21 @@ class Clock:
         return figures
 
 
+def as_json(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Rounded numbers; None where a score is not defined, as JSON has no NaN."""
+    rounded = {name: round(float(value), 6) for name, value in values.items()}
+    return {name: value if math.isfinite(value) else None for name, value in rounded.items()}
+
+
+def mean(total: np.ndarray, count: np.ndarray) -> float:
+    """sum / count over all examples; NaN where there is nothing to count."""
+    whole = float(np.sum(count))
+    return float(np.sum(total)) / whole if whole > 0 else math.nan
+
+
 def describe(values: Mapping[str, float]) -> str:
     """The numbers of a log point as a person reads them."""
+    values = {name: math.nan if value is None else value for name, value in values.items()}
     parts = [f"loss {values['loss']:.3f}"]
     if "accuracy" in values:
         accuracy = f"accuracy {values['accuracy']:.3f}"

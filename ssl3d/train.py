@@ -57,7 +57,7 @@ def validate(
         metrics |= task.score(collected, labels["subject"], labels["repeat"])
     values = {"loss": float(loss.mean())}
     for name, (total, count) in metrics.items():
-        values[name] = float(total.sum() / max(count.sum(), 1e-12))
+        values[name] = report.mean(total, count)
     for name in ("accuracy", "dice"):
         if name in metrics:
             interval = report.bootstrap(*metrics[name], labels["subject"])
@@ -133,9 +133,7 @@ class _Window:
         stacked = jax.tree.map(lambda *leaves: np.asarray(leaves, np.float64), *self._fetched)
         self._fetched = []
         means = {name: float(stacked.pop(name).mean()) for name in ("loss", "gradient_norm")}
-        return means | {
-            name: float(total.sum() / count.sum()) for name, (total, count) in stacked.items()
-        }
+        return means | {name: report.mean(total, count) for name, (total, count) in stacked.items()}
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) -> bool:
@@ -180,20 +178,20 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
     first = next(validation_batches())
     record = jax.tree.map(lambda leaf: leaf[0], first["record"])
     _check(config, task, record, mesh)
-    checkpoint.check_config(config, workdir)
+    checkpoint.check_config(config, workdir, sources.fingerprint(train_cases, validation_cases))
     optimizers = make_optimizers(config)
     state = init_state(config, task, optimizers, record, mesh)
     manager = checkpoint.open_manager(workdir)
     restored = checkpoint.restore(manager, state)
-    loaded = ""
+    said = transfer.explain(config)
     if restored is None and transfer.loads(config):
-        state, loaded = _load_encoder(state, config)
+        state, said = _load_encoder(state, config)
     state, begin = restored or (state, 0)
     end = min(stop_at or config.steps, config.steps)
     log = report.Report(workdir, config.steps, begin)
     log.say(_introduction(config, dataset, train_cases, validation_cases, state, begin, mesh))
-    if loaded:
-        log.say(loaded)
+    if said:
+        log.say(said)
 
     thaw = transfer.frozen_steps(config)
     # Both where the encoder thaws in mid-run; a proxy task's network knows no frozen one.
@@ -202,14 +200,18 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
         for frozen in {begin < thaw, end <= thaw}
     }
     evaluation = make_evaluation(config, task, mesh)
-    best = model.Best(workdir, begin) if task.best_by else None
+    best = model.Best(workdir, goes_on=begin > 0) if task.best_by else None
+    scores: dict[int, dict[str, float]] = {}
 
     def validate_and_log(step: int) -> None:
         values = validate(evaluation, task, variables_of(state), validation_batches(), mesh)
         log.log(step, "val", values)
+        scores[step] = values
         if best is not None and step > 0:
-            describe = model.describe(config, dataset, step, values)
-            best.offer(values[task.best_by], variables_of(state), describe)
+            best.offer(values[task.best_by], variables_of(state), describe_model(step))
+
+    def describe_model(step: int) -> dict[str, Any]:
+        return model.describe(config, dataset, train_cases, step, scores.get(step, {}))
 
     if begin == 0:
         # What an untrained network reaches, the first yardstick of any pretraining.
@@ -242,13 +244,13 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
                 log.log(step, "train", window.means() | clock.window(config.batch_size))
             with clock.time("pause"):
                 if step % config.validate_every == 0 or step == config.steps:
+                    window.fetch()  # no model is kept of weights that are not finite
                     validate_and_log(step)
                 if step % config.checkpoint_every == 0 or last:
                     window.fetch()  # nothing is saved after a loss that is not finite
                     checkpoint.save(manager, step, state)
                     if best is not None and last:
-                        describe = model.describe(config, dataset, step, {})
-                        model.save(workdir, "last", variables_of(state), describe)
+                        model.save(workdir, "last", variables_of(state), describe_model(step))
         manager.wait_until_finished()
         if step == config.steps:
             _export(config, dataset, state, workdir)

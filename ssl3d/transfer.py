@@ -37,6 +37,20 @@ def loads(config: ml_collections.ConfigDict) -> bool:
     return "transfer" in config and bool(config.init.encoder) and config.transfer.mode != "random"
 
 
+def explain(config: ml_collections.ConfigDict) -> str:
+    """What becomes of the encoder where no weights are loaded; empty where nobody would ask."""
+    if "transfer" not in config or loads(config):
+        return ""
+    if config.init.encoder:
+        return (
+            f"the architecture is that of {config.init.encoder}, its weights are not used "
+            "(config.transfer.mode=random; finetune or frozen use them)"
+        )
+    if config.transfer.mode == "frozen":
+        return "the encoder stays as it is initialised (config.transfer.mode=frozen)"
+    return ""
+
+
 def adopt_architecture(config: ml_collections.ConfigDict, channels: int) -> None:
     """Replaces `config.encoder` by the settings of the encoder in `config.init.encoder`.
 
@@ -72,6 +86,8 @@ def adopt_architecture(config: ml_collections.ConfigDict, channels: int) -> None
             f"config.init.encoder={folder}: was trained on {about['channels']} channels, the data "
             f"set has {channels}; pretrain on {channels} or fewer"
         )
+    if mode != "random":
+        export.load_encoder(folder)  # a damaged one is refused before anything is written
     dtype = config.encoder.dtype
     config.encoder.update(about["encoder"])
     config.encoder.dtype = dtype
@@ -121,11 +137,10 @@ def load_into(variables: dict[str, Any], folder: str) -> tuple[dict[str, Any], s
             if not name.startswith("encoder/")
         }
     )
-    parts = sorted({name.partition("/")[0] for name in rest})
     text = f"all {len(wanted)} arrays of the encoder loaded from {file.parent}"
     if repeated:
         text += f" ({', '.join(repeated)} repeated over the channels)"
-    return merged, f"{text}; {len(rest)} of {', '.join(parts)} start at random"
+    return merged, f"{text}; at random start {', '.join(rest)}"
 
 
 def _fewer_channels(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

@@ -95,6 +95,8 @@ def tiny_overrides(name):
         "checkpoint_every": 3,
         "validation.repeats": 1,
     }
+    if task == "segmentation":
+        del overrides["head.hidden"]
     if task in ("cpc", "jigsaw", "rpl"):
         overrides["task.jitter"] = 1 if name != "cpc2d" else 0
     return overrides | {

@@ -70,7 +70,7 @@ def save_untrained(config, workdir):
     task = tasks.build(config, sources.labels_of(dataset, dataset.split("train")))
     inputs = np.zeros((1, *config.data.crop, len(dataset.modalities)), np.float32)
     variables = jax.jit(task.network.init)(jax.random.key(0), inputs)
-    model.save(workdir, "best", variables, model.describe(config, dataset, 0, {}))
+    model.save(workdir, "best", variables, model.describe(config, dataset, (), 0, {}))
 
 
 def run(workdir, *options):

@@ -50,7 +50,7 @@ def save_model(workdir, dataset, name="segment", kind="best", **overrides):
     shapes = jax.eval_shape(network.init, jax.random.key(0), inputs)
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
-    model.save(workdir, kind, variables, model.describe(config, dataset, 0, {}))
+    model.save(workdir, kind, variables, model.describe(config, dataset, (), 0, {}))
     return workdir
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from ssl3d import checkpoint, report, sharding, tasks, train, transfer
+from ssl3d import checkpoint, report, train, transfer
 from ssl3d import step as steps
-from ssl3d.data import pipeline, sources, store
+from ssl3d.data import sources, store
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, export, model
 
@@ -112,30 +112,42 @@ def test_random_takes_the_architecture_and_not_the_weights(tiny, pictures, pretr
     assert json.loads((tmp_path / "run" / "config.json").read_text())["encoder"]["depth"] == 3
 
 
-def test_all_modes_see_the_same(tiny, pictures, pretrained, tmp_path):
-    """Data order, augmentation, head's first weights, steps and validation cases."""
-    seen = {}
+def test_all_modes_see_the_same(tiny, pictures, pretrained, tmp_path, monkeypatch):
+    """Data order, crops, augmentation, steps, validation cases, the new layers' first weights."""
+    seen = []
+    real = train.make_step, train.validate
+
+    def make_step(config, task, optimizers, mesh, frozen=False):
+        function = real[0](config, task, optimizers, mesh, frozen)
+
+        def step(state, batch):
+            number = int(state["step"])
+            if number == 0:
+                rest = {k: v for k, v in state["params"].items() if k != "encoder"}
+                seen.append(("head", flat(jax.device_get(rest))))
+            keys = jax.random.split(jax.random.key(number), len(batch["case"]))
+            views = jax.vmap(lambda key, one: task.views(key, one, True))(keys, batch["record"])
+            seen.append((number, jax.device_get((batch, views))))
+            return function(state, batch)
+
+        return step
+
+    def validate(evaluation, task, variables, batches, mesh):
+        batches = list(batches)
+        seen.append(("val", [batch["case"].tolist() for batch in batches]))
+        return real[1](evaluation, task, variables, iter(batches), mesh)
+
+    monkeypatch.setattr(train, "make_step", make_step)
+    monkeypatch.setattr(train, "validate", validate)
+    by_mode = {}
     for mode in transfer.MODES:
+        seen.clear()
         config = downstream(tiny, pictures, pretrained, mode, data__label_fraction=0.5)
-        transfer.adopt_architecture(config, 3)
-        training, validation = sources.choose_cases(config, pictures)
-        task = tasks.build(config, sources.labels_of(pictures, training))
-        stream = pipeline.train_batches(
-            pictures, training, task.record, rank=2, slice_axis=2, margin=0, batch_size=2,
-            seed=config.seed, threads=1,
-        )  # fmt: skip
-        batch = next(stream)
-        record = jax.tree.map(lambda leaf: leaf[0], batch["record"])
-        views = task.views(jax.random.key(7), record, True)
-        state = steps.init_state(
-            config, task, steps.make_optimizers(config), record, sharding.make_mesh(1)
-        )
-        head = jax.device_get({k: v for k, v in state["params"].items() if k != "encoder"})
-        ids = [case.id for case in training], [case.id for case in validation]
-        seen[mode] = (ids, batch, jax.device_get(views), head, config.steps)
+        assert train.train(config, tmp_path / mode)
+        assert [name for name, _ in seen] == ["val", "head", 0, 1, 2, "val"]
+        by_mode[mode] = jax.tree.map(np.asarray, [what for _, what in seen])
     for mode in ("frozen", "finetune"):
-        assert seen[mode][0] == seen["random"][0]
-        jax.tree.map(np.testing.assert_array_equal, seen[mode][1:], seen["random"][1:])
+        jax.tree.map(np.testing.assert_array_equal, by_mode[mode], by_mode["random"])
 
 
 # What is said and what is refused.
@@ -188,6 +200,25 @@ def test_fine_tuning_needs_an_encoder(tiny, pictures, tmp_path):
     config = downstream(tiny, pictures, tmp_path / "nothing", "finetune")
     with pytest.raises(UserError, match=r"nothing.*missing"):
         train.train(config, tmp_path)
+
+
+def test_a_damaged_encoder_is_refused_before_anything_is_written(
+    tiny, pictures, pretrained, tmp_path
+):
+    file = pretrained / "encoder" / export.WEIGHTS
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(UserError, match=r"encoder\.safetensors"):
+        train.train(downstream(tiny, pictures, pretrained, "finetune"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_it_is_said_where_weights_are_not_used(tiny, pictures, pretrained):
+    config = downstream(tiny, pictures, pretrained, "random")
+    assert "its weights are not used" in transfer.explain(config)
+    assert "stays as it is initialised" in transfer.explain(
+        tiny("classify", transfer__mode="frozen")
+    )
+    assert transfer.explain(tiny("classify")) == transfer.explain(tiny("rpl2d")) == ""
 
 
 @pytest.mark.parametrize("what", ["missing", "renamed", "reshaped"])
@@ -301,3 +332,38 @@ def test_damaged_models_are_refused(tiny, pictures, tmp_path):
     (tmp_path / "model" / "best" / model.DESCRIPTION).write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
         model.load(tmp_path, "best")
+
+
+def test_other_cases_in_the_same_workdir_are_refused(tiny, pictures, tmp_path):
+    """Splits that were dealt anew would train on former test cases."""
+    shutil.copytree(pictures.path, tmp_path / "data")
+    config = tiny("classify", tmp_path / "data", steps=2, checkpoint_every=1)
+    assert train.train(config, tmp_path / "run", stop_at=1)
+    dataset = store.read(tmp_path / "data")
+    swap = {"train": "test", "test": "train", "val": "val"}
+    cases = [dataclasses.replace(case, split=swap[case.split]) for case in dataset.cases]
+    store.write_manifest(dataclasses.replace(dataset, cases=tuple(cases)))
+    with pytest.raises(UserError, match=r"cases\.train"):
+        train.train(config, tmp_path / "run")
+
+
+def test_a_best_model_outlives_a_kill(tmp_path):
+    """Steps after the last checkpoint are made again; their best model is still this run's."""
+    weights = {"params": {"x": np.zeros(1, np.float32)}}
+    best = model.Best(tmp_path, goes_on=False)
+    best.offer(0.80, weights, {"step": 100})
+    best.offer(0.85, weights, {"step": 150})
+    model.Best(tmp_path, goes_on=True).offer(0.5, weights, {"step": 120})
+    file = tmp_path / "model" / "best" / model.DESCRIPTION
+    assert json.loads(file.read_text())["step"] == 150
+    model.Best(tmp_path, goes_on=False).offer(0.5, weights, {"step": 20})
+    assert json.loads(file.read_text())["step"] == 20
+
+
+def test_a_score_that_is_not_defined_is_the_lowest(tmp_path):
+    weights = {"params": {"x": np.zeros(1, np.float32)}}
+    best = model.Best(tmp_path, goes_on=False)
+    for step, score in enumerate((np.nan, np.nan, -1.0, np.nan)):
+        best.offer(score, weights, {"step": step})
+    file = tmp_path / "model" / "best" / model.DESCRIPTION
+    assert json.loads(file.read_text())["step"] == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,7 +42,12 @@ def open_dataset(config: ml_collections.ConfigDict) -> store.Dataset:
     if dataset.rank < config.rank:
         raise UserError(
             f"{path}: holds pictures ({dataset.rank}D); a {config.rank}D config needs volumes, "
-            f"use the {dataset.rank}D config of the task"
+            f"use the {dataset.rank}D config (or variant) of the task"
+        )
+    if config.task.name == "classification" and dataset.rank > config.rank:
+        raise UserError(
+            f"{path}: holds volumes, and the grade of a volume is not that of its slices; use the "
+            "variant volumes, --config=configs/classify.py:...,volumes"
         )
     if not 0 <= data.slice_axis < 3:
         raise UserError(f"config.data.slice_axis={data.slice_axis}: 0, 1 or 2")
@@ -100,3 +107,13 @@ def labels_of(dataset: store.Dataset, cases: Sequence[store.Case]) -> tasks.Labe
     grades = [case.grade for case in cases if case.grade is not None]
     counts = np.bincount(grades, minlength=len(dataset.classes)) if grades else ()
     return tasks.Labels(dataset.classes, tuple(int(count) for count in counts))
+
+
+def fingerprint(train: Sequence[store.Case], validation: Sequence[store.Case]) -> dict[str, str]:
+    """What tells two selections of cases apart: a checksum of the ids and of what they hold."""
+
+    def checksum(cases: Sequence[store.Case]) -> str:
+        rows = [(case.id, case.subject, case.extra.get("content")) for case in cases]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+    return {"cases.train": checksum(train), "cases.val": checksum(validation)}

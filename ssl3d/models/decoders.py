@@ -36,7 +36,7 @@ class Decoder(nn.Module):
         logits = []
         for i, skip in reversed(list(enumerate(skips))):
             channels = skip.shape[-1]
-            if 2 * x.shape[1] < skip.shape[1]:
+            if any(2 * a < b for a, b in zip(x.shape[1:-1], skip.shape[1:-1], strict=True)):
                 # The original code's encoder pools once more after its last level.
                 x = layers.upsample_nearest(x)
             x = layers.Upsample(channels, dtype=dtype, name=f"up_{i}")(x)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from ssl3d.errors import UserError
+from ssl3d.files import appearing
 from ssl3d.models import encoders
 
 WEIGHTS = "encoder.safetensors"
@@ -61,9 +61,8 @@ def save_variables(
     text = json.dumps(described, indent=1, sort_keys=True) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in ((weights_name, weights), (description_name, text.encode())):
-        partial = folder / f".{name}.{os.getpid()}"
-        partial.write_bytes(data)
-        partial.replace(folder / name)
+        with appearing(folder / name) as partial:
+            partial.write_bytes(data)
 
 
 def load_encoder(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:

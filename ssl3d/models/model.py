@@ -9,6 +9,7 @@ model/best/  model/last/    by the score of validation; as the run ended
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import ml_collections
 import numpy as np
 from flax import traverse_util
 
+from ssl3d import report
 from ssl3d.data import store
 from ssl3d.errors import UserError
 from ssl3d.models import export
@@ -27,12 +29,17 @@ KINDS = ("best", "last")
 
 
 def describe(
-    config: ml_collections.ConfigDict, dataset: store.Dataset, step: int, scores: dict[str, float]
+    config: ml_collections.ConfigDict,
+    dataset: store.Dataset,
+    train_cases: Sequence[store.Case],
+    step: int,
+    scores: dict[str, float],
 ) -> dict[str, Any]:
     """What `model.json` holds, but for the checksum."""
     return {
         "step": step,
-        "scores": {name: round(float(value), 6) for name, value in scores.items()},
+        "scores": report.as_json(scores),
+        "trained_on": [case.id for case in train_cases],
         "config": json.loads(config.to_json()),
         "dataset": {
             "name": dataset.name,
@@ -57,22 +64,23 @@ class Best:
 
     Args:
       workdir: the run's folder.
-      begin: the step that the run goes on from; of a model from later steps, which are made
-        again, nothing is known yet.
+      goes_on: whether a model that is there is of this run, and not of one that begins anew.
     """
 
-    def __init__(self, workdir: Path, begin: int) -> None:
+    def __init__(self, workdir: Path, goes_on: bool) -> None:
         self._workdir = workdir
-        self._score = -np.inf
+        self._score: float | None = None
         file = workdir / "model" / "best" / DESCRIPTION
-        if begin and file.exists():
-            about = json.loads(file.read_text())
-            if about["step"] <= begin:
-                self._score = about["best"]
+        if goes_on and file.exists():
+            self._score = json.loads(file.read_text())["best"]
 
     def offer(self, score: float, variables: Any, description: dict[str, Any]) -> None:
-        """Saves the model if its score is higher than all before; one that is NaN is not."""
-        if score > self._score:
+        """Saves the model if its score is higher than all before.
+
+        One that is NaN (no case has what is scored) is lower than any; the first is kept.
+        """
+        score = score if np.isfinite(score) else float(np.finfo(np.float32).min)
+        if self._score is None or score > self._score:
             self._score = score
             save(self._workdir, "best", variables, description | {"best": score})
 
@@ -84,6 +92,7 @@ class Model(NamedTuple):
       variables: for `network.apply`; NumPy arrays.
       config: of the run.
       dataset: the manifest of the data set it was trained on, without its cases.
+      trained_on: ids of the cases it was trained on.
       step: of the run, at which it was saved.
       kind: "best" or "last".
     """
@@ -91,6 +100,7 @@ class Model(NamedTuple):
     variables: dict[str, Any]
     config: ml_collections.ConfigDict
     dataset: store.Dataset
+    trained_on: tuple[str, ...]
     step: int
     kind: str
 
@@ -116,13 +126,17 @@ def load(workdir: Path, kind: str = "best") -> Model:
             cases=(),
             extra=about["dataset"]["extra"],
         )
-        step = int(about["step"])
+        step, trained_on = int(about["step"]), tuple(about["trained_on"])
     except FileNotFoundError:
-        raise UserError(
-            f"{file}: missing; give the folder of a segmentation or classification run that has "
-            "validated at least once"
-        ) from None
+        other = next(name for name in KINDS if name != kind)
+        hint = (
+            f"there is one with --model={other}"
+            if (workdir / "model" / other / DESCRIPTION).exists()
+            else "give the folder of a segmentation or classification run"
+        )
+        raise UserError(f"{file}: missing; {hint}") from None
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file}: cannot be read ({type(error).__name__}: {error})") from None
     found = export.read_weights(folder / WEIGHTS, about.get("sha256"))
-    return Model(traverse_util.unflatten_dict(found, sep="/"), config, dataset, step, kind)
+    variables = traverse_util.unflatten_dict(found, sep="/")
+    return Model(variables, config, dataset, trained_on, step, kind)

@@ -74,12 +74,16 @@ def grade_of(probability: np.ndarray, ordinal: bool) -> np.ndarray:
 
 
 def loss(
-    logits: Array, targets: dict[str, Array], weights: np.ndarray, ordinal: bool
+    logits: Array,
+    targets: dict[str, Array],
+    weights: np.ndarray,
+    ordinal: bool,
+    chance: float,
 ) -> tuple[Array, dict[str, Any]]:
     """Cross-entropy, weighted by class: logits [B, K] (ordinal [B, K - 1]), targets.grade [B].
 
     Returns:
-      loss [B]; accuracy beside the share of the most frequent class among the examples.
+      loss [B]; accuracy beside `chance`, the share of the most frequent class in training.
     """
     grade = targets["grade"]
     classes = len(weights)
@@ -94,8 +98,8 @@ def loss(
         entropy = losses.cross_entropy(logits, grade)
         hits = losses.ranked_first(logits, grade)
     ones = jnp.ones_like(hits)
-    metrics = {"accuracy": (hits, ones), "chance": (ones / classes, ones)}
-    return entropy * jnp.asarray(weights, jnp.float32)[grade], metrics
+    counts = {"accuracy": (hits, ones), "chance": (chance * ones, ones)}
+    return entropy * jnp.asarray(weights, jnp.float32)[grade], counts
 
 
 def class_weights(counts: tuple[int, ...], how: str) -> np.ndarray:
@@ -122,6 +126,7 @@ def build(config: ml_collections.ConfigDict, labels: Labels | None) -> Task:
         raise UserError(f"config.task.class_weights={task.class_weights!r}: none or balanced")
     ordinal = task.head == "ordinal"
     weights = class_weights(labels.counts, task.class_weights)
+    chance = max(labels.counts) / sum(labels.counts)
     augmentation = config.augment.to_dict()
 
     def record(rng: np.random.Generator, example: Example, train: bool) -> dict[str, np.ndarray]:
@@ -149,7 +154,7 @@ def build(config: ml_collections.ConfigDict, labels: Labels | None) -> Task:
             head=heads.build(config.head, out=len(classes) - ordinal),
             pool=config.head.pool,
         ),
-        loss=lambda logits, targets: loss(logits, targets, weights, ordinal),
+        loss=lambda logits, targets: loss(logits, targets, weights, ordinal, chance),
         panels=panels,
         collect=collect,
         score=score,

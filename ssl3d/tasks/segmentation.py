@@ -47,25 +47,33 @@ class Network(nn.Module):
 
 
 def place(
-    rng: np.random.Generator, label: np.ndarray, size: Sequence[int], foreground: float
+    rng: np.random.Generator,
+    label: np.ndarray,
+    size: Sequence[int],
+    foreground: float,
+    classes: int,
 ) -> np.ndarray:
     """The first voxel [r] of a training crop: around a labelled voxel, or anywhere.
 
     With the probability `foreground` a class is drawn from those that the label [*S] has, and a
     voxel from those of the class, so that small structures are seen as often as large ones.
     """
-    present = np.flatnonzero(np.bincount(label.ravel(), minlength=2)[1:]) + 1
-    room = np.maximum(np.asarray(label.shape) - np.asarray(size), 0)
-    # Drawn in any case: the generator's later numbers must not depend on the label.
-    chosen, which, where = rng.random(3)
-    anywhere = rng.integers(0, room + 1)
-    if chosen < foreground and len(present):
-        places = np.flatnonzero(label.ravel() == present[int(which * len(present))])
-        voxel = np.unravel_index(places[int(where * len(places))], label.shape)
-        # Anywhere in the crop, and not always in its middle.
-        voxel = np.asarray(voxel) - rng.integers(0, size) + np.asarray(size) // 2
-        return crop_around(voxel, label.shape, size)
-    return crop_around(anywhere + np.asarray(size) // 2, label.shape, size)
+    size = np.asarray(size)
+    if rng.random() < foreground:
+        # A mask for each class, and no count of all values: an eighth of the memory.
+        present = [k for k in range(1, classes) if (label == k).any()]
+        if present:
+            mask = label == present[rng.integers(len(present))]
+            counts = mask.sum(axis=tuple(range(1, mask.ndim)))
+            number = rng.integers(counts.sum())
+            plane = np.searchsorted(counts.cumsum(), number, side="right")
+            number -= counts[:plane].sum()
+            within = np.unravel_index(np.flatnonzero(mask[plane])[number], mask.shape[1:])
+            # Anywhere in the crop, and not always in its middle.
+            voxel = np.asarray((plane, *within)) - rng.integers(0, size) + size // 2
+            return crop_around(voxel, label.shape, size)
+    anywhere = rng.integers(0, np.maximum(np.asarray(label.shape) - size, 0) + 1)
+    return crop_around(anywhere + size // 2, label.shape, size)
 
 
 def middle_of_labels(label: np.ndarray) -> np.ndarray:
@@ -106,7 +114,8 @@ def loss(
       belongs: bool [R, K] of `members`; all classes exclude each other, or regions overlap.
 
     Returns:
-      loss [B]; `dice` of the hard answer over the foreground classes (regions) that are present.
+      loss [B]; `dice` of the hard answer over the foreground classes (regions) that are present
+      or answered.
     """
     total, weights = 0.0, 0.0
     label = targets["label"]
@@ -151,7 +160,10 @@ def _loss_at(logits: Array, truth: Array, inside: Array, exclusive: bool) -> Arr
 
 
 def _hard_dice(logits: Array, label: Array, belongs: np.ndarray) -> tuple[Array, Array]:
-    """Dice summed over the classes (regions) that are in the label, and how many: [B], [B]."""
+    """Dice summed over the classes (regions) of label or answer, and how many: [B], [B].
+
+    A class that is in the answer alone has a Dice of 0; one that is in neither is not counted.
+    """
     space = tuple(range(1, logits.ndim - 1))
     truth = _truth(label, belongs) > 0
     if _exclusive(belongs):
@@ -162,8 +174,7 @@ def _hard_dice(logits: Array, label: Array, belongs: np.ndarray) -> tuple[Array,
     answer &= (label != OUTSIDE)[..., None]
     sizes = truth.sum(space) + answer.sum(space)
     dice = 2 * (truth & answer).sum(space) / jnp.maximum(sizes, 1)
-    present = truth.any(space)
-    return jnp.where(present, dice, 0.0).sum(-1), present.sum(-1).astype(jnp.float32)
+    return dice.sum(-1), (sizes > 0).sum(-1).astype(jnp.float32)
 
 
 def own_class(regions: Sequence[Sequence[int]], index: int) -> int:
@@ -184,6 +195,10 @@ def build(config: ml_collections.ConfigDict, labels: Labels | None) -> Task:
     classes = labels.classes if labels else ()
     if len(classes) < 2:
         raise UserError("the data set has no classes to segment; prepare it with its labels")
+    if not all(isinstance(region, Sequence) and len(region) for region in task.regions):
+        raise UserError(
+            f"config.task.regions={task.regions}: sets of classes, e.g. '((1,2,3),(1,3),(3,))'"
+        )
     regions = tuple(tuple(region) for region in task.regions)
     for index, region in enumerate(regions):
         own_class(regions, index)
@@ -208,7 +223,7 @@ def build(config: ml_collections.ConfigDict, labels: Labels | None) -> Task:
 
     def record(rng: np.random.Generator, example: Example, train: bool) -> dict[str, np.ndarray]:
         if train:
-            start = place(rng, example.label, size, task.foreground)
+            start = place(rng, example.label, size, task.foreground, len(classes))
         else:
             start = crop_around(middle_of_labels(example.label), example.label.shape, size)
         return {

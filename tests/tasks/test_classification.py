@@ -27,7 +27,7 @@ def test_an_ordinal_head_counts_the_grades_that_are_reached():
     # The last one contradicts itself: grade 1 is not reached, so no higher one is.
     np.testing.assert_array_equal(classification.grade_of(probabilities, True), [2, 0, 4, 0])
     targets = {"grade": jnp.asarray([2, 0, 4, 0])}
-    loss, metrics = classification.loss(logits, targets, np.ones(5), ordinal=True)
+    loss, metrics = classification.loss(logits, targets, np.ones(5), ordinal=True, chance=0.2)
     np.testing.assert_array_equal(metrics["accuracy"][0], 1)
     np.testing.assert_allclose(loss[:3], 0, atol=1e-3)
 
@@ -40,8 +40,14 @@ def test_balanced_weights_give_every_class_the_same_say():
 
 def test_the_loss_is_weighted_by_class():
     logits, grade = jnp.zeros((2, 3)), jnp.asarray([0, 2])
-    loss, _ = classification.loss(logits, {"grade": grade}, np.asarray([1, 1, 3.0]), False)
+    loss, _ = classification.loss(logits, {"grade": grade}, np.asarray([1, 1, 3.0]), False, 0.5)
     np.testing.assert_allclose(loss, np.log(3) * np.asarray([1, 3]), rtol=1e-6)
+
+
+def test_chance_is_the_largest_class(tiny):
+    task = tasks.build(tiny("classify"), LABELS)
+    _, metrics = task.loss(jnp.zeros((2, 3)), {"grade": jnp.asarray([0, 2])})
+    np.testing.assert_allclose(metrics["chance"][0], 0.5)
 
 
 @pytest.mark.parametrize("head", ["softmax", "ordinal"])

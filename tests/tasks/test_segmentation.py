@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl3d import report, tasks, train
+from ssl3d import prediction, report, tasks, train
 from ssl3d.data import pipeline, store
 from ssl3d.errors import UserError
 from ssl3d.tasks import segmentation
@@ -116,7 +118,7 @@ def test_crops_find_a_rare_class():
     label[:10, :10, :10] = 1
     size, hits = (8, 8, 8), {1: 0, 2: 0}
     for seed in range(100):
-        start = segmentation.place(np.random.default_rng(seed), label, size, foreground=1.0)
+        start = segmentation.place(np.random.default_rng(seed), label, size, 1.0, classes=3)
         assert (start >= 0).all()
         assert (start + 8 <= 40).all()
         crop = pipeline.cut(label, start, size)
@@ -129,7 +131,7 @@ def test_crops_find_a_rare_class():
 def test_without_foreground_crops_come_from_anywhere_also_without_a_label():
     label = np.zeros((20, 20), np.uint8)
     rngs = [np.random.default_rng(seed) for seed in range(200)]
-    starts = {tuple(segmentation.place(rng, label, (8, 8), foreground=1.0)) for rng in rngs}
+    starts = {tuple(segmentation.place(rng, label, (8, 8), 1.0, classes=3)) for rng in rngs}
     axis = np.asarray(sorted(starts))[:, 0]
     assert len(starts) > 80
     assert axis.min() == 0
@@ -140,7 +142,7 @@ def test_without_foreground_crops_come_from_anywhere_also_without_a_label():
 def test_image_and_label_are_cut_from_the_same_place(seed, shape):
     rng = np.random.default_rng(seed)
     label = rng.integers(0, 3, shape).astype(np.uint8)
-    start = segmentation.place(rng, label, (8, 10), foreground=0.5)
+    start = segmentation.place(rng, label, (8, 10), 0.5, classes=3)
     image = pipeline.cut(label[..., None].astype(np.float16), start, (8, 10))
     cut = pipeline.cut(label, start, (8, 10), outside=segmentation.OUTSIDE)
     inside = cut != segmentation.OUTSIDE
@@ -175,11 +177,46 @@ def test_a_threshold_is_learned(tiny, volumes, tmp_path, name):
     assert lines[-1]["dice_low"] <= lines[-1]["dice"] <= lines[-1]["dice_high"]
 
 
+def test_regions_deep_supervision_and_accumulation_train_together(tiny, volumes, tmp_path):
+    config = tiny(
+        "segment", volumes.path, task__regions=((1,),), task__deep=1, encoder__depth=3,
+        optimizer__accumulate=2, optimizer__ema=0.5, transfer__mode="frozen",
+    )  # fmt: skip
+    assert train.train(config, tmp_path)
+    lines = report.read_metrics(tmp_path)
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    assert lines[-1]["loss"] != lines[0]["loss"]
+
+
+@pytest.mark.parametrize("name", ["segment", "classify"])
+def test_mirrored_predictions_are_means_over_the_flips(tiny, datasets, tmp_path, name):
+    dataset = datasets[3 if name == "segment" else 2]
+    assert train.train(tiny(name, dataset.path, steps=1, validate_every=1), tmp_path)
+    plain, mirrored = prediction.load(tmp_path), prediction.load(tmp_path, mirror=True)
+    image = np.asarray(store.load_image(dataset, dataset.cases[0]))
+    rank = image.ndim - 1
+
+    def predict(trained, image):
+        if name == "segment":
+            return prediction.segment(trained, image)
+        return next(prediction.classify(trained, [image]))
+
+    answers = []
+    for axes in itertools.chain.from_iterable(
+        itertools.combinations(range(rank), count) for count in range(rank + 1)
+    ):
+        answer = predict(plain, np.flip(image, axes))
+        answers.append(np.flip(answer, axes) if name == "segment" else answer)
+    np.testing.assert_allclose(predict(mirrored, image), np.mean(answers, 0), atol=1e-5)
+    assert not np.allclose(answers[0], np.mean(answers, 0), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ({"task__regions": ((1, 2), (1,))}, "config.task.regions.*none of 1 to 1"),
         ({"task__regions": ((1,), (1,))}, "config.task.regions"),
+        ({"task__regions": (1, 2, 3)}, "config.task.regions"),
         ({"task__deep": 1}, "config.task.deep=1"),
         ({"encoder__kind": "densenet121"}, "config.encoder.kind='densenet121'"),
     ],
