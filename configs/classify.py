@@ -17,6 +17,7 @@ def get_config(arg: str = "phantom") -> ml_collections.ConfigDict:
     rank = 3 if arg.endswith(",volumes") else 2
     config, _ = default.get_config("classification", rank, arg, VARIANTS)
     default.downstream(config)
+    config.augment.flip = 0.5  # a grade is the same in the mirror
     config.task.head = "softmax"  # or ordinal: is each grade but the first reached?
     config.task.class_weights = "none"  # or balanced: inverse to the training cases of a class
     config.predict.batch = 16  # images at once

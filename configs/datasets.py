@@ -103,9 +103,10 @@ def phantom_fundus(config: ml_collections.ConfigDict) -> None:
         config.encoder.width = 8
     if config.task.name == "cpc":
         config.batch_size = 8  # of 25 overlapping patches each
-    if config.task.name == "rpl":
-        config.steps = 400  # short ones: four queries of each picture
-    _round_picture(config, side=160, whole=128)
+    if config.task.name in ("rpl", "classification"):
+        config.steps = 400  # short ones: four queries of each picture, or one grade
+    # The grade is that of the worst place, wherever it is.
+    _round_picture(config, side=160, whole=160 if config.task.name == "classification" else 128)
 
 
 def _round_picture(config: ml_collections.ConfigDict, side: int, whole: int) -> None:
