@@ -59,6 +59,8 @@ def tiny_config(name, path, argument="phantom", **overrides):
         "checkpoint_every": 2,
         "predict.batch": 3,
     }
+    if "head" not in config:
+        del values["head.hidden"]
     chosen = {key.replace("__", "."): value for key, value in overrides.items()}
     config.update_from_flattened_dict(values | chosen)
     return config
@@ -262,6 +264,14 @@ def scanned(exact, tmp_path_factory):
     return workdir
 
 
+@pytest.fixture(scope="module")
+def scanned_resampled(resampled, tmp_path_factory):
+    """A model for the resampled scans."""
+    workdir = tmp_path_factory.mktemp("scanned_resampled")
+    save_untrained(tiny_config("segment", resampled.path, data__crop=(8, 8, 8)), workdir)
+    return workdir
+
+
 def voxels_of_source(case):
     """Where the voxels of the source lie in the prepared image, [3, *SHAPE]."""
     indices = np.concatenate([np.indices(SHAPE), np.ones((1, *SHAPE))])
@@ -287,9 +297,11 @@ def by_hand(workdir, dataset, scans, case):
     return answer, np.vectorize(VALUES.get)(values)
 
 
-@pytest.mark.parametrize("kind", ["exact", "resampled"])
-def test_scores_on_the_grid_of_the_source(scanned, scans, kind, request, capsys):
-    dataset = request.getfixturevalue(kind)
+@pytest.mark.parametrize(
+    ("kind", "workdir"), [("exact", "scanned"), ("resampled", "scanned_resampled")]
+)
+def test_scores_on_the_grid_of_the_source(scans, kind, workdir, request, capsys):
+    dataset, scanned = request.getfixturevalue(kind), request.getfixturevalue(workdir)
     capsys.readouterr()
     rows, summary = run(scanned, f"--data={dataset.path}", f"--source={scans}")
     assert capsys.readouterr().out.splitlines()[0].endswith(evaluation.SOURCE)
@@ -320,13 +332,27 @@ def test_labels_that_were_not_resampled_stand_for_the_source(scanned, scans, exa
     assert summary["grid"] == evaluation.RESTORED
 
 
-def test_resampled_labels_are_scored_as_they_are(scanned, resampled):
-    rows, summary = run(scanned, f"--data={resampled.path}")
+def test_resampled_labels_are_scored_as_they_are(scanned_resampled, resampled):
+    rows, summary = run(scanned_resampled)
     assert summary["grid"] == evaluation.PREPARED
     (case,) = resampled.split("test")
     label = np.asarray(store.load_label(resampled, case))
     volume = (label == 1).sum() * np.prod(case.spacing) / 1000
     assert float(rows[0]["truth_volume"]) == pytest.approx(volume)
+
+
+def test_data_prepared_in_another_way_are_refused(scanned, resampled):
+    with pytest.raises(UserError, match="prepared in another way"):
+        run(scanned, f"--data={resampled.path}")
+
+
+def test_cases_that_were_trained_on_are_no_test(segmented, volumes, tmp_path):
+    shutil.copytree(segmented, tmp_path / "run")
+    file = tmp_path / "run" / "model" / "best" / model.DESCRIPTION
+    about = json.loads(file.read_text())
+    file.write_text(json.dumps(about | {"trained_on": [volumes.split("test")[0].id]}))
+    with pytest.raises(UserError, match="was trained on"):
+        run(tmp_path / "run")
 
 
 def test_slabs_are_parts_of_the_whole(scanned, resampled, monkeypatch):

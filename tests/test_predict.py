@@ -40,10 +40,11 @@ def save_model(workdir, dataset, name="segment", kind="best", **overrides):
         "encoder.width": 4,
         "encoder.depth": 2,
         "encoder.dtype": "float32",
-        "head.hidden": (8,),
         "predict.batch": 3,
     } | {key.replace("__", "."): value for key, value in overrides.items()}
     config.update_from_flattened_dict(values)
+    if "head" in config:
+        config.head.hidden = (8,)
     labels = tasks.Labels(dataset.classes, (1,) * len(dataset.classes))
     network = tasks.build(config, labels).network
     inputs = np.zeros((1, *config.data.crop, len(dataset.modalities)), np.float32)
