@@ -207,7 +207,7 @@ def _trained(
     forward: Callable[[np.ndarray], Array],
 ) -> prediction.Trained:
     """The probe in the place of a trained network, to predict and be scored like one."""
-    return prediction.Trained(model.Model({}, config, dataset, 0, "probe"), forward)
+    return prediction.Trained(model.Model({}, config, dataset, (), 0, "probe"), forward)
 
 
 def build_encoders(

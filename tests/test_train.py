@@ -382,7 +382,7 @@ def test_validation_asks_each_repeat_something_else(tiny, pictures):
         task._replace(
             network=task.network,
             loss=lambda outputs, targets: (targets["position"][:, 0].astype(jnp.float32), {}),
-            collect=lambda inputs, outputs: {},
+            collect=lambda inputs, outputs, targets: {},
         ),
     )
     _, state, _ = initial(config, pictures)

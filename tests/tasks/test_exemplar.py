@@ -211,7 +211,7 @@ def test_the_histogram_orders_untouched_volumes_and_not_changed_ones(tiny):
         crops, _ = jax.jit(jax.vmap(lambda key, x: exemplar.views(key, {"volume": x}, True, task)))(
             keys, volumes
         )
-        data = jax.tree.map(np.asarray, exemplar.collect(crops, jnp.zeros((16, 2, 3))))
+        data = jax.tree.map(np.asarray, exemplar.collect(crops, jnp.zeros((16, 2, 3)), {}))
         assert data["histogram"].shape == (16, 2, 33)
         score = exemplar.score(data, np.arange(16), np.zeros(16, int), pool=32)
         return score["accuracy_histogram"][0].mean()
