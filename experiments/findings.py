@@ -1,0 +1,180 @@
+"""From the rows of a study to what they say: scores, comparisons, convergence, plateau."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments import statistics
+from experiments.record import Record, Row, numbers
+from experiments.study import METHODS, SCRATCH, Study
+
+# Doubling scratch's steps may move its score by less than this at a plateau.
+PLATEAU = 0.005
+
+
+class Key(NamedTuple):
+    """A row of the tables."""
+
+    method: str
+    mode: str
+
+
+class Entry(NamedTuple):
+    """A row of the tables at an amount of labels.
+
+    Attributes:
+      values: of the score of the whole test set, of each repetition.
+      low, high: 95 % interval of their mean, over repetitions and subjects.
+    """
+
+    values: tuple[float, ...]
+    low: float
+    high: float
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.values))
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation over repetitions; NaN of a single one."""
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else float("nan")
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What a study has found.
+
+    Attributes:
+      rows: of the tables, in order; those with any finished cell.
+      labels: amounts, in order; those with any finished cell.
+      entries: of the first column, by row and amount.
+      comparisons: against scratch, likewise.
+      convergence: validated step at which 95 % of scratch's final validation score is reached,
+        of each repetition (infinite: never).
+      curves: (steps [T], scores [R, T]), likewise.
+      plateau: amount -> what doubling its steps adds to scratch's score.
+    """
+
+    rows: tuple[Key, ...]
+    labels: tuple[str, ...]
+    entries: dict[tuple[Key, str], Entry]
+    comparisons: dict[tuple[Key, str], statistics.Comparison]
+    convergence: dict[tuple[Key, str], tuple[float, ...]]
+    curves: dict[tuple[Key, str], tuple[np.ndarray, np.ndarray]]
+    plateau: dict[str, float]
+
+    def label(self, key: Key) -> str:
+        """As the tables call a row: with its mode where there are several."""
+        modes = {row.mode for row in self.rows if not METHODS[row.method].mode}
+        chosen = not METHODS[key.method].mode
+        return f"{key.method}, {key.mode}" if chosen and len(modes) > 1 else key.method
+
+
+def find(study: Study, record: Record, classes: int, draws: int = statistics.DRAWS) -> Findings:
+    """Everything the report shows.
+
+    Args:
+      record: of the study's cells alone.
+      classes: K of a classification.
+    """
+    rows_of: dict[tuple[Key, str], list[Row]] = {}
+    for row in sorted(record.results, key=lambda row: int(row["repetition"])):
+        rows_of.setdefault((Key(row["method"], row["mode"]), row["labels"]), []).append(row)
+    present = {key for key, _ in rows_of}
+    methods = [*study.methods, *METHODS]  # and those that were asked for beyond the study's
+    order = sorted(present, key=lambda key: (methods.index(key.method), key.mode != "finetune"))
+    amounts = sorted({amount for _, amount in rows_of}, key=lambda text: _size(rows_of, text))
+    tables = _Cases(study, record, classes)
+    entries, comparisons = {}, {}
+    for amount in amounts:
+        pairs = {}
+        scratch = {row["repetition"]: row for row in rows_of.get((_SCRATCH, amount), [])}
+        for key in order:
+            own = rows_of.get((key, amount))
+            if not own:
+                continue
+            scores = [tables.score(row) for row in own]
+            sample = statistics.resample(scores, None, tables.subjects, draws)
+            low, high = statistics.interval(sample) if len(sample) else (np.nan, np.nan)
+            entries[key, amount] = Entry(tuple(numbers(own, study.columns[0].name)), low, high)
+            both = [row for row in own if row["repetition"] in scratch]
+            if key != _SCRATCH and both:
+                pairs[key] = (
+                    [tables.score(row) for row in both],
+                    [tables.score(scratch[row["repetition"]]) for row in both],
+                )
+        for key, comparison in statistics.compare(pairs, tables.subjects, draws).items():
+            comparisons[key, amount] = comparison
+    convergence, curves = _converge(record, rows_of)
+    plateau = {
+        amount: comparison.difference
+        for (key, amount), comparison in comparisons.items()
+        if key.method == "scratch-double"
+    }
+    return Findings(
+        tuple(order), tuple(amounts), entries, comparisons, convergence, curves, plateau
+    )
+
+
+_SCRATCH = Key(SCRATCH, "random")
+
+
+def _size(rows_of: dict[tuple[Key, str], list[Row]], amount: str) -> int:
+    return next(int(rows[0]["training_cases"]) for (_, a), rows in rows_of.items() if a == amount)
+
+
+class _Cases:
+    """The test cases of each cell, in one order."""
+
+    def __init__(self, study: Study, record: Record, classes: int) -> None:
+        self._study, self._classes = study, classes
+        self._rows: dict[str, dict[str, Row]] = {}
+        for row in record.cases:
+            self._rows.setdefault(row["cell"], {})[row["id"]] = row
+        first = next(iter(self._rows.values()), {})
+        self._ids = sorted(first)
+        self.subjects = [first[name]["subject"] for name in self._ids]
+
+    def score(self, result: Row) -> statistics.Score:
+        rows = [self._rows[result["cell"]][name] for name in self._ids]
+        column = self._study.columns[0]
+        if column.of == "kappa":
+            grades = np.array([int(row["grade"]) for row in rows])
+            predicted = np.array([int(row["predicted"]) for row in rows])
+            return statistics.kappa_score(grades, predicted, self._classes)
+        return statistics.mean_score(np.array(numbers(rows, column.name)))
+
+
+def _converge(record: Record, rows_of: dict[tuple[Key, str], list[Row]]) -> tuple[dict, dict]:
+    curves_of: dict[str, list[tuple[int, float]]] = {}
+    for row in record.curves:
+        value = float(row["score"] or "nan")
+        curves_of.setdefault(row["cell"], []).append((int(row["step"]), value))
+    convergence, curves = {}, {}
+    for (key, amount), rows in rows_of.items():
+        own = {row["repetition"]: sorted(curves_of.get(row["cell"], [])) for row in rows}
+        reference = {
+            row["repetition"]: sorted(curves_of.get(row["cell"], []))
+            for row in rows_of.get((_SCRATCH, amount), [])
+        }
+        both = [number for number, curve in own.items() if curve and reference.get(number)]
+        if both:
+            convergence[key, amount] = tuple(
+                statistics.steps_to_reach(own[n], statistics.SHARE * reference[n][-1][1])
+                for n in both
+            )
+        curves[key, amount] = _stack([curve for curve in own.values() if curve])
+    return convergence, {place: pair for place, pair in curves.items() if len(pair[0])}
+
+
+def _stack(curves: Sequence[Sequence[tuple[int, float]]]) -> tuple[np.ndarray, np.ndarray]:
+    """Curves at the steps that all have: [T], [R, T]."""
+    if not curves:
+        return np.zeros(0), np.zeros((0, 0))
+    steps = sorted(set.intersection(*({step for step, _ in curve} for curve in curves)))
+    return np.array(steps), np.array([[dict(curve)[step] for step in steps] for curve in curves])

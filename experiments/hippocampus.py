@@ -1,0 +1,40 @@
+"""The protocol on a small public real set: the hippocampus, Task04 of the Decathlon.
+
+python -m experiments.hippocampus --data=DIR --output=DIR [--budget=20]
+
+DIR as python -m ssl3d.prepare --layout=msd --source=Task04_Hippocampus writes it.
+"""
+
+from experiments import protocol
+from experiments.study import SCRATCH, THREE_D, Column, Study
+from ssl3d import command
+
+STUDY = Study(
+    name="hippocampus",
+    title="Hippocampus: MR segmentation with few labels",
+    preset="hippocampus",
+    downstream="segment",
+    rank=3,
+    methods=(SCRATCH, "scratch-long", "untrained-frozen", *THREE_D, "rpl2d", "rotation2d"),
+    labels=("2", "8", "32", "all"),
+    repetitions=3,
+    columns=(Column("dice", "mean"), Column("anterior", 1), Column("posterior", 2)),
+    # Small enough for 8 hours on two cores over the whole grid.
+    encoder={"width": 8, "depth": 4},
+    pretraining={"steps": 600},
+    finetuning={
+        "data.crop": (32, 48, 32),
+        "batch_size": 4,
+        "steps": 600,
+        "transfer.warmup_steps": 60,
+    },
+    finetuning_slices={"data.crop": (32, 48), "batch_size": 32},
+    notes=(
+        "The paper has no numbers on these data.",
+        "The source has no subject ids: splits are by case, left and right of one person may be "
+        "on both sides.",
+    ),
+)
+
+if __name__ == "__main__":
+    command.run(lambda arguments: protocol.main(STUDY, arguments))

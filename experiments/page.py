@@ -1,0 +1,135 @@
+"""report.html: what was done and what came of it, in one file that links to nothing."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.findings import Findings
+from experiments.record import Record
+from experiments.study import METHODS
+from experiments.tables import Table
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
+       color: #222 }
+h1 { line-height: 1.2 } h2 { margin-top: 2.5rem }
+table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums }
+th, td { padding: 0.25rem 0.7rem; border-bottom: 1px solid #ddd; text-align: left }
+.wide { overflow-x: auto }
+.notes { font-size: 0.85rem; color: #555 }
+.verdict { background: #f4f4f0; padding: 0.8rem 1.2rem; border-left: 4px solid #888 }
+img { max-width: 100% }
+code { font-size: 0.85rem; overflow-wrap: anywhere }
+"""
+
+
+def summary(findings: Findings) -> list[str]:
+    """The verdicts in a few sentences, what was found first."""
+    chosen = findings.comparisons
+    words = []
+    for text, sign in (("better", 1), ("worse", -1)):
+        found = [
+            f"{findings.label(key)} with {amount} labels ({c.difference:+.3f}, corrected interval "
+            f"{c.low_holm:+.3f} to {c.high_holm:+.3f})"
+            for (key, amount), c in chosen.items()
+            if c.shown() == sign
+        ]
+        if found:
+            words.append(f"Significantly {text} than scratch: " + "; ".join(found) + ".")
+    for amount in findings.labels:
+        own = [(key, c) for (key, a), c in chosen.items() if a == amount]
+        pretrained = [c for key, c in own if METHODS[key.method].task]
+        if pretrained and not any(c.shown() > 0 for c in pretrained):
+            words.append(f"With {amount} labels no gain of any pretraining over scratch is shown.")
+    if not chosen:
+        words.append("Nothing to compare yet: scratch or every other method is still missing.")
+    return words
+
+
+def write(
+    file: Path,
+    title: str,
+    about: Sequence[tuple[str, str]],
+    notes: Sequence[str],
+    findings: Findings,
+    tables: Sequence[Table],
+    pictures: Sequence[Path],
+    record: Record,
+) -> None:
+    """Writes the page.
+
+    Args:
+      about: pairs of what was done and how: data, sizes, machine, time.
+      notes: sentences that a reader must not miss, e.g. that the study was cut down.
+      pictures: PNG files, which go into the page.
+    """
+    parts = [f"<h1>{html.escape(title)}</h1>"]
+    parts += [f"<p><strong>{html.escape(note)}</strong></p>" for note in notes]
+    parts.append("<h2>Verdict</h2><div class=verdict>")
+    parts += [f"<p>{html.escape(sentence)}</p>" for sentence in summary(findings)]
+    parts.append("</div><h2>What was done</h2>")
+    parts.append(_html_table(Table("", ("", ""), tuple(about))))
+    methods = tuple(
+        (name, METHODS[name].about) for name in dict.fromkeys(key.method for key in findings.rows)
+    )
+    parts.append("<h2>Methods</h2>" + _html_table(Table("", ("method", "weights"), methods)))
+    for picture in pictures:
+        data = base64.b64encode(picture.read_bytes()).decode()
+        name = picture.stem.replace("_", " ")
+        parts.append(f"<h2>{name.capitalize()}</h2>")
+        parts.append(f'<img alt="{name}" src="data:image/png;base64,{data}">')
+    parts.append(
+        "<p class=notes>Bands: 95 % intervals. Data efficiency: resampled over repetitions and "
+        "test subjects. Convergence: Student's t over repetitions, within what was observed.</p>"
+    )
+    for table in tables:
+        parts.append(f"<h2>{html.escape(table.title[:1].upper() + table.title[1:])}</h2>")
+        parts.append(_html_table(table))
+    parts.append("<h2>Limits</h2><ul>" + "".join(f"<li>{html.escape(x)}" for x in _LIMITS))
+    parts.append(
+        f"</ul><p class=notes>{len(record.results)} cells; every one with its seeds, "
+        "steps, times, hashes of its case lists and code version is in results.csv.</p>"
+    )
+    body = "\n".join(parts)
+    partial = file.with_name(f".{file.name}")
+    partial.write_text(
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n"
+        f"<body>\n{body}\n</body></html>\n",
+        encoding="utf-8",
+    )
+    partial.replace(file)
+
+
+_LIMITS = (
+    "Each pretraining was done once, with one seed: the repetitions vary label subsets and the "
+    "downstream initial weights, not the pretraining.",
+    "Few repetitions tell little of how repetitions vary; resampling three of them finds a "
+    "variance a third too small.",
+    "The best model was chosen on the whole validation set, whose labels count to no method's "
+    "amount: with very few training labels that is more than one would have.",
+    "Equal steps are not equal computation: a pretraining step costs more or less than a "
+    "downstream one. Seconds of either are in the tables.",
+)
+
+
+def _html_table(table: Table) -> str:
+    lines = ["<div class=wide><table>"]
+    if any(table.header):
+        cells = "".join(f"<th>{html.escape(name)}</th>" for name in table.header)
+        lines.append(f"<tr>{cells}</tr>")
+    for i, row in enumerate(table.rows):
+        cells = "".join(
+            f"<td>{'<b>' if (i, j) in table.bold else ''}{html.escape(cell)}"
+            f"{'</b>' if (i, j) in table.bold else ''}</td>"
+            for j, cell in enumerate(row)
+        )
+        lines.append(f"<tr>{cells}</tr>")
+    lines.append("</table></div>")
+    if table.notes:
+        items = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
+        lines.append(f"<ol class=notes>{items}</ol>")
+    return "\n".join(lines)

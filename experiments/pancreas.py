@@ -1,0 +1,38 @@
+"""Figures 3 and 5 of the paper: pancreas and tumour in CT, Task07 of the Decathlon.
+
+python -m experiments.pancreas --data=DIR --output=DIR
+
+DIR as python -m ssl3d.prepare --layout=msd --source=Task07_Pancreas writes it; the 139 unlabelled
+cases are pretrained on too.
+"""
+
+from experiments import protocol
+from experiments.published import PANCREAS_FIGURE
+from experiments.study import SCRATCH, THREE_D, TWO_D, Column, Study
+from ssl3d import command
+
+STUDY = Study(
+    name="pancreas",
+    title="Pancreas: organ and tumour segmentation in CT (Figures 3 and 5)",
+    preset="pancreas",
+    downstream="segment",
+    rank=3,
+    methods=(SCRATCH, "scratch-long", "untrained-frozen", *THREE_D, "scratch2d", *TWO_D),
+    labels=("5%", "10%", "25%", "50%", "all"),
+    repetitions=3,
+    columns=(Column("dice", "mean"), Column("pancreas", 1), Column("tumour", 2)),
+    # The paper's network and crops. 400 epochs of 212 cases in batches of two, 25 of warm-up.
+    encoder={"width": 32, "depth": 5},
+    pretraining={"steps": 100_000},
+    finetuning={
+        "steps": 42_000,
+        "optimizer.learning_rate": 1e-4,
+        "transfer.warmup_steps": 2_600,
+    },
+    finetuning_slices={"batch_size": 64},
+    published=PANCREAS_FIGURE,
+    beside="reference_dice",
+)
+
+if __name__ == "__main__":
+    command.run(lambda arguments: protocol.main(STUDY, arguments))

@@ -1,0 +1,119 @@
+"""What is kept of a study: four tables, to which every finished run adds its rows.
+
+    results.csv       a row per cell: scores, sizes, times, seeds, hashes, code version
+    pretraining.csv   a row per pretraining
+    cases.csv         each test case of each cell, for the statistics
+    curves.csv        the validation score of each cell over its steps
+
+They stand for themselves: cells whose rows are there are not run again, even where their folders
+are gone, as in a checkout of the repository.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments import worker
+from experiments.grid import CELLS, PRETRAINING
+from ssl3d.errors import UserError
+
+Row = dict[str, str]
+_FILES = {
+    "results": "results.csv",
+    "pretraining": "pretraining.csv",
+    "cases": "cases.csv",
+    "curves": "curves.csv",
+}
+
+
+class Record(NamedTuple):
+    """The rows of the four tables, values as text; "" is not defined."""
+
+    results: list[Row]
+    pretraining: list[Row]
+    cases: list[Row]
+    curves: list[Row]
+
+    def known(self) -> set[str]:
+        """Names of the cells that are there."""
+        return {row["cell"] for row in self.results}
+
+
+def read(output: Path) -> Record:
+    """The tables of a folder and the results of runs that are not in them yet.
+
+    Raises:
+      UserError: a table that cannot be read.
+    """
+    record = Record(*(_read_table(output / file) for file in _FILES.values()))
+    known = record.known()
+    for result in _results(output / CELLS):
+        cell = result["row"]["cell"]
+        if cell in known:
+            continue
+        record.results.append(_text(result["row"]))
+        record.cases.extend(_text({"cell": cell} | case) for case in result["cases"])
+        record.curves.extend(
+            _text({"cell": cell, "step": step, "score": score}) for step, score in result["curve"]
+        )
+    known = {row["pretraining"] for row in record.pretraining}
+    record.pretraining.extend(
+        _text(result["row"])
+        for result in _results(output / PRETRAINING)
+        if result["row"]["pretraining"] not in known
+    )
+    return record
+
+
+def write(output: Path, record: Record) -> None:
+    """Replaces the four tables; each appears whole."""
+    output.mkdir(parents=True, exist_ok=True)
+    for file, rows in zip(_FILES.values(), record, strict=True):
+        partial = output / f".{file}.{os.getpid()}"
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        with partial.open("w", newline="", encoding="utf-8") as text:
+            table = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+            table.writeheader()
+            table.writerows(rows)
+        partial.replace(output / file)
+
+
+def restrict(record: Record, names: Iterable[str]) -> Record:
+    """The cells of these names and what belongs to them."""
+    names = set(names)
+    results = [row for row in record.results if row["cell"] in names]
+    needed = {row["pretraining"] for row in results}
+    return Record(
+        results,
+        [row for row in record.pretraining if row["pretraining"] in needed],
+        [row for row in record.cases if row["cell"] in names],
+        [row for row in record.curves if row["cell"] in names],
+    )
+
+
+def _results(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in sorted(folder.glob(f"*/{worker.RESULT}"))]
+
+
+def _read_table(file: Path) -> list[Row]:
+    try:
+        with file.open(newline="", encoding="utf-8") as text:
+            return list(csv.DictReader(text))
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file}: cannot be read ({error}); remove it to merge anew") from None
+
+
+def _text(row: dict[str, Any]) -> Row:
+    return {key: "" if value is None else str(value) for key, value in row.items()}
+
+
+def numbers(rows: Sequence[Row], key: str) -> list[float]:
+    """A column as numbers; NaN where it is not defined."""
+    return [float(row.get(key) or "nan") for row in rows]

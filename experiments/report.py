@@ -1,0 +1,91 @@
+"""What a study leaves for people: tables.md, tables.tex, figures/ and report.html."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments import figures, findings, grid, page, record, tables
+from experiments.budget import Size
+from experiments.plan import Plan, is_elsewhere, labelled_cases
+from experiments.record import Record
+from experiments.study import Study
+from ssl3d.data import store
+from ssl3d.errors import UserError
+
+
+def write(
+    plan: Plan, size: Size, found: Record, limits: Sequence[str], typed: str, output: Path
+) -> None:
+    """Writes tables, figures and the page. Raises `UserError` if nothing has been run yet."""
+    if not found.results:
+        raise UserError(f"{output}: no finished cell yet; run the study first")
+    study = plan.study
+    notes = list(limits)
+    if plan.transductive:
+        notes.append("Transductive: pretraining saw the images of validation and test cases.")
+    facts = findings.find(study, found, len(plan.dataset.classes))
+    shown = tables.all_tables(study, found, facts)
+    about = [("command", typed), *describe(plan, size, found)]
+    head = [f"# {study.title}", *notes, *page.summary(facts)]
+    introduction = "\n\n".join(head) + "\n\n" + "\n".join(f"- {a}: {b}" for a, b in about)
+    for name, text in (
+        ("tables.md", tables.markdown(shown, introduction)),
+        ("tables.tex", tables.latex(shown)),
+    ):
+        partial = output / f".{name}"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(output / name)
+    pictures = figures.write(output / "figures", study, facts)
+    page.write(output / "report.html", study.title, about, notes, facts, shown, pictures, found)
+    for line in page.summary(facts):
+        print(line)
+    print(f"report: {output / 'report.html'}", flush=True)
+
+
+def describe(plan: Plan, size: Size, found: Record) -> list[tuple[str, str]]:
+    """What was done, as pairs of a name and a text."""
+    study, dataset = plan.study, plan.dataset
+    counts = {split: len(dataset.split(split)) for split in store.SPLITS}
+    split = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    tested = len(labelled_cases(plan, "test"))
+    corpus = plan.corpus.name + ("" if is_elsewhere(plan) else ", the same")
+    spent = sum(record.numbers([*found.results, *found.pretraining], "seconds"))
+    steps = sorted({int(row["steps"]) for row in found.results})
+    network = ", ".join(f"{key} {value}" for key, value in study.encoder.items())
+    codes = sorted({row["code"] for row in found.results})
+    machines = sorted({row["machine"] for row in found.results})
+    return [
+        ("data", f"{dataset.name}: {split}; splits by {dataset.splits_by}"),
+        ("tested on", f"the same {tested} test cases in every cell"),
+        ("pretrained on", f"{corpus}{' (transductive)' if plan.transductive else ''}"),
+        ("cells", f"{len(found.results)} finished; {size.repetitions} repetitions asked for"),
+        ("network", network or "the preset's"),
+        ("downstream steps", ", ".join(map(str, steps))),
+        ("time", f"{spent / 3600:.2f} hours of all runs, {len(found.pretraining)} pretrainings"),
+        ("machine", "; ".join(machines)),
+        ("code", ", ".join(codes)),
+        *(("note", note) for note in study.notes),
+    ]
+
+
+def cut_down(minutes: float, plan: Plan, size: Size, full: Size) -> str:
+    """How small a study in a budget is, in a sentence."""
+    text = (
+        f"This is a study cut down to {minutes:g} minutes: {len(grid.cells(*size))} of "
+        f"{len(grid.cells(*full))} cells ({', '.join(size.methods)}; labels "
+        f"{', '.join(size.labels)}; {size.repetitions} repetitions), "
+    )
+    if plan.scale < 1:
+        text += f"each run of {plan.scale:.1%} of the full study's steps, pretraining included."
+    else:
+        text += "each run at its full length."
+    return text
+
+
+def as_typed(study: Study, arguments: Sequence[str]) -> str:
+    """The command, without the folders of this machine."""
+    folders = r"(--(?:data|output|pretrain-data|source)=).*"
+    shown = [re.sub(folders, r"\1DIR", argument) for argument in arguments]
+    return " ".join([f"python -m experiments.{study.name}", *shown])

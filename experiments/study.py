@@ -1,0 +1,154 @@
+"""What a study is: data, methods, amounts of labels, sizes. Each file of a study holds one."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from experiments.published import Published
+from ssl3d.errors import UserError
+
+# Dotted key of a config -> value, as `--config.KEY=VALUE` has it.
+Settings = Mapping[str, Any]
+
+TASKS = ("cpc", "exemplar", "jigsaw", "rotation", "rpl")
+SCRATCH = "scratch"
+
+
+class Method(NamedTuple):
+    """A row of the tables.
+
+    Attributes:
+      task: the config that pretrains; "" for none.
+      rank: of the network; 0: the data's own.
+      mode: the one transfer mode there is, or "" for those of the study.
+      about: what it is, in words.
+    """
+
+    task: str
+    rank: int
+    mode: str
+    about: str
+
+
+METHODS = {
+    SCRATCH: Method("", 0, "random", "random weights, the same steps as all"),
+    "scratch-long": Method(
+        "", 0, "random", "random weights, as many steps as pretraining and fine-tuning together"
+    ),
+    "scratch-double": Method(
+        "", 0, "random", "random weights, twice the steps: is scratch at its plateau?"
+    ),
+    "scratch2d": Method("", 2, "random", "random weights, a 2D network on slices"),
+    "untrained-frozen": Method("", 0, "frozen", "a random encoder that never learns"),
+    "supervised": Method("segment", 3, "", "the encoder of a segmentation of another data set"),
+    **{
+        f"{task}{rank}d": Method(f"{task}{rank}d", rank, "", f"pretrained with {task} in {rank}D")
+        for rank in (3, 2)
+        for task in TASKS
+    },
+}
+THREE_D = tuple(f"{task}3d" for task in TASKS)
+TWO_D = tuple(f"{task}2d" for task in TASKS)
+
+
+class Column(NamedTuple):
+    """A score of the tables.
+
+    Attributes:
+      name: as the results call it, e.g. "WT".
+      of: "mean" over the foreground classes, the number of a class, the name of a region, or
+        "kappa" of a classification.
+    """
+
+    name: str
+    of: str | int
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A study of one downstream problem.
+
+    Attributes:
+      name: of the command, experiments/NAME.py.
+      title: of the report.
+      preset: of configs/datasets.py, for the downstream data and, unless `pretraining_preset` has
+        another, for the pretraining.
+      downstream: config of the downstream problem, "segment" or "classify".
+      rank: of the downstream data.
+      methods: names of `METHODS`, in the tables' order.
+      labels: amounts of labelled training subjects: "5%", a number of them, or "all".
+      repetitions: each with its own label subsets and its own initial weights.
+      modes: of the pretrained methods, "finetune" and "frozen".
+      columns: scores; the first is the one that methods are compared by.
+      encoder: the network that every method has.
+      pretraining: settings of every pretraining.
+      pretraining_of: and of single methods, by name.
+      finetuning: settings of every downstream run; `steps` counts optimiser steps.
+      finetuning_slices: and of those of 2D networks on volumes.
+      data: settings of the data, for every run.
+      validations: of a downstream run; the best model of them is tested.
+      published: the paper's numbers by amount of labels.
+      beside: name of the score of ours that is defined as those are.
+      published_scores: the paper's numbers by score (column), with all labels.
+      brief: methods of the smallest study that a budget may cut this one down to.
+      notes: what a reader of the report should know of the data and the sizes.
+    """
+
+    name: str
+    title: str
+    preset: str
+    downstream: str
+    rank: int
+    methods: tuple[str, ...]
+    labels: tuple[str, ...]
+    repetitions: int
+    columns: tuple[Column, ...]
+    modes: tuple[str, ...] = ("finetune",)
+    encoder: Settings = dataclasses.field(default_factory=dict)
+    pretraining: Settings = dataclasses.field(default_factory=dict)
+    pretraining_of: Mapping[str, Settings] = dataclasses.field(default_factory=dict)
+    finetuning: Settings = dataclasses.field(default_factory=dict)
+    finetuning_slices: Settings = dataclasses.field(default_factory=dict)
+    data: Settings = dataclasses.field(default_factory=dict)
+    pretraining_preset: str = ""
+    validations: int = 20
+    published: Published | None = None
+    beside: str = ""
+    published_scores: Published | None = None
+    brief: tuple[str, ...] = (SCRATCH, "untrained-frozen", "rpl3d")
+    notes: tuple[str, ...] = ()
+
+
+def check_methods(names: tuple[str, ...], rank: int) -> None:
+    """Raises `UserError` for a method that there is not, or not for data of this rank."""
+    for name in names:
+        if name not in METHODS:
+            near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.0)[0]
+            raise UserError(f"--methods: no method {name!r}; the nearest is {near}")
+        if METHODS[name].rank > rank:
+            raise UserError(f"--methods: {name} needs volumes, and these data are pictures")
+
+
+def label_fraction(amount: str, subjects: int) -> float:
+    """`config.data.label_fraction` of an amount: "5%", "8" or "all" of so many subjects.
+
+    Raises:
+      UserError: neither of these, nothing, or more than there are.
+    """
+    try:
+        if amount == "all":
+            return 1.0
+        percent = amount.endswith("%")
+        share = float(amount[:-1]) / 100 if percent else int(amount) / subjects
+    except ValueError:
+        raise UserError(
+            f"--fractions: {amount!r}; write 5%, or a number of labelled subjects, or all"
+        ) from None
+    if not 0 < share <= 1:
+        raise UserError(
+            f"--fractions: {amount} of {subjects} labelled training subjects; choose less, or all"
+        )
+    return share

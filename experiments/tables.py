@@ -1,0 +1,335 @@
+"""Tables in the paper's layout, ours beside the published numbers, as Markdown and as LaTeX."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from experiments.findings import PLATEAU, Entry, Findings, Key
+from experiments.published import Published, Value
+from experiments.record import Record, numbers
+from experiments.study import Study
+
+NONE = "–"
+PAPER = "paper"
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table ready to be set.
+
+    Attributes:
+      title: above it.
+      header, rows: cells as plain text; the first column names the rows.
+      notes: below it.
+      bold: (row, column) of the best of ours in each column.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+    bold: frozenset[tuple[int, int]] = frozenset()
+
+
+def all_tables(study: Study, record: Record, findings: Findings) -> list[Table]:
+    """The tables of a study, those without anything to show left out."""
+    tables = [scores_by_label(study, findings)]
+    if study.beside and study.beside != study.columns[0].name:
+        tables.append(beside_published(study, record, findings))
+    if len(study.columns) > 1:
+        tables.append(scores_by_column(study, record, findings))
+    tables += [comparisons(findings), convergence(findings), plateau(findings)]
+    tables += [pretrainings(record), costs(findings, record)]
+    return [table for table in tables if table.rows]
+
+
+def scores_by_label(study: Study, findings: Findings) -> Table:
+    """Methods x amounts of labels: mean ± deviation over repetitions, and the paper's."""
+    published = study.published if _comparable(study, study.columns[0].name) else None
+    values = {place: _value(entry) for place, entry in findings.entries.items()}
+    return _by_label(
+        f"{study.columns[0].name} on the test set, by labelled training subjects",
+        findings,
+        values,
+        {place: entry.mean for place, entry in findings.entries.items()},
+        published,
+    )
+
+
+def beside_published(study: Study, record: Record, findings: Findings) -> Table:
+    """The score that is defined as the published one is, where ours is another."""
+    means, values = {}, {}
+    for key in findings.rows:
+        for amount in findings.labels:
+            found = _of(record, key, amount, study.beside)
+            if found:
+                means[key, amount] = float(np.mean(found))
+                values[key, amount] = _value(Entry(tuple(found), math.nan, math.nan))
+    title = f"{study.beside}: {study.published.score}"
+    return _by_label(title, findings, values, means, study.published)
+
+
+def _by_label(
+    title: str,
+    findings: Findings,
+    values: dict[tuple[Key, str], str],
+    means: dict[tuple[Key, str], float],
+    published: Published | None,
+) -> Table:
+    amounts = list(findings.labels)
+    header, width = ["method"], 2 if published else 1
+    for amount in amounts:
+        header += [amount, PAPER] if published else [amount]
+    rows = []
+    for key in findings.rows:
+        row = [findings.label(key)]
+        for amount in amounts:
+            row.append(values.get((key, amount), NONE))
+            if published:
+                row.append(_published(published.value(key.method, amount)))
+        rows.append(tuple(row))
+    bold = {
+        (best, 1 + width * column)
+        for column, amount in enumerate(amounts)
+        if (best := _best([means.get((key, amount)) for key in findings.rows])) is not None
+    }
+    if published:
+        rows += _only_published(published, findings, amounts)
+    notes = ["mean ± standard deviation over repetitions, in bold the highest of ours"]
+    return Table(title, tuple(header), tuple(rows), (*notes, *_notes(published)), frozenset(bold))
+
+
+def scores_by_column(study: Study, record: Record, findings: Findings) -> Table:
+    """Methods x scores at the largest amount of labels, as the paper's Table 1."""
+    amount = findings.labels[-1]
+    names = [column.name for column in study.columns]
+    published = study.published_scores
+    header = ["method"]
+    for name in names:
+        header += [name, PAPER] if published else [name]
+    rows, means = [], {}
+    for key in findings.rows:
+        if (key, amount) not in findings.entries:
+            continue
+        row = [findings.label(key)]
+        for name in names:
+            found = _of(record, key, amount, name)
+            means[len(rows), name] = float(np.mean(found))
+            row.append(_value(Entry(tuple(found), math.nan, math.nan)))
+            if published:
+                row.append(_published(published.value(key.method, name)))
+        rows.append(tuple(row))
+    width = 2 if published else 1
+    bold = {
+        (best, 1 + width * column)
+        for column, name in enumerate(names)
+        if (best := _best([means.get((i, name)) for i in range(len(rows))])) is not None
+    }
+    if published:
+        rows += _only_published(published, findings, names)
+    title = f"scores with {amount} labelled training subjects"
+    return Table(title, tuple(header), tuple(rows), _notes(published), frozenset(bold))
+
+
+def comparisons(findings: Findings) -> Table:
+    """Each method against scratch, with the verdict in words."""
+    rows = tuple(
+        (findings.label(key), amount, findings.comparisons[key, amount].verdict())
+        for amount in findings.labels
+        for key in findings.rows
+        if (key, amount) in findings.comparisons
+    )
+    notes = (
+        "difference to scratch [interval at the level of Holm's procedure over the methods at "
+        "this amount of labels], by resampling repetitions and test subjects, paired",
+    )
+    return Table("against scratch", ("method", "labels", "verdict"), rows, notes)
+
+
+def convergence(findings: Findings) -> Table:
+    """Steps to 95 % of scratch's final validation score, median over repetitions."""
+    amounts = [a for a in findings.labels if any(a == b for _, b in findings.convergence)]
+    rows = []
+    for key in findings.rows:
+        cells = [_steps(findings.convergence.get((key, amount), ())) for amount in amounts]
+        if any(cell != NONE for cell in cells):
+            rows.append((findings.label(key), *cells))
+    notes = ("median over repetitions, to the next validation; (n of m) reached it",)
+    title = "steps to reach 95 % of scratch's final validation score"
+    return Table(title, ("method", *amounts), tuple(rows), notes)
+
+
+def plateau(findings: Findings) -> Table:
+    """What doubling its steps adds to scratch."""
+    rows = tuple(
+        (amount, f"{gain:+.4f}", "at its plateau" if abs(gain) < PLATEAU else "not at its plateau")
+        for amount, gain in findings.plateau.items()
+    )
+    notes = (f"at its plateau: less than {PLATEAU} either way",)
+    return Table("scratch with twice the steps", ("labels", "change", "scratch is"), rows, notes)
+
+
+def pretrainings(record: Record) -> Table:
+    """What was pretrained, and how well the proxy task was learned."""
+    header = ("pretraining", "steps", "cases", "score", "untrained", "chance", "minutes", "GB")
+    rows = tuple(
+        (
+            row["method"],
+            row["steps"],
+            row["cases"] + (" (transductive)" if row["transductive"] == "True" else ""),
+            *(_number(row.get(key, "")) for key in ("trained_score", "untrained_score", "chance")),
+            f"{float(row['seconds']) / 60:.1f}",
+            f"{float(row['peak_memory_mb']) / 1024:.1f}",
+        )
+        for row in record.pretraining
+    )
+    notes = ("score: accuracy of the proxy task on validation cases (Dice of a segmentation)",)
+    return Table("pretraining", header, rows, notes)
+
+
+def costs(findings: Findings, record: Record) -> Table:
+    """What a cell of each method took, mean over its cells."""
+    rows = []
+    for key in findings.rows:
+        own = [row for row in record.results if (row["method"], row["mode"]) == key]
+        device, wall = (np.mean(numbers(own, name)) for name in ("device_seconds", "seconds"))
+        memory = max(numbers(own, "peak_memory_mb")) / 1024
+        steps = "–".join(dict.fromkeys(row["steps"] for row in own))
+        rows.append((findings.label(key), steps, f"{device:.0f}", f"{wall:.0f}", f"{memory:.1f}"))
+    header = ("method", "steps", "device seconds", "seconds", "peak GB")
+    notes = ("device seconds: training alone; seconds: with compilation, validation and test",)
+    return Table("what a cell took", header, tuple(rows), notes)
+
+
+def markdown(tables: Sequence[Table], introduction: str) -> str:
+    """All tables as one Markdown document."""
+    parts = [introduction]
+    for table in tables:
+        lines = [f"## {_capital(table.title)}", ""]
+        lines.append("| " + " | ".join(table.header) + " |")
+        lines.append("|" + "---|" * len(table.header))
+        for i, row in enumerate(table.rows):
+            cells = [f"**{cell}**" if (i, j) in table.bold else cell for j, cell in enumerate(row)]
+            lines.append("| " + " | ".join(cells) + " |")
+        lines += ["", *(f"{number}. {note}" for number, note in enumerate(table.notes, 1))]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def latex(tables: Sequence[Table]) -> str:
+    """All tables as LaTeX, for a document that loads booktabs."""
+    return "\n".join(map(_latex_table, tables))
+
+
+def _latex_table(table: Table) -> str:
+    # Sentences need lines that break.
+    columns = "".join("p{8cm}" if name == "verdict" else "l" for name in table.header)
+    lines = [
+        "\\begin{table}",
+        f"\\caption{{{_escape(_capital(table.title))}}}",
+        f"\\begin{{tabular}}{{{columns}}}",
+        "\\toprule",
+        " & ".join(map(_escape, table.header)) + " \\\\",
+        "\\midrule",
+    ]
+    for i, row in enumerate(table.rows):
+        cells = [
+            f"\\textbf{{{_escape(cell)}}}" if (i, j) in table.bold else _escape(cell)
+            for j, cell in enumerate(row)
+        ]
+        lines.append(" & ".join(cells) + " \\\\")
+    lines += ["\\bottomrule", "\\end{tabular}"]
+    lines += [f"\\par\\footnotesize {_escape(note)}" for note in table.notes]
+    return "\n".join([*lines, "\\end{table}"]) + "\n"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "±": r"$\pm$",
+    "≈": r"$\approx$",
+    "–": "--",
+    "~": r"\textasciitilde{}",
+    **{character: "\\" + character for character in "%_&#$"},
+}
+
+
+def _escape(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def _value(entry: Entry) -> str:
+    if math.isnan(entry.mean):
+        return NONE
+    if math.isnan(entry.deviation):
+        return f"{entry.mean:.3f}"
+    return f"{entry.mean:.3f} ± {entry.deviation:.3f}"
+
+
+def _published(value: Value | None) -> str:
+    return NONE if value is None else ("≈ " if value.rough else "") + f"{value.number:.3f}"
+
+
+def _only_published(
+    published: Published, findings: Findings, columns: Sequence[str]
+) -> list[tuple[str, ...]]:
+    """Rows that the paper has and we have not."""
+    ours = {key.method for key in findings.rows}
+    return [
+        (
+            name,
+            *(
+                cell
+                for column in columns
+                for cell in (NONE, _published(published.value(name, column)))
+            ),
+        )
+        for name in published.rows
+        if name not in ours
+    ]
+
+
+def _notes(published: Published | None) -> tuple[str, ...]:
+    if not published:
+        return ()
+    source = f"{PAPER}: {published.source} of Taleb et al. 2020; {published.score}"
+    return (source, *published.caveats)
+
+
+def _comparable(study: Study, score: str) -> bool:
+    return study.published is not None and study.beside == score
+
+
+def _of(record: Record, key: Key, amount: str, score: str) -> list[float]:
+    rows = [
+        row
+        for row in record.results
+        if (row["method"], row["mode"], row["labels"]) == (*key, amount)
+    ]
+    return numbers(sorted(rows, key=lambda row: int(row["repetition"])), score)
+
+
+def _best(values: Sequence[float | None]) -> int | None:
+    defined = [(value, i) for i, value in enumerate(values) if value is not None]
+    return max(defined)[1] if len(defined) > 1 else None
+
+
+def _steps(values: Sequence[float]) -> str:
+    if not values:
+        return NONE
+    reached = [value for value in values if math.isfinite(value)]
+    median = float(np.median(values))
+    text = f"{median:.0f}" if math.isfinite(median) else "never"
+    few = f" ({len(reached)} of {len(values)})" if len(reached) < len(values) else ""
+    return text + few
+
+
+def _number(text: str) -> str:
+    return f"{float(text):.3f}" if text else NONE
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

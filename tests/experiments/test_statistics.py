@@ -1,0 +1,143 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import cohen_kappa_score
+
+from experiments import statistics
+
+
+def scores(values):
+    return [statistics.mean_score(row) for row in values]
+
+
+def subjects(count):
+    return [f"s{i}" for i in range(count)]
+
+
+def test_holm_by_hand():
+    corrected, levels = statistics.holm([0.01, 0.04, 0.03, 0.005])
+    # Sorted .005 .01 .03 .04, times 4 3 2 1: .02 .03 .06 .04, never less than the one before.
+    assert corrected == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert levels == pytest.approx([0.05 / 3, 0.05, 0.05 / 2, 0.05 / 4])
+    assert statistics.holm([]) == ([], [])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_is_between_no_correction_and_bonferroni(values):
+    corrected, _ = statistics.holm(values)
+    for p, q in zip(values, corrected, strict=True):
+        assert p <= q <= min(1.0, len(values) * p) + 1e-12 or q == max(corrected)
+    order = np.argsort(values, kind="stable")
+    assert (np.diff(np.array(corrected)[order]) >= 0).all()
+
+
+def test_bootstrap_of_one_repetition_has_the_textbook_error():
+    values = np.random.default_rng(0).normal(0.7, 0.1, 200)
+    sample = statistics.resample(scores(values[None]), None, subjects(200))
+    assert sample.mean() == pytest.approx(values.mean(), abs=1e-3)
+    assert sample.std() == pytest.approx(values.std() / math.sqrt(200), rel=0.03)
+
+
+def test_bootstrap_against_brute_force_over_both_levels():
+    random = np.random.default_rng(1)
+    method, scratch = random.normal(0.7, 0.1, (3, 30)), random.normal(0.65, 0.1, (3, 30))
+    sample = statistics.resample(scores(method), scores(scratch), subjects(30))
+    brute = []
+    for _ in range(10_000):
+        repetitions, cases = random.integers(0, 3, 3), random.integers(0, 30, 30)
+        drawn = [x[np.ix_(repetitions, cases)].mean() for x in (method, scratch)]
+        brute.append(drawn[0] - drawn[1])
+    assert sample.mean() == pytest.approx(np.mean(brute), abs=2e-3)
+    assert sample.std() == pytest.approx(np.std(brute), rel=0.04)
+    assert np.quantile(sample, 0.025) == pytest.approx(np.quantile(brute, 0.025), abs=3e-3)
+
+
+def test_pairing_takes_out_what_cases_share():
+    random = np.random.default_rng(2)
+    hard = random.normal(0, 0.2, 50)  # how hard the cases are, for any method
+    scratch = 0.6 + hard + random.normal(0, 0.001, (3, 50))
+    method = scratch + 0.01
+    sample = statistics.resample(scores(method), scores(scratch), subjects(50))
+    assert statistics.interval(sample) == pytest.approx((0.01, 0.01), abs=1e-9)
+
+
+def test_subjects_are_drawn_whole():
+    values = np.repeat(np.random.default_rng(3).normal(0, 1, 40), 5)  # five cases of each, alike
+    names = np.repeat(subjects(40), 5)
+    together = statistics.resample(scores(values[None]), None, names).std()
+    apart = statistics.resample(scores(values[None]), None, subjects(200)).std()
+    assert together == pytest.approx(apart * math.sqrt(5), rel=0.05)
+
+
+def test_undefined_cases_count_for_nothing():
+    score = statistics.mean_score(np.array([0.2, np.nan, 0.6]))
+    np.testing.assert_allclose(score(np.array([[1.0, 7, 1], [3, 0, 1]])), [0.4, 0.3])
+    assert np.isnan(score(np.array([[0.0, 3, 0]]))).all()
+
+
+def test_kappa_of_weights_is_that_of_repeated_cases():
+    random = np.random.default_rng(4)
+    grades, predicted = random.integers(0, 5, 60), random.integers(0, 5, 60)
+    weights = random.integers(0, 3, (2, 60))
+    found = statistics.kappa_score(grades, predicted, 5)(weights.astype(float))
+    for value, weight in zip(found, weights, strict=True):
+        wanted = cohen_kappa_score(
+            np.repeat(grades, weight),
+            np.repeat(predicted, weight),
+            weights="quadratic",
+            labels=range(5),
+        )
+        assert value == pytest.approx(wanted)
+
+
+def test_p_values_where_there_is_nothing_to_find_are_as_rare_as_they_say():
+    random, hits = np.random.default_rng(5), 0
+    for _ in range(200):
+        method, scratch = random.normal(0.7, 0.1, (2, 1, 60))
+        sample = statistics.resample(scores(method), scores(scratch), subjects(60), 1000)
+        hits += statistics.p_value(sample) <= 0.05
+    assert 2 <= hits <= 22  # 10 expected
+
+
+def test_compare_finds_what_is_there_and_nothing_else():
+    random = np.random.default_rng(6)
+    scratch = random.normal(0.7, 0.05, (3, 60))
+    noise = random.normal(0, 0.02, (3, 3, 60))
+    methods = {
+        "better": (scores(scratch + 0.05 + noise[0]), scores(scratch)),
+        "same": (scores(scratch + noise[1] - noise[1].mean()), scores(scratch)),
+        "worse": (scores(scratch - 0.05 + noise[2]), scores(scratch)),
+    }
+    found = statistics.compare(methods, subjects(60), 4000)
+    assert [found[name].shown() for name in ("better", "same", "worse")] == [1, 0, -1]
+    assert found["better"].verdict().startswith("gain: +0.0")
+    assert found["worse"].verdict().startswith("loss: -0.0")
+    assert found["same"].verdict().startswith("no gain shown: ")
+    better = found["better"]
+    assert better.low_holm <= better.low < better.difference < better.high <= better.high_holm
+    assert better.low_holm > 0
+
+
+def test_a_single_repetition_shows_nothing():
+    scratch = np.random.default_rng(7).normal(0.7, 0.05, (1, 60))
+    found = statistics.compare(
+        {"better": (scores(scratch + 0.2), scores(scratch))}, subjects(60), 500
+    )
+    assert found["better"].shown() == 0
+    assert "a single repetition" in found["better"].verdict()
+
+
+def test_steps_to_reach():
+    curve = [(0, 0.1), (100, 0.5), (200, 0.45), (300, 0.6)]
+    assert statistics.steps_to_reach(curve, 0.5) == 100
+    assert statistics.steps_to_reach(curve, 0.55) == 300
+    assert statistics.steps_to_reach(curve, 0.7) == math.inf
+
+
+def test_t_interval():
+    low, high = statistics.t_interval(np.array([[1.0], [2.0], [3.0]]))
+    assert (low[0], high[0]) == pytest.approx((2 - 2.484, 2 + 2.484), abs=1e-3)
+    assert np.isnan(statistics.t_interval(np.array([[1.0]]))[0]).all()

@@ -1,0 +1,129 @@
+"""The studies end to end: training and all, on small sets in the layouts that people have."""
+
+import csv
+import dataclasses
+
+import pytest
+import source_files
+from small_study import tiny
+
+from experiments import brats, pancreas, phantom, protocol, retina
+from ssl3d import prepare
+
+SMALL = {
+    "encoder": {"kind": "resunet", "width": 4, "depth": 2, "dtype": "float32"},
+    "repetitions": 1,
+    "labels": ("all",),
+    "validations": 1,
+    "data": {"data.threads": 1},
+    "pretraining": {
+        "steps": 2,
+        "head.hidden": (8,),
+        "batch_size": 2,
+        "optimizer.warmup_steps": 1,
+        "validation.repeats": 1,
+        "data.margin": 0,
+    },
+    "finetuning": {
+        "steps": 3,
+        "batch_size": 2,
+        "optimizer.warmup_steps": 1,
+        "transfer.warmup_steps": 1,
+        "data.margin": 0,
+    },
+    "finetuning_slices": {},
+    "pretraining_of": {},
+}
+
+
+def small(study, crop, **changes):
+    """The study with sizes of seconds."""
+    sizes = dict(SMALL)
+    for name in ("pretraining", "finetuning"):
+        sizes[name] = sizes[name] | {"data.crop": crop}
+    return dataclasses.replace(study, **(sizes | changes))
+
+
+def prepared(folder, layout, write, *options, **arguments):
+    source = write(folder / f"{layout} source", **arguments)
+    output = folder / f"{layout} prepared"
+    options = [*source_files.ARGUMENTS[layout], *options, "--workers=1"]
+    prepare.main([f"--layout={layout}", f"--source={source}", f"--output={output}", *options])
+    return output
+
+
+def run(study, data, output, *options):
+    assert protocol.main(study, [f"--data={data}", f"--output={output}", *options]) == 0
+    with (output / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for name in ("report.html", "tables.tex", "figures/convergence.pdf"):
+        assert (output / name).exists()
+    return rows, (output / "tables.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # a busy machine takes minutes to compile each run
+def test_three_methods_as_they_are(volumes, tmp_path):
+    study = tiny(methods=("scratch", "rotation3d", "rpl2d"), labels=("2",), repetitions=1)
+    rows, table = run(study, volumes.path, tmp_path)
+    assert [row["method"] for row in rows] == ["rotation3d", "rpl2d", "scratch"]
+    for row in rows:
+        assert 0 <= float(row["dice"]) <= 1
+        assert float(row["peak_memory_mb"]) > 100
+        assert float(row["device_seconds"]) > 0
+    assert "no gain shown" in table or "loss" in table or "gain" in table
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # a busy machine takes minutes to compile each run
+def test_brats_pretrained_on_uk_biobank(tmp_path):
+    data = prepared(tmp_path, "brats", source_files.write_brats)
+    corpus = prepared(tmp_path, "ukb", source_files.write_ukb, "--val=0.34")
+    study = small(brats.STUDY, (16, 16, 16))
+    rows, table = run(
+        study, data, tmp_path / "out", f"--pretrain-data={corpus}", "--methods=scratch,rotation3d"
+    )
+    assert {row["method"] for row in rows} == {"scratch", "rotation3d"}
+    assert all(row[name] != "" for row in rows for name in ("WT", "WT (last)"))
+    assert "Isensee et al." in table
+    assert "| 0.880 |" in table  # the paper's, beside ours
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # a busy machine takes minutes to compile each run
+def test_pancreas(tmp_path):
+    data = prepared(
+        tmp_path, "msd", source_files.write_msd, "--recipe=mr", "--classes=0:b,1:pancreas,2:tumour"
+    )
+    study = small(pancreas.STUDY, (16, 16, 16), finetuning_slices={"data.crop": (16, 16)})
+    rows, table = run(study, data, tmp_path / "out", "--methods=scratch,scratch2d,rotation3d")
+    assert len(rows) == 3
+    assert "Reference_dice: mean Dice of background, pancreas and tumour" in table
+    assert "| scratch2d |" in table
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # a busy machine takes minutes to compile each run
+def test_retina(tmp_path):
+    data = prepared(tmp_path, "images", source_files.write_images, count=20)
+    study = small(retina.STUDY, (24, 24))
+    study = dataclasses.replace(study, finetuning=dict(study.finetuning) | {"task.head": "ordinal"})
+    rows, table = run(study, data, tmp_path / "out", "--methods=scratch,rotation2d")
+    assert {row["mode"] for row in rows} == {"random", "finetune"}
+    assert "rotation2d on Kaggle" in table
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # a busy machine takes minutes to compile each run
+def test_the_phantom_is_drawn_on_first_use(tmp_path):
+    data = {
+        "data.threads": 1,
+        "data.phantom.shape": (32, 32, 32),
+        "data.phantom.train": 3,
+        "data.phantom.val": 2,
+        "data.phantom.test": 2,
+    }
+    study = small(phantom.STUDY, (16, 16, 16), data=data)
+    assert protocol.main(study, [f"--output={tmp_path}", "--methods=scratch"]) == 0
+    assert (tmp_path / "data" / "dataset.json").exists()
+    assert (tmp_path / "data" / ".gitignore").exists()

@@ -1,0 +1,254 @@
+"""The tables' layout, word for word, for a small study made by hand."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from small_study import tiny
+
+from experiments import figures, findings, page, tables
+from experiments.published import (
+    BRATS_FIGURE,
+    BRATS_TABLE,
+    PANCREAS_FIGURE,
+    RETINA_FIGURE,
+    Published,
+    Value,
+)
+from experiments.record import Record
+from experiments.study import METHODS, Column
+
+PUBLISHED = Published(
+    source="Figure 0",
+    score="Dice of nothing",
+    columns=("5%", "all"),
+    rows={"scratch": ".50 .70", "rpl3d": "~.55 -", "Somebody et al.": ".60 .80"},
+    caveats=("Nobody knows.",),
+)
+CASES = 40
+
+
+def result(method, labels, repetition, score, steps=6, mode="random", **more):
+    return {
+        "cell": f"{method}-{labels}-{repetition}",
+        "method": method,
+        "mode": mode,
+        "labels": labels,
+        "repetition": str(repetition),
+        "training_cases": {"5%": "2", "all": "8"}[labels],
+        "steps": str(steps),
+        "pretraining": f"{method}-x" if mode == "finetune" else "",
+        "dice": str(score),
+        "WT": str(score - 0.1),
+        "seconds": "60",
+        "device_seconds": "30",
+        "peak_memory_mb": "1024",
+    } | more
+
+
+def record_of(results):
+    """Cases scatter around the cell's score, alike in all; curves rise to it, two steps apart."""
+    noise = np.random.default_rng(0).normal(0, 0.05, CASES)
+    noise -= noise.mean()
+    cases, curves = [], []
+    for row in results:
+        own = np.random.default_rng(int(row["repetition"])).normal(0, 0.002, CASES)
+        for i in range(CASES):
+            value = float(row["dice"]) + noise[i] + own[i]
+            cases.append(
+                {"cell": row["cell"], "id": f"c{i:02d}", "subject": f"s{i}", "dice": str(value)}
+            )
+        for step in range(0, int(row["steps"]) + 1, 2):
+            score = float(row["dice"]) * step / 6
+            curves.append({"cell": row["cell"], "step": str(step), "score": str(score)})
+    before = {
+        "pretraining": "rpl3d-x",
+        "method": "rpl3d",
+        "steps": "4",
+        "cases": "8",
+        "transductive": "True",
+        "trained_score": "0.91",
+        "untrained_score": "0.05",
+        "chance": "",
+        "seconds": "120",
+        "peak_memory_mb": "2048",
+    }
+    return Record(results, [before], cases, curves)
+
+
+@pytest.fixture(scope="module")
+def study():
+    return tiny(published=PUBLISHED, beside="dice")
+
+
+@pytest.fixture(scope="module")
+def record():
+    rows = []
+    for repetition in (1, 2):
+        shift = 0.01 * repetition
+        rows += [
+            result("scratch", "5%", repetition, 0.50 + shift),
+            result("scratch", "all", repetition, 0.70 + shift),
+            result("scratch-double", "all", repetition, 0.703 + shift, 12),
+            result("rpl3d", "5%", repetition, 0.60 + shift, mode="finetune"),
+            result("rpl3d", "all", repetition, 0.70 + shift, mode="finetune"),
+        ]
+    return record_of(rows)
+
+
+@pytest.fixture(scope="module")
+def found(study, record):
+    return findings.find(study, record, 2, draws=2000)
+
+
+MARKDOWN = """\
+## Dice on the test set, by labelled training subjects
+
+| method | 5% | paper | all | paper |
+|---|---|---|---|---|
+| scratch | 0.515 ± 0.007 | 0.500 | 0.715 ± 0.007 | 0.700 |
+| rpl3d | **0.615 ± 0.007** | ≈ 0.550 | 0.715 ± 0.007 | – |
+| scratch-double | – | – | **0.718 ± 0.007** | – |
+| Somebody et al. | – | 0.600 | – | 0.800 |
+
+1. mean ± standard deviation over repetitions, in bold the highest of ours
+2. paper: Figure 0 of Taleb et al. 2020; Dice of nothing
+3. Nobody knows.
+"""
+
+
+def test_markdown_word_for_word(study, found):
+    table = tables.scores_by_label(study, found)
+    assert tables.markdown([table], "Introduction.") == f"Introduction.\n\n{MARKDOWN}"
+
+
+LATEX = r"""\begin{table}
+\caption{Dice on the test set, by labelled training subjects}
+\begin{tabular}{lllll}
+\toprule
+method & 5\% & paper & all & paper \\
+\midrule
+scratch & 0.515 $\pm$ 0.007 & 0.500 & 0.715 $\pm$ 0.007 & 0.700 \\
+rpl3d & \textbf{0.615 $\pm$ 0.007} & $\approx$ 0.550 & 0.715 $\pm$ 0.007 & -- \\
+scratch-double & -- & -- & \textbf{0.718 $\pm$ 0.007} & -- \\
+Somebody et al. & -- & 0.600 & -- & 0.800 \\
+\bottomrule
+\end{tabular}
+\par\footnotesize mean $\pm$ standard deviation over repetitions, in bold the highest of ours
+\par\footnotesize paper: Figure 0 of Taleb et al. 2020; Dice of nothing
+\par\footnotesize Nobody knows.
+\end{table}
+"""
+
+
+def test_latex_word_for_word(study, found):
+    assert tables.latex([tables.scores_by_label(study, found)]) == LATEX
+
+
+def test_scores_beside_one_another(study, record, found):
+    study = dataclasses.replace(
+        study,
+        columns=(Column("dice", "mean"), Column("WT", "WT")),
+        published_scores=dataclasses.replace(
+            PUBLISHED, columns=("WT",), rows={"scratch": ".88", "Somebody et al.": ".9"}
+        ),
+    )
+    table = tables.scores_by_column(study, record, found)
+    assert table.header == ("method", "dice", "paper", "WT", "paper")
+    assert table.rows == (
+        ("scratch", "0.715 ± 0.007", "–", "0.615 ± 0.007", "0.880"),
+        ("rpl3d", "0.715 ± 0.007", "–", "0.615 ± 0.007", "–"),
+        ("scratch-double", "0.718 ± 0.007", "–", "0.618 ± 0.007", "–"),
+        ("Somebody et al.", "–", "–", "–", "0.900"),
+    )
+
+
+def test_verdicts(found):
+    by_place = {row[:2]: row[2] for row in tables.comparisons(found).rows}
+    assert set(by_place) == {("rpl3d", "5%"), ("rpl3d", "all"), ("scratch-double", "all")}
+    assert by_place["rpl3d", "5%"].startswith("gain: +0.100 [+0.")
+    assert by_place["rpl3d", "all"].startswith("no gain shown: +0.000 [")
+    words = page.summary(found)
+    assert words[0].startswith("Significantly better than scratch: rpl3d with 5% labels (+0.100")
+    assert words[-1] == "With all labels no gain of any pretraining over scratch is shown."
+
+
+def test_convergence_and_plateau(found):
+    # 95 % of scratch's end: scratch at step 6; rpl3d with 5 % has 0.2 a third higher up.
+    assert tables.convergence(found).rows == (
+        ("scratch", "6", "6"),
+        ("rpl3d", "6", "6"),
+        ("scratch-double", "–", "6"),
+    )
+    assert tables.plateau(found).rows == (("all", "+0.0030", "at its plateau"),)
+    never = tables._steps((100.0, np.inf, np.inf))
+    assert never == "never (1 of 3)"
+    assert tables._steps((100.0, 200.0, np.inf)) == "200 (2 of 3)"
+
+
+def test_pretrainings_and_costs(record, found):
+    assert tables.pretrainings(record).rows == (
+        ("rpl3d", "4", "8 (transductive)", "0.910", "0.050", "–", "2.0", "2.0"),
+    )
+    assert tables.costs(found, record).rows[0] == ("scratch", "6", "30", "60", "1.0")
+
+
+def test_intervals_hold_the_means(found):
+    for entry in found.entries.values():
+        assert entry.low < entry.mean < entry.high
+
+
+def test_kappa_is_compared_by_cases(study):
+    study = dataclasses.replace(study, columns=(Column("kappa", "kappa"),), published=None)
+    random = np.random.default_rng(0)
+    grades = random.integers(0, 3, 200)
+    results, cases = [], []
+    for method, noise in (("scratch", 0.9), ("rotation3d", 0.1)):
+        for repetition in (1, 2):
+            mode = "random" if method == "scratch" else "finetune"
+            row = result(method, "all", repetition, 0.5, mode=mode, kappa="0.5")
+            results.append(row)
+            guess = np.where(random.random(200) < noise, random.integers(0, 3, 200), grades)
+            cases += [
+                {
+                    "cell": row["cell"],
+                    "id": f"c{i:03d}",
+                    "subject": f"c{i:03d}",
+                    "grade": str(grades[i]),
+                    "predicted": str(guess[i]),
+                }
+                for i in range(200)
+            ]
+    facts = findings.find(study, Record(results, [], cases, []), 3, draws=500)
+    comparison = facts.comparisons[findings.Key("rotation3d", "finetune"), "all"]
+    assert comparison.shown() == 1
+    assert 0.6 < comparison.difference < 1
+    assert facts.curves == {}
+
+
+def test_figures_without_curves_or_a_single_repetition(study, tmp_path):
+    rows = [result("scratch", "5%", 1, 0.5), result("rpl3d", "5%", 1, 0.6, mode="finetune")]
+    full = record_of(rows)
+    facts = findings.find(study, full, 2, draws=200)
+    assert len(figures.write(tmp_path / "a", study, facts)) == 2
+    facts = findings.find(study, full._replace(curves=[]), 2, draws=200)
+    assert len(figures.write(tmp_path / "b", study, facts)) == 1
+
+
+@pytest.mark.parametrize("published", [BRATS_FIGURE, BRATS_TABLE, PANCREAS_FIGURE, RETINA_FIGURE])
+def test_published_numbers_are_whole(published):
+    for name, text in published.rows.items():
+        values = [published.value(name, column) for column in published.columns]
+        assert len(text.split()) == len(published.columns)
+        assert all(value is not None and 0 < value.number < 1 for value in values)
+        assert name in METHODS or " " in name
+    assert published.caveats
+
+
+def test_published_numbers_as_printed():
+    assert BRATS_TABLE.value("rpl3d", "TC") == Value(0.8612, False)
+    assert BRATS_TABLE.value("scratch", "ET") == Value(0.7638, False)
+    assert PANCREAS_FIGURE.value("cpc3d", "10%") == Value(0.47, True)
+    assert RETINA_FIGURE.value("scratch", "5%") == Value(0.011, False)
+    assert BRATS_FIGURE.value("rpl3d", "5%") is None
+    assert BRATS_FIGURE.value("scratch-long", "all") is None
