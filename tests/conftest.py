@@ -141,6 +141,12 @@ def tiny():
 
 
 @pytest.fixture(scope="session")
+def make_dataset():
+    """The function `write_dataset`."""
+    return write_dataset
+
+
+@pytest.fixture(scope="session")
 def tiny_options():
     """The function `tiny_arguments`."""
     return tiny_arguments

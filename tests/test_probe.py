@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import write_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -297,9 +296,9 @@ def test_what_is_linear_in_the_features_of_voxels_is_found(tiny, volumes, pretra
     assert rows["raw intensities"]["features"] == 2
 
 
-def test_what_is_linear_in_the_pooled_features_is_found(tiny, pretrained, tmp_path):
+def test_what_is_linear_in_the_pooled_features_is_found(tiny, pretrained, tmp_path, make_dataset):
     splits = {"train": 200, "val": 40, "test": 40}
-    pictures = write_dataset(tmp_path / "plain", 2, 3, splits=splits, side=16)
+    pictures = make_dataset(tmp_path / "plain", 2, 3, splits=splits, side=16)
     module, variables = export.load_encoder(pretrained[2])
     images = np.stack([store.load_image(pictures, case) for case in pictures.cases])
     features = module.apply(variables, images.astype(np.float32))
