@@ -19,8 +19,6 @@ from ssl3d import inspect
 # Of the truth and of the prediction upon it: the colour-blind tell them apart, and where they
 # agree both are seen.
 _LINES = ({"colour": "#ffb000", "width": 2.4}, {"colour": "#0090ff", "width": 1.2})
-# Of the values shown: the brightest and darkest hundredth saturate, as in a viewer's window.
-_WINDOW = (1, 99)
 _SIDE = 4.0  # inches of the longest side of a slice
 _CAPTION = 0.8  # inches above and below
 MOST_MISTAKES = 12
@@ -56,7 +54,7 @@ def outlines(
         extent = [truth.shape[axis] * spacing[axis] for axis in (across, up)]
         views.append((planes, extent, spacing[up] / spacing[across]))
     shown = [planes[0].reshape(-1, image.shape[-1]) for planes, *_ in views]
-    window = np.percentile(np.concatenate(shown).astype(np.float32), _WINDOW, axis=0)
+    window = np.percentile(np.concatenate(shown).astype(np.float32), inspect.WINDOW, axis=0)
 
     inches = _SIDE / max(side for _, extent, _ in views for side in extent)
     widths = [inches * extent[0] for _, extent, _ in views]
@@ -134,7 +132,7 @@ def mistakes(
         _, _, picture = inspect.middle_views(image)[0]
         values = np.asarray(picture, np.float32).reshape(-1, picture.shape[-1])
         colour = image.ndim == 3 and image.shape[-1] == 3
-        inspect.draw(place, picture, colour, np.percentile(values, _WINDOW, axis=0))
+        inspect.draw(place, picture, colour, np.percentile(values, inspect.WINDOW, axis=0))
         answers = [
             f"{what}: {classes[row[key]]} ({row['probability'][row[key]]:.2f})"
             for what, key in (("true", "grade"), ("predicted", "predicted"))

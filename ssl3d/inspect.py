@@ -23,7 +23,7 @@ from ssl3d.data import pipeline, sources, store
 from ssl3d.errors import UserError
 
 # Of the values shown: the brightest and darkest hundredth saturate, as in a viewer's window.
-_WINDOW = (1, 99)
+WINDOW = (1, 99)
 # The layout, in units of a small picture: nine side by side, the whole image three times as large.
 _COLUMNS, _LARGE, _TITLE = 9, 3, 0.3
 _INCHES = 1.5
@@ -121,7 +121,7 @@ def _show(axes: Sequence[plt.Axes], panel: tasks.Panel, image: np.ndarray, rank:
     """The middle views of `image` [*S, C] side by side, with the panel's title and boxes."""
     colour = rank == 2 and image.shape[-1] == 3
     # A photograph's colours are normalised apart, so each has its own window.
-    window = np.percentile(image.reshape(-1, image.shape[-1]), _WINDOW, axis=0)
+    window = np.percentile(image.reshape(-1, image.shape[-1]), WINDOW, axis=0)
     for place, (shown, cut, picture) in zip(axes, middle_views(image), strict=True):
         draw(place, picture, colour, window)
         for index, box in enumerate(panel.boxes):

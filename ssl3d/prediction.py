@@ -58,15 +58,14 @@ def load(
     """
     saved = model.load(workdir, kind)
     try:
-        return _build(saved, mirror, overlap)
+        return _build(workdir, saved, mirror, overlap)
     except (AttributeError, KeyError) as error:
         raise UserError(
             f"{workdir}: the model was saved by another version of ssl3d ({error}); train it again"
         ) from None
 
 
-def _build(saved: model.Model, mirror: bool, overlap: float | None) -> Trained:
-    workdir = saved.dataset.path.parent.parent
+def _build(workdir: Path, saved: model.Model, mirror: bool, overlap: float | None) -> Trained:
     name = saved.config.task.name
     if name not in tasks.DOWNSTREAM_TASKS:
         raise UserError(

@@ -277,11 +277,6 @@ def probe(config: ml_collections.ConfigDict, split: str) -> dict[str, Any]:
         raise UserError("config.init.encoder is empty: give a run, --config.init.encoder=DIR")
     checks.check(config)
     dataset = sources.open_dataset(config)
-    if config.task.name == "classification" and config.rank < dataset.rank:
-        raise UserError(
-            f"{dataset.path}: holds volumes; classify them with the variant volumes, "
-            "--config=configs/classify.py:DATASET,volumes"
-        )
     transfer.adopt_architecture(config, len(dataset.modalities))
     cases = Cases(
         *sources.choose_cases(config, dataset), sources.labelled(config, dataset.split(split))

@@ -15,6 +15,8 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from ssl3d.files import appearing
+
 
 class Report:
     """Writes from the first process alone; in the others it does nothing.
@@ -155,9 +157,8 @@ def read_metrics(workdir: Path) -> list[dict]:
 def _truncate(file: Path, step: int) -> None:
     # A run that begins anew validates its untrained network again: nothing of step 0 stays.
     kept = [line for line in read_metrics(file.parent) if 0 < step >= line["step"]]
-    partial = file.with_name(".metrics.jsonl")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    partial.replace(file)
+    with appearing(file) as partial:
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
 
 def bootstrap(
