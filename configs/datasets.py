@@ -132,7 +132,8 @@ def hippocampus(config: ml_collections.ConfigDict) -> None:
         config.data.crop = (40, 56, 40)[: config.rank]
         config.encoder.width = 16
         config.batch_size = 4 if config.rank == 3 else 32
-        config.steps = 700
+        config.optimizer.learning_rate = 4e-3
+        config.steps = 600
         config.validate_every = 100
         config.checkpoint_every = 100
 
