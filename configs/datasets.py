@@ -12,6 +12,23 @@ from ssl3d.errors import UserError
 # Tasks that look at patches of an image one by one, and not at a crop as a whole.
 PATCH_TASKS = ("cpc", "jigsaw", "rpl")
 
+# Axes along which a mirror image is as likely as the image: left-right where an organ has a twin
+# or a disease either side, both of a picture of an eye (the left one is the right one's mirror
+# image, and lesions lie anywhere).
+MIRRORED = {
+    "phantom_brain": (0,),
+    "phantom_fundus": (0, 1),
+    "hippocampus": (0,),
+    "brats": (0,),
+    "retina": (0, 1),
+}
+
+
+def mirrored(config: ml_collections.ConfigDict) -> tuple[int, ...]:
+    """Axes of `MIRRORED`; none where nothing is known."""
+    kind = config.data.phantom.kind
+    return MIRRORED.get(f"phantom_{kind}" if kind else config.data.preset, ())
+
 
 def apply(config: ml_collections.ConfigDict, preset: str) -> None:
     """Fills in the preset. Raises `UserError` for a name that there is not."""
@@ -48,8 +65,9 @@ def _phantom_volume(config: ml_collections.ConfigDict, kind: str) -> None:
     if config.task.name == "segmentation":
         config.data.crop = (48,) * 3 if config.rank == 3 else (64,) * 2
         config.encoder.depth = 4
-        config.batch_size = 4 if config.rank == 3 else 16
-        config.steps = 400
+        config.batch_size = 2 if config.rank == 3 else 16
+        config.optimizer.learning_rate = 4e-3
+        config.steps = 350
     elif config.rank == 3:
         # CPC stays inside the body: patches of nothing but air cannot be told apart.
         config.data.margin = 6 if config.task.name == "cpc" else 0
@@ -128,12 +146,12 @@ def hippocampus(config: ml_collections.ConfigDict) -> None:
     else:
         _choose(config, patches=(33, 45), whole=(32, 32), cpc=(35, 45))
     if config.task.name == "segmentation":
-        # Nearly every volume at once.
-        config.data.crop = (40, 56, 40)[: config.rank]
+        # Most of a volume; half of its voxels at twice the steps reach more than all of them.
+        config.data.crop = (32, 48, 32)[: config.rank]
         config.encoder.width = 16
         config.batch_size = 4 if config.rank == 3 else 32
         config.optimizer.learning_rate = 4e-3
-        config.steps = 600
+        config.steps = 1000
         config.validate_every = 100
         config.checkpoint_every = 100
 

@@ -109,7 +109,11 @@ def downstream(config: ml_collections.ConfigDict) -> None:
 
     # On the device, of every training example.
     config.augment = ml_collections.ConfigDict()
-    config.augment.flip = 0.0  # probability of a mirror image, for each axis
+    # Probability of a mirror image, for each of these axes of the network's input. The first one of
+    # a volume and of its axial and coronal slices is left-right.
+    symmetric = datasets.mirrored(config)
+    config.augment.flip = 0.5 if symmetric else 0.0
+    config.augment.flip_axes = symmetric or tuple(range(config.rank))
     config.augment.spatial = 0.5  # probability of a rotation and scaling
     config.augment.rotate = 15.0  # degrees, the most about each axis
     config.augment.zoom = 0.15  # factors in 1 ± this

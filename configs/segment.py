@@ -27,5 +27,5 @@ def get_config(arg: str = "phantom") -> ml_collections.ConfigDict:
     config.task.regions = ()
     config.predict.overlap = 0.5  # of neighbouring windows, as a share of their side
     config.predict.batch = 4  # windows at once
-    config.predict.mirror = False  # average over mirrored images: 2^rank times the work
+    config.predict.mirror = False  # average over images mirrored along augment.flip_axes
     return config

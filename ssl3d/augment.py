@@ -169,6 +169,7 @@ def spatial(
     label: Array,
     *,
     flip: float,
+    flip_axes: Sequence[int],
     rotate_degrees: float,
     zoom: float,
     probability: float,
@@ -177,7 +178,7 @@ def spatial(
     """Moves an image [*S, C] and its label [*S] together: flips, then perhaps a turn and a zoom.
 
     Args:
-      flip: probability for each axis to be mirrored.
+      flip, flip_axes: probability for each of these axes to be mirrored.
       rotate_degrees: angles are drawn in ± this, one for each plane of two axes (3D: three).
       zoom: the factor, the same for all axes, is drawn in 1 ± this.
       probability: of the turn and zoom.
@@ -189,7 +190,8 @@ def spatial(
     factor = jax.random.uniform(zoom_key, minval=1 - zoom, maxval=1 + zoom)
     chosen = jax.random.bernoulli(chance_key, probability)
     matrix = jnp.where(chosen, rotation_matrix(jnp.radians(angles), rank) / factor, jnp.eye(rank))
-    signs = jnp.where(jax.random.bernoulli(mirror_key, flip, (rank,)), -1, 1)
+    chances = jnp.asarray([flip if axis in flip_axes else 0.0 for axis in range(rank)])
+    signs = jnp.where(jax.random.bernoulli(mirror_key, chances), -1, 1)
     return affine(image, label, signs[:, None] * matrix, outside)
 
 
@@ -198,7 +200,7 @@ def image_and_label(
 ) -> tuple[Array, Array]:
     """What `config.augment` asks for, of an image [*S, C] and its label [*S].
 
-    `settings`: flip, spatial (a probability), rotate (degrees), zoom, intensity, noise.
+    `settings`: flip, flip_axes, spatial (a probability), rotate (degrees), zoom, intensity, noise.
     """
     space, curve, noise = jax.random.split(key, 3)
     image, label = spatial(
@@ -206,6 +208,7 @@ def image_and_label(
         image,
         label,
         flip=settings["flip"],
+        flip_axes=settings["flip_axes"],
         rotate_degrees=settings["rotate"],
         zoom=settings["zoom"],
         probability=settings["spatial"],

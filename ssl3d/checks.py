@@ -80,6 +80,12 @@ def check(config: ml_collections.ConfigDict) -> None:
         lambda x: config.transfer.mode != "finetune" or x < config.steps,
         "fewer than config.steps, or the encoder never learns",
     )
+    _refuse_unless(
+        config,
+        "augment.flip_axes",
+        lambda x: len(set(x)) == len(x) > 0 and set(x) <= set(range(config.rank)),
+        f"different axes of 0 to {config.rank - 1}",
+    )
     if "transfer" in config:
         # A prediction is asked of the whole image.
         _refuse_unless(config, "data.margin", lambda x: x == 0, "0 for downstream tasks")

@@ -41,7 +41,11 @@ def add_options(parser: command.Parser) -> None:
     """The options of a command that predicts: which model, and how."""
     add = parser.add_argument
     add("--model", choices=model.KINDS, default="best", help="by validation, or as the run ended")
-    add("--mirror", action="store_true", help="average over mirrored images (2^rank times as long)")
+    add(
+        "--mirror",
+        action="store_true",
+        help="average over the mirror images of the config",
+    )
     add("--overlap", type=float, help="of sliding windows, from 0 to below 1; default: the run's")
 
 
@@ -90,7 +94,7 @@ def _build(workdir: Path, saved: model.Model, mirror: bool, overlap: float | Non
 
 def _mirrored(trained: Trained) -> tuple[int, ...]:
     config = trained.model.config
-    return tuple(range(config.rank)) if config.predict.mirror else ()
+    return tuple(config.augment.flip_axes) if config.predict.mirror else ()
 
 
 def segment(trained: Trained, image: np.ndarray) -> np.ndarray:

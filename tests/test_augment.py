@@ -167,8 +167,8 @@ def example(rank, side=9, channels=2, seed=0):
 
 
 def amounts(**chosen):
-    nothing = {"flip": 0.0, "rotate_degrees": 0.0, "zoom": 0.0, "probability": 0.0, "outside": 255}
-    return nothing | chosen
+    nothing = {"rotate_degrees": 0.0, "zoom": 0.0, "probability": 0.0, "outside": 255}
+    return {"flip": 0.0, "flip_axes": (0, 1)} | nothing | chosen
 
 
 spatial = jax.jit(augment.spatial, static_argnames=amounts())
@@ -199,15 +199,16 @@ def test_nothing_moves_when_all_amounts_are_zero(seed, rank, probability):
     assert (moved[0].dtype, moved[1].dtype) == (x.dtype, label.dtype)
 
 
-@pytest.mark.parametrize("rank", [2, 3])
-def test_spatial_flips_are_exact_and_hit_each_axis_on_its_own(rank):
+@pytest.mark.parametrize(("rank", "flipped"), [(2, (0, 1)), (2, (1,)), (3, (0, 1, 2)), (3, (0, 2))])
+def test_spatial_flips_are_exact_and_hit_each_of_their_axes_on_its_own(rank, flipped):
     x, label = example(rank, side=4)
     keys = jax.random.split(jax.random.key(0), 60)
-    moved = jax.vmap(lambda key: spatial(key, x, label, **amounts(flip=0.5)))(keys)
+    chosen = amounts(flip=0.5, flip_axes=flipped)
+    moved = jax.vmap(lambda key: spatial(key, x, label, **chosen))(keys)
     pairs = {
         tuple(np.asarray(np.flip(a, axes)).tobytes() for a in (x, label))
-        for count in range(rank + 1)
-        for axes in itertools.combinations(range(rank), count)
+        for count in range(len(flipped) + 1)
+        for axes in itertools.combinations(flipped, count)
     }
     found = zip(*map(np.asarray, moved), strict=True)
     assert {(a.tobytes(), b.tobytes()) for a, b in found} == pairs
