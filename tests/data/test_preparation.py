@@ -98,7 +98,8 @@ def test_an_interrupted_run_goes_on_with_the_rest(tmp_path, monkeypatch, capsys)
     # A crash may also leave half a line in the notes and half a file that was not yet renamed.
     with (tmp_path / "out" / collection.PROGRESS).open("a") as notes:
         notes.write('{"case": {"id": "case_0')
-    (tmp_path / "out/images/.case_03.npy.123").write_bytes(b"half")
+    for name in ("images/.123.case_03.npy", ".123.progress.jsonl", ".45.dataset.json"):
+        (tmp_path / "out" / name).write_bytes(b"half")
     again = []
 
     def remember(case, job):
@@ -330,6 +331,14 @@ def test_a_full_disk_is_said_first(tmp_path, monkeypatch):
     run("msd", source, tmp_path / "out")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     run("msd", source, tmp_path / "out")  # what is there already needs no room
+
+    # Half a file does: it is written again.
+    written = sum(path.stat().st_size for path in (tmp_path / "out").glob("*/*.npy"))
+    collection.check_disk(tmp_path / "out", written + usage.free)
+    array = store.image_path(tmp_path / "out", "case_00")
+    array.rename(array.with_name(f".123.{array.name}"))
+    with pytest.raises(UserError, match="make room"):
+        collection.check_disk(tmp_path / "out", written + usage.free)
 
 
 @pytest.mark.parametrize(
