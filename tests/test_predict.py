@@ -1,58 +1,28 @@
 import csv
 import gzip
-import importlib
 import io
-import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from ssl3d import predict, prediction, prepare, tasks
+from ssl3d import predict, prediction, prepare
 from ssl3d.data import geometry, preparation, store, writers
 from ssl3d.data.listing import SourceCase
 from ssl3d.errors import UserError
 from ssl3d.files import appearing
-from ssl3d.models import model
 
 # The collections that the tests of data/ are made of.
 sys.path.append(str(Path(__file__).parent / "data"))
 
 import source_files as files
 
-CROP = 16
 # Tilted out of all planes, the axes along S, R, A and two of them reversed.
 TILT = np.array([[0.02, -0.995, 0.1], [0.1, 0.1, 0.99], [-0.995, 0.01, 0.1]])
-
-
-def save_model(workdir, dataset, name="segment", kind="best", **overrides):
-    """A run's model with random weights: where predictions land does not depend on training."""
-    config = importlib.import_module(f"configs.{name.partition(',')[0]}").get_config(
-        ",".join(["folder", *name.split(",")[1:]])
-    )
-    values = {
-        "data.crop": (CROP,) * config.rank,
-        "encoder.width": 4,
-        "encoder.depth": 2,
-        "encoder.dtype": "float32",
-        "predict.batch": 3,
-    } | {key.replace("__", "."): value for key, value in overrides.items()}
-    config.update_from_flattened_dict(values)
-    if "head" in config:
-        config.head.hidden = (8,)
-    labels = tasks.Labels(dataset.classes, (1,) * len(dataset.classes))
-    network = tasks.build(config, labels).network
-    inputs = np.zeros((1, *config.data.crop, len(dataset.modalities)), np.float32)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), inputs)
-    rng = np.random.default_rng(0)
-    variables = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
-    model.save(workdir, kind, variables, model.describe(config, dataset, (), 0, {}))
-    return workdir
 
 
 def prepared(source, output, layout, *options):
@@ -147,7 +117,7 @@ def scans(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=RECIPES)
-def trained(request, scans, tmp_path_factory):
+def trained(request, save_model, scans, tmp_path_factory):
     """(workdir, data set): in one of the two nothing is resampled that has voxels of 1 mm."""
     folder = tmp_path_factory.mktemp("trained")
     dataset = prepared(scans, folder / "data", "folder", *RECIPES[request.param])
@@ -220,7 +190,7 @@ def test_label_maps_are_what_the_prepared_images_give_and_lie_over_the_inputs(
     assert (outside > 0) == dataset.extra["settings"]["recipe"]["crop"]
 
 
-def test_label_maps_follow_the_intensities_of_the_file(scans, tmp_path, thresholds):
+def test_label_maps_follow_the_intensities_of_the_file(save_model, scans, tmp_path, thresholds):
     """Independent of the geometry's own code: what is bright in the file is 300 there."""
     dataset = prepared(scans, tmp_path / "data", "folder", "--recipe=hippocampus", "--spacing=1")
     workdir = save_model(tmp_path / "run", dataset)
@@ -245,7 +215,7 @@ def test_the_same_again_replaces_everything_with_the_same_bytes(trained, scans, 
     assert (output / "second.nii.gz").read_bytes() == before
 
 
-def test_best_or_last(trained, scans, tmp_path):
+def test_best_or_last(save_model, trained, scans, tmp_path):
     workdir, dataset = trained
     with pytest.raises(UserError, match=r"model\.json: missing"):
         run(workdir, scans, tmp_path / "out", "--model=last")
@@ -255,7 +225,7 @@ def test_best_or_last(trained, scans, tmp_path):
     assert run(tmp_path / "run", place, tmp_path / "out", "--model=last") == ["second.nii.gz"]
 
 
-def test_slices_of_a_volume(scans, tmp_path):
+def test_slices_of_a_volume(save_model, scans, tmp_path):
     dataset = prepared(scans, tmp_path / "data", "folder", "--recipe=hippocampus")
     workdir = save_model(tmp_path / "run", dataset, "segment,slices")
     run(workdir, scans / "images", tmp_path / "out", "--layout=folder")
@@ -270,7 +240,7 @@ def test_slices_of_a_volume(scans, tmp_path):
 # Collections.
 
 
-def test_a_folder_of_the_decathlon_and_macos_leftovers(tmp_path, thresholds):
+def test_a_folder_of_the_decathlon_and_macos_leftovers(save_model, tmp_path, thresholds):
     source = files.write_msd(tmp_path / "Task04", unlabelled=3)
     dataset = prepared(source, tmp_path / "data", "msd")
     workdir = save_model(tmp_path / "run", dataset)
@@ -287,7 +257,7 @@ def test_a_folder_of_the_decathlon_and_macos_leftovers(tmp_path, thresholds):
 
 
 @pytest.fixture(scope="module")
-def brats(tmp_path_factory):
+def brats(save_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("brats")
     source = files.write_brats(folder / "source")
     dataset = prepared(source, folder / "data", "brats", "--size=24")
@@ -350,7 +320,7 @@ def test_brats_without_a_modality_and_in_other_layouts(brats, tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def nnunet(tmp_path_factory):
+def nnunet(save_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("nnunet")
     source = files.write_nnunet(folder / "source")
     return save_model(folder / "run", prepared(source, folder / "data", "nnunet")), source
@@ -386,7 +356,7 @@ def test_a_missing_a_superfluous_and_an_unnumbered_channel(nnunet, tmp_path, cap
     assert said.out.startswith(f"{tmp_path / 'out'}: 1 label map, 3 left out; ")
 
 
-def test_dicom_and_nrrd_become_nifti_where_they_lie(tmp_path, thresholds):
+def test_dicom_and_nrrd_become_nifti_where_they_lie(save_model, tmp_path, thresholds):
     dataset = prepared(files.write_msd(tmp_path / "Task04"), tmp_path / "data", "msd")
     workdir = save_model(tmp_path / "run", dataset)
     thresholds(-10, 0)
@@ -417,7 +387,7 @@ def test_dicom_and_nrrd_become_nifti_where_they_lie(tmp_path, thresholds):
 # Pictures.
 
 
-def test_grades_of_pictures_in_a_table(tmp_path, capsys):
+def test_grades_of_pictures_in_a_table(save_model, tmp_path, capsys):
     source = files.write_images(tmp_path / "source")
     dataset = prepared(source, tmp_path / "data", "images", "--size=32")
     workdir = save_model(tmp_path / "run", dataset, "classify")
@@ -449,7 +419,7 @@ def test_grades_of_pictures_in_a_table(tmp_path, capsys):
     assert [line.split(",")[0] for line in lines[1:]] == ["eye0", "eye2", "eye3", "eye4", "eye5"]
 
 
-def test_label_maps_of_pictures_are_pictures(tmp_path, thresholds):
+def test_label_maps_of_pictures_are_pictures(save_model, tmp_path, thresholds):
     for i in range(3):
         (tmp_path / "source/images").mkdir(parents=True, exist_ok=True)
         (tmp_path / "source/labels").mkdir(parents=True, exist_ok=True)
@@ -477,7 +447,7 @@ def test_label_maps_of_pictures_are_pictures(tmp_path, thresholds):
 
 
 @pytest.fixture(scope="module")
-def one_modality(tmp_path_factory):
+def one_modality(save_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
     dataset = prepared(files.write_msd(folder / "source"), folder / "data", "msd")
     return save_model(folder / "run", dataset)
@@ -501,7 +471,7 @@ def test_a_damaged_file_stops_or_is_left_out(one_modality, tmp_path, capsys):
     assert said.out.splitlines()[-1].startswith(f"{tmp_path / 'out'}: 2 label maps, 1 left out; ")
 
 
-def test_what_cannot_be_predicted_is_one_line(one_modality, nnunet, tmp_path, volumes):
+def test_what_cannot_be_predicted_is_one_line(save_model, one_modality, nnunet, tmp_path, volumes):
     place = tmp_path / "in"
     scan = files.write_nifti(place / "scan.nii.gz", files.scan(0))
     output = tmp_path / "out"
@@ -542,18 +512,12 @@ def test_what_cannot_be_predicted_is_one_line(one_modality, nnunet, tmp_path, vo
         predict.main([])
 
 
-def test_the_command_ends_with_status_2_and_one_line(one_modality, tmp_path):
+def test_the_command_ends_with_status_2_and_one_line(one_modality, as_typed, tmp_path):
     place = tmp_path / "in"
     place.mkdir()
     (place / "scan.nii.gz").write_bytes(gzip.compress(b"no scan"))
     arguments = [f"--workdir={one_modality}", f"--input={place}", f"--output={tmp_path / 'out'}"]
-    result = subprocess.run(
-        [sys.executable, "-m", "ssl3d.predict", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    result = as_typed("ssl3d.predict", *arguments)
     assert result.returncode == 2
     (line,) = [line for line in result.stderr.splitlines() if not line.startswith("\r")]
     assert line.startswith(f"error: {place / 'scan.nii.gz'}: not a NIfTI file")
