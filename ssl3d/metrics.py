@@ -195,15 +195,21 @@ def bootstrap_interval(
     names, members = np.unique(units, return_inverse=True)
     if names.size < 2:
         return np.nan, np.nan
-    share = np.full(names.size, 1 / names.size)
     rng = np.random.default_rng(seed)
-    draws = (rng.multinomial(names.size, share, _BLOCK) for _ in range(BOOTSTRAP_DRAWS // _BLOCK))
-    values = np.concatenate([statistic(block[:, members].astype(float)) for block in draws])
+    blocks = (_draw(rng, names.size) for _ in range(BOOTSTRAP_DRAWS // _BLOCK))
+    values = np.concatenate([statistic(times[:, members].astype(float)) for times in blocks])
     values = values[~np.isnan(values)]
     if not values.size:
         return np.nan, np.nan
     low, high = np.percentile(values, (2.5, 97.5))
     return float(low), float(high)
+
+
+def _draw(rng: np.random.Generator, units: int) -> np.ndarray:
+    """How often each of so many draws with replacement holds each unit: [_BLOCK, units]."""
+    drawn = rng.integers(0, units, (_BLOCK, units))
+    cells = drawn + units * np.arange(_BLOCK)[:, None]
+    return np.bincount(cells.ravel(), minlength=drawn.size).reshape(drawn.shape)
 
 
 def classification_scores(

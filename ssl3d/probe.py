@@ -47,7 +47,7 @@ from ssl3d import (
 from ssl3d.data import sources, store
 from ssl3d.errors import UserError
 from ssl3d.linear_readout import Encode, Levels
-from ssl3d.models import heads, model
+from ssl3d.models import export, heads, model
 from ssl3d.models.encoders import Features
 from ssl3d.tasks import classification
 
@@ -218,7 +218,8 @@ def build_encoders(
     example = np.zeros((1, *config.data.crop, len(dataset.modalities)), np.float32)
     random = backend.jit_once(encoder.init)(jax.random.key(config.seed), example)
     nested = {name: {"encoder": tree} for name, tree in random.items()}
-    loaded, _ = transfer.load_into(nested, config.init.encoder)
+    _, pretrained = export.load_encoder(config.init.encoder)
+    loaded, _ = transfer.load_into(nested, pretrained, config.init.encoder)
     loaded = {name: tree["encoder"] for name, tree in loaded.items()}
 
     @backend.jit

@@ -15,6 +15,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from ssl3d import metrics
 from ssl3d.files import appearing
 
 
@@ -166,13 +167,17 @@ def bootstrap(
 ) -> tuple[float, float]:
     """A 95 % interval of sum / count by resampling groups (subjects) with replacement.
 
+    The ratio itself, twice, where there is one group alone.
+
     Args:
       sums, counts: [M], of each example.
       groups: int [M]; examples of one group are drawn together.
     """
-    _, index = np.unique(groups, return_inverse=True)
-    totals = np.bincount(index, sums), np.bincount(index, counts)
-    draws = np.random.default_rng(seed).integers(0, len(totals[0]), (2000, len(totals[0])))
-    ratios = totals[0][draws].sum(axis=1) / np.maximum(totals[1][draws].sum(axis=1), 1e-12)
-    low, high = np.quantile(ratios, (0.025, 0.975))
-    return float(low), float(high)
+
+    def ratio(weights: np.ndarray) -> np.ndarray:
+        return weights @ sums / np.maximum(weights @ counts, 1e-12)
+
+    if np.unique(groups).size == 1:
+        value = float(ratio(np.ones(len(sums))))
+        return value, value
+    return metrics.bootstrap_interval(ratio, groups, seed)

@@ -154,7 +154,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
     config = config.copy_and_resolve_references()
     checks.check(config)
     dataset = sources.open_dataset(config)
-    transfer.adopt_architecture(config, len(dataset.modalities))
+    pretrained = transfer.adopt_architecture(config, len(dataset.modalities))
     train_cases, validation_cases = sources.choose_cases(config, dataset)
     task = tasks.build(config, sources.labels_of(dataset, train_cases))
     mesh = sharding.make_mesh(config.mesh.space)
@@ -184,8 +184,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
     manager = checkpoint.open_manager(workdir)
     restored = checkpoint.restore(manager, state)
     said = transfer.explain(config)
-    if restored is None and transfer.loads(config):
-        state, said = _load_encoder(state, config)
+    if restored is None and pretrained is not None:
+        state, said = _load_encoder(state, pretrained, config.init.encoder)
+    del pretrained  # the state has a copy of its own
     state, begin = restored or (state, 0)
     end = min(stop_at or config.steps, config.steps)
     log = report.Report(workdir, config.steps, begin)
@@ -258,10 +259,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
     return step >= end
 
 
-def _load_encoder(state: State, config: ml_collections.ConfigDict) -> tuple[State, str]:
+def _load_encoder(state: State, pretrained: dict[str, Any], folder: str) -> tuple[State, str]:
     """The state with the pretrained encoder in it, and what was loaded."""
     own = {name: state[name] for name in ("params", "batch_stats") if state[name]}
-    merged, said = transfer.load_into(own, config.init.encoder)
+    merged, said = transfer.load_into(own, pretrained, folder)
     if "ema" in state:
         merged["ema"] = jax.tree.map(jnp.copy, merged["params"])
     return state | merged, said

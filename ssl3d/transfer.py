@@ -51,7 +51,7 @@ def explain(config: ml_collections.ConfigDict) -> str:
     return ""
 
 
-def adopt_architecture(config: ml_collections.ConfigDict, channels: int) -> None:
+def adopt_architecture(config: ml_collections.ConfigDict, channels: int) -> dict[str, Any] | None:
     """Replaces `config.encoder` by the settings of the encoder in `config.init.encoder`.
 
     So that weights fit, and so that random weights are compared on the same network. Only the
@@ -60,12 +60,16 @@ def adopt_architecture(config: ml_collections.ConfigDict, channels: int) -> None
     Args:
       channels: C of the data set.
 
+    Returns:
+      The encoder's variables, for `load_into`, where the mode uses them: a damaged one is refused
+      before anything is written.
+
     Raises:
       UserError: the mode needs an encoder and there is none, it cannot be read, or it is of
         another rank or of more channels.
     """
     if "transfer" not in config:
-        return
+        return None
     mode, folder = config.transfer.mode, config.init.encoder
     if mode not in MODES:
         raise UserError(f"config.transfer.mode={mode!r}: choose one of {', '.join(MODES)}")
@@ -74,7 +78,7 @@ def adopt_architecture(config: ml_collections.ConfigDict, channels: int) -> None
             raise UserError(
                 "config.transfer.mode=finetune: give a pretraining run, --config.init.encoder=DIR"
             )
-        return
+        return None
     about = export.describe_encoder(folder)
     if about["rank"] != config.rank:
         raise UserError(
@@ -86,14 +90,16 @@ def adopt_architecture(config: ml_collections.ConfigDict, channels: int) -> None
             f"config.init.encoder={folder}: was trained on {about['channels']} channels, the data "
             f"set has {channels}; pretrain on {channels} or fewer"
         )
-    if mode != "random":
-        export.load_encoder(folder)  # a damaged one is refused before anything is written
+    loaded = export.load_encoder(folder)[1] if loads(config) else None
     dtype = config.encoder.dtype
     config.encoder.update(about["encoder"])
     config.encoder.dtype = dtype
+    return loaded
 
 
-def load_into(variables: dict[str, Any], folder: str) -> tuple[dict[str, Any], str]:
+def load_into(
+    variables: dict[str, Any], loaded: dict[str, Any], folder: str
+) -> tuple[dict[str, Any], str]:
     """Puts a pretrained encoder's parameters and running statistics into a network's variables.
 
     A first layer of fewer input channels than the network has is repeated over them and rescaled,
@@ -101,7 +107,8 @@ def load_into(variables: dict[str, Any], folder: str) -> tuple[dict[str, Any], s
 
     Args:
       variables: "params" and, with batch norm, "batch_stats", each with "encoder".
-      folder: of the run or its `encoder/`.
+      loaded: the encoder's, from `export.load_encoder`.
+      folder: where they are from, the run's or its `encoder/`.
 
     Returns:
       The variables, and a sentence that says what was loaded and what was not.
@@ -110,7 +117,6 @@ def load_into(variables: dict[str, Any], folder: str) -> tuple[dict[str, Any], s
       UserError: a leaf that the encoder lacks, that the network has not, or of another shape.
     """
     file = export.encoder_folder(folder) / export.WEIGHTS
-    _, loaded = export.load_encoder(folder)
     own = {name: tree["encoder"] for name, tree in variables.items() if "encoder" in tree}
     found = traverse_util.flatten_dict(loaded, sep="/")
     wanted = traverse_util.flatten_dict(own, sep="/")

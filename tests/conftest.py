@@ -3,16 +3,21 @@
 import importlib
 import os
 import signal
+import subprocess
+import sys
 
 # Before jax is imported. Tests compile far more than they run, and LLVM's optimisation of XLA's
 # code is most of that time; convolutions run in a library and do not notice.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 
 import hypothesis
+import jax
 import numpy as np
 import pytest
 
+from ssl3d import command, tasks
 from ssl3d.data import store
+from ssl3d.models import model
 
 # The machine may be busy, and the first example of a test compiles.
 hypothesis.settings.register_profile("no deadline", deadline=None)
@@ -134,6 +139,24 @@ def tiny_arguments(name, path, **overrides):
     ]
 
 
+def save_random_model(workdir, dataset, name="segment", kind="best", **overrides):
+    """The folder of a run that never was: a model with random weights, for windows of 16 voxels.
+
+    How a model's answers are written and scored does not depend on training, and it costs less.
+    """
+    _, rank = DOWNSTREAM[name]
+    sizes = {"data__crop": (16,) * rank, "predict__batch": 3}
+    config = tiny_config(name, dataset.path, **sizes | overrides)
+    labels = tasks.Labels(dataset.classes, (1,) * len(dataset.classes))
+    network = tasks.build(config, labels).network
+    inputs = np.zeros((1, *config.data.crop, len(dataset.modalities)), np.float32)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), inputs)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
+    model.save(workdir, kind, variables, model.describe(config, dataset, (), 0, {}))
+    return workdir
+
+
 @pytest.fixture(scope="session")
 def tiny():
     """The function `tiny_config`."""
@@ -150,6 +173,12 @@ def make_dataset():
 def tiny_options():
     """The function `tiny_arguments`."""
     return tiny_arguments
+
+
+@pytest.fixture(scope="session")
+def save_model():
+    """The function `save_random_model`."""
+    return save_random_model
 
 
 @pytest.fixture(scope="session")
@@ -174,6 +203,36 @@ def in_repository(request, monkeypatch):
     """Commands name their configs relative to the checkout."""
     monkeypatch.chdir(request.config.rootpath)
     return request.config.rootpath
+
+
+@pytest.fixture
+def as_typed(in_repository):
+    """`python -m MODULE ARGUMENT...` in a process of its own, which has ended."""
+
+    def function(module, *arguments):
+        return subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return function
+
+
+@pytest.fixture
+def call_command(monkeypatch, capsys, in_repository):
+    """A command's `main` with arguments, without a new process: (status, stdout, stderr)."""
+
+    def function(main, *arguments):
+        monkeypatch.setattr(sys, "argv", [main.__module__, *arguments])
+        with pytest.raises(SystemExit) as caught:
+            command.run(main)
+        said = capsys.readouterr()
+        return caught.value.code, said.out, said.err
+
+    return function
 
 
 @pytest.fixture(autouse=True)

@@ -1,10 +1,8 @@
 import csv
 import dataclasses
-import importlib
 import json
 import shutil
 
-import jax
 import matplotlib.image
 import nibabel as nib
 import numpy as np
@@ -14,16 +12,14 @@ from scipy import ndimage
 
 from ssl3d import (
     case_pictures,
-    command,
     evaluate,
     evaluation,
     metrics,
     prediction,
     prepare,
-    tasks,
     train,
 )
-from ssl3d.data import sources, store
+from ssl3d.data import store
 from ssl3d.errors import UserError
 from ssl3d.models import model
 
@@ -38,41 +34,6 @@ AFFINE = np.array(
 )
 SHAPE = (19, 30, 24)
 VALUES = {0: 0, 2: 1, 5: 2}  # label value in the files -> class
-
-
-def tiny_config(name, path, argument="phantom", **overrides):
-    """The shipped config `name` of a downstream task, seconds-sized."""
-    config = importlib.import_module(f"configs.{name}").get_config(argument)
-    values = {
-        "data.phantom.kind": "",
-        "data.path": str(path),
-        "data.crop": (16,) * config.rank,
-        "data.threads": 1,
-        "encoder.width": 4,
-        "encoder.depth": 2,
-        "head.hidden": (8,),
-        "optimizer.warmup_steps": 1,
-        "batch_size": 2,
-        "steps": 2,
-        "log_every": 1,
-        "validate_every": 1,
-        "checkpoint_every": 2,
-        "predict.batch": 3,
-    }
-    if "head" not in config:
-        del values["head.hidden"]
-    chosen = {key.replace("__", "."): value for key, value in overrides.items()}
-    config.update_from_flattened_dict(values | chosen)
-    return config
-
-
-def save_untrained(config, workdir):
-    """A model that training never saw: its predictions are scored alike, and it costs less."""
-    dataset = sources.open_dataset(config)
-    task = tasks.build(config, sources.labels_of(dataset, dataset.split("train")))
-    inputs = np.zeros((1, *config.data.crop, len(dataset.modalities)), np.float32)
-    variables = jax.jit(task.network.init)(jax.random.key(0), inputs)
-    model.save(workdir, "best", variables, model.describe(config, dataset, (), 0, {}))
 
 
 def run(workdir, *options):
@@ -98,19 +59,24 @@ def assert_pictures(folder, *names):
         assert matplotlib.image.imread(folder / name)[..., :3].std() > 0.05
 
 
+# Of the two runs: small windows, and as many batches of them as may be.
+SHORT = {"batch_size": 2, "steps": 2, "validate_every": 1, "checkpoint_every": 2}
+SHORT |= {"predict__batch": 3}
+
+
 @pytest.fixture(scope="module")
-def segmented(volumes, tmp_path_factory):
+def segmented(tiny, volumes, tmp_path_factory):
     """A run of segmentation in 3D."""
     workdir = tmp_path_factory.mktemp("segmented")
-    train.train(tiny_config("segment", volumes.path), workdir)
+    train.train(tiny("segment", volumes.path, data__crop=(16, 16, 16), **SHORT), workdir)
     return workdir
 
 
 @pytest.fixture(scope="module")
-def classified(pictures, tmp_path_factory):
+def classified(tiny, pictures, tmp_path_factory):
     """A run of classification of pictures."""
     workdir = tmp_path_factory.mktemp("classified")
-    train.train(tiny_config("classify", pictures.path), workdir)
+    train.train(tiny("classify", pictures.path, data__crop=(16, 16), **SHORT), workdir)
     return workdir
 
 
@@ -170,8 +136,8 @@ def test_the_last_model_another_split_and_another_folder(segmented, volumes, tmp
     assert {path.name for path in output.iterdir()} == names
 
 
-def test_a_model_of_slices_is_scored_on_whole_volumes(volumes, tmp_path):
-    save_untrained(tiny_config("segment", volumes.path, "phantom,slices"), tmp_path)
+def test_a_model_of_slices_is_scored_on_whole_volumes(save_model, volumes, tmp_path):
+    save_model(tmp_path, volumes, "segment,slices")
     rows, summary = run(tmp_path)
     assert_scores(tmp_path, volumes, rows, summary)
     assert_pictures(tmp_path / "evaluation", "best.png", "median.png", "worst.png")
@@ -257,19 +223,15 @@ def resampled(scans, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def scanned(exact, tmp_path_factory):
+def scanned(save_model, exact, tmp_path_factory):
     """A model for the scans."""
-    workdir = tmp_path_factory.mktemp("scanned")
-    save_untrained(tiny_config("segment", exact.path, data__crop=(8, 8, 8)), workdir)
-    return workdir
+    return save_model(tmp_path_factory.mktemp("scanned"), exact, data__crop=(8, 8, 8))
 
 
 @pytest.fixture(scope="module")
-def scanned_resampled(resampled, tmp_path_factory):
+def scanned_resampled(save_model, resampled, tmp_path_factory):
     """A model for the resampled scans."""
-    workdir = tmp_path_factory.mktemp("scanned_resampled")
-    save_untrained(tiny_config("segment", resampled.path, data__crop=(8, 8, 8)), workdir)
-    return workdir
+    return save_model(tmp_path_factory.mktemp("scanned_resampled"), resampled, data__crop=(8, 8, 8))
 
 
 def voxels_of_source(case):
@@ -444,12 +406,10 @@ def test_models_and_data_that_do_not_fit_are_refused(
         run(scanned, f"--source={moved}")
 
 
-def test_an_error_of_the_command_is_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["evaluate", f"--workdir={tmp_path}"])
-    with pytest.raises(SystemExit) as exit_:
-        command.run(evaluate.main)
-    assert exit_.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
+def test_an_error_of_the_command_is_one_line(call_command, tmp_path):
+    status, _, said = call_command(evaluate.main, f"--workdir={tmp_path}")
+    assert status == 2
+    assert said.count("\n") == 1
 
 
 def test_outlines_of_pictures_and_of_classes_at_the_edge(tmp_path):

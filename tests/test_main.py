@@ -1,26 +1,14 @@
 """The training command as a user types it."""
 
+import functools
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from ssl3d import command, main, report
-
-
-def run(*arguments):
-    """`python -m ssl3d.main` in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "ssl3d.main", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+from ssl3d import main, report
 
 
 def one_line(text):
@@ -31,30 +19,22 @@ def one_line(text):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys, in_repository):
-    """The same without a new process: (status, stdout, stderr)."""
-
-    def function(*arguments):
-        monkeypatch.setattr(sys, "argv", ["ssl3d.main", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            command.run(main.main)
-        said = capsys.readouterr()
-        return caught.value.code, said.out, said.err
-
-    return function
+def call(call_command):
+    return functools.partial(call_command, main.main)
 
 
-def test_help_as_typed(in_repository):
-    done = run("--help")
+def test_help_as_typed(as_typed):
+    done = as_typed("ssl3d.main", "--help")
     assert done.returncode == 0
     assert "--stop_at" in done.stdout
     assert "--config=FILE[:DATASET[,VARIANT]]" in done.stdout
     assert done.stderr == ""
 
 
-def test_a_run_as_typed(tiny_options, pictures, in_repository, tmp_path):
+def test_a_run_as_typed(tiny_options, pictures, as_typed, tmp_path):
     workdir = tmp_path / "run"
-    done = run(*tiny_options("rotation2d", pictures.path), f"--workdir={workdir}")
+    options = tiny_options("rotation2d", pictures.path)
+    done = as_typed("ssl3d.main", *options, f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""  # no terminal, so no progress bar; and no library's warnings
     lines = done.stdout.splitlines()
@@ -67,8 +47,9 @@ def test_a_run_as_typed(tiny_options, pictures, in_repository, tmp_path):
     assert (workdir / "encoder" / "encoder.safetensors").exists()
 
 
-def test_an_unknown_key_as_typed(in_repository, tmp_path):
-    done = run("--config=configs/rpl3d.py", "--config.stepz=5", f"--workdir={tmp_path / 'run'}")
+def test_an_unknown_key_as_typed(as_typed, tmp_path):
+    options = ["--config=configs/rpl3d.py", "--config.stepz=5"]
+    done = as_typed("ssl3d.main", *options, f"--workdir={tmp_path / 'run'}")
     assert done.returncode == 2
     assert "the nearest is --config.steps" in one_line(done.stderr)
     assert done.stdout == ""

@@ -1,280 +1,29 @@
+"""Whatever people have on disk is predicted, or it is said why not."""
+
 import csv
 import gzip
-import importlib
-import io
-import subprocess
-import sys
 from pathlib import Path
 
-import jax
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from PIL import Image
+from predicting import files, prepared, run, use_thresholds
 
-from ssl3d import predict, prediction, prepare, tasks
-from ssl3d.data import geometry, preparation, store, writers
+from ssl3d import predict, prediction
+from ssl3d.data import geometry, preparation, store
 from ssl3d.data.listing import SourceCase
 from ssl3d.errors import UserError
-from ssl3d.files import appearing
-from ssl3d.models import model
-
-# The collections that the tests of data/ are made of.
-sys.path.append(str(Path(__file__).parent / "data"))
-
-import source_files as files
-
-CROP = 16
-# Tilted out of all planes, the axes along S, R, A and two of them reversed.
-TILT = np.array([[0.02, -0.995, 0.1], [0.1, 0.1, 0.99], [-0.995, 0.01, 0.1]])
-
-
-def save_model(workdir, dataset, name="segment", kind="best", **overrides):
-    """A run's model with random weights: where predictions land does not depend on training."""
-    config = importlib.import_module(f"configs.{name.partition(',')[0]}").get_config(
-        ",".join(["folder", *name.split(",")[1:]])
-    )
-    values = {
-        "data.crop": (CROP,) * config.rank,
-        "encoder.width": 4,
-        "encoder.depth": 2,
-        "encoder.dtype": "float32",
-        "predict.batch": 3,
-    } | {key.replace("__", "."): value for key, value in overrides.items()}
-    config.update_from_flattened_dict(values)
-    if "head" in config:
-        config.head.hidden = (8,)
-    labels = tasks.Labels(dataset.classes, (1,) * len(dataset.classes))
-    network = tasks.build(config, labels).network
-    inputs = np.zeros((1, *config.data.crop, len(dataset.modalities)), np.float32)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), inputs)
-    rng = np.random.default_rng(0)
-    variables = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
-    model.save(workdir, kind, variables, model.describe(config, dataset, (), 0, {}))
-    return workdir
-
-
-def prepared(source, output, layout, *options):
-    prepare.main(
-        [f"--layout={layout}", f"--source={source}", f"--output={output}", "--workers=1", *options]
-    )
-    return store.read(output)
-
-
-def run(workdir, place, output, *options):
-    predict.main([f"--workdir={workdir}", f"--input={place}", f"--output={output}", *options])
-    return sorted(path.relative_to(output).as_posix() for path in output.rglob("*.*"))
-
-
-@pytest.fixture
-def thresholds(monkeypatch):
-    """The network answers class k where the first channel is between the thresholds k - 1 and k.
-
-    Prepared intensities have mean 0 and deviation 1, or lie in [-1, 1].
-    """
-
-    def answer(*limits):
-        real = prediction.load
-
-        def load(*arguments):
-            def forward(images):
-                found = np.searchsorted(limits, images[..., 0])
-                return np.eye(len(limits) + 1, dtype=np.float32)[found]
-
-            return real(*arguments)._replace(forward=forward)
-
-        monkeypatch.setattr(prediction, "load", load)
-
-    return answer
-
-
-# NIfTI files as scanners and programs write them.
-
-
-def write(path, image):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(image, path)
-    return path
-
-
-def write_scans(folder):
-    """Four volumes with geometries of their own, and labels 0, 2, 300 beside them."""
-    tilted = np.eye(4)
-    tilted[:3, :3] = np.linalg.qr(TILT)[0] * np.sign(np.diag(np.linalg.qr(TILT)[1])) * (1, 1.5, 2.1)
-    tilted[:3, 3] = 31, -12, 7
-    flipped = files.orientation_affine((1, 0, 2), (-1, 1, -1), (1.2, 0.9, 1.0))
-
-    scaled = nib.Nifti1Image(files.scan(0), tilted)
-    scaled.header.set_slope_inter(0.5, -40)
-    scaled.header.set_xyzt_units("mm", "sec")
-    scaled.header["descrip"] = b"TE=4.6"
-    scaled.set_sform(tilted, "mni")
-    scaled.set_qform(tilted, "scanner")
-
-    only_qform = nib.Nifti1Image(files.scan(1).astype(np.float32), None)
-    only_qform.set_qform(flipped, "aligned")
-    only_qform.header["cal_max"] = 400
-
-    second = nib.Nifti2Image(files.scan(2), flipped)
-    big = nib.Nifti1Image(
-        files.scan(3)[..., None], files.orientation_affine((2, 0, 1), (1, -1, 1)) * 0.001
-    )
-    big.affine[3, 3] = 1
-    big = nib.Nifti1Image(big.dataobj, big.affine, nib.Nifti1Header(endianness=">"))
-    big.header.set_xyzt_units("meter")
-
-    images = {"scaled.nii.gz": scaled, "qform.nii": only_qform, "second.nii": second}
-    for name, image in (images | {"sub/big.nii.gz": big}).items():
-        write(folder / "images" / name, image)
-        values = np.zeros(image.shape[:3], np.uint16)
-        values[6:12, 6:12, 6:12] = 2
-        values[8:10, 8:10, 8:10] = 300
-        label = image.__class__(values, image.affine, image.header)
-        label.set_data_dtype(np.uint16)
-        label.header.set_slope_inter(1, 0)
-        write(folder / "labels" / name, label)
-    return folder
-
-
-SCANS = ("qform", "scaled", "second", "sub-big")
-RECIPES = {"as they are": ["--recipe=hippocampus"], "resampled": ["--recipe=mr", "--spacing=1.3"]}
-
-
-@pytest.fixture(scope="module")
-def scans(tmp_path_factory):
-    return write_scans(tmp_path_factory.mktemp("scans"))
-
-
-@pytest.fixture(scope="module", params=RECIPES)
-def trained(request, scans, tmp_path_factory):
-    """(workdir, data set): in one of the two nothing is resampled that has voxels of 1 mm."""
-    folder = tmp_path_factory.mktemp("trained")
-    dataset = prepared(scans, folder / "data", "folder", *RECIPES[request.param])
-    return save_model(folder / "run", dataset), dataset
-
-
-def source_of(folder, case):
-    (found,) = (folder / "images").rglob(case.removeprefix("sub-") + ".nii*")
-    return found
-
-
-def header_fields(image):
-    """What places the voxels: all of it is to be the same, bit by bit."""
-    header = image.header
-    names = ("sform_code", "qform_code", "xyzt_units", "quatern_b", "quatern_c", "quatern_d")
-    names += ("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "descrip")
-    return {name: header[name].tolist() for name in names} | {
-        "class": type(image),
-        "zooms": header.get_zooms()[:3],
-        "pixdim": header["pixdim"][:4].tolist(),
-        "endianness": header.endianness,
-        "affine": image.affine.tolist(),
-    }
-
-
-def test_label_maps_are_what_the_prepared_images_give_and_lie_over_the_inputs(
-    trained, scans, tmp_path, capsys
-):
-    workdir, dataset = trained
-    found = run(workdir, scans, tmp_path / "out", "--probabilities")
-    names = [f"{case}.nii.gz" for case in SCANS]
-    assert found == sorted([*names, *(f"probabilities/{name}" for name in names)])
-    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{tmp_path / 'out'}: 4 label maps;")
-
-    network = prediction.load(workdir)
-    values = np.array([0, 2, 300])
-    several = exact = outside = 0
-    for case in dataset.cases:
-        image = nib.load(tmp_path / "out" / f"{case.id}.nii.gz")
-        original = nib.load(source_of(scans, case.id))
-        assert image.shape == original.shape[:3]
-        assert image.get_data_dtype().newbyteorder("=") == np.uint16
-        assert image.header["cal_max"] == 0
-        assert header_fields(image) == header_fields(original)
-
-        expected = prediction.segment(network, store.load_image(dataset, case))
-        linear, _ = geometry.to_source(expected, case, "linear")
-        labels = np.asarray(image.dataobj)
-        several += len(np.unique(labels)) > 1
-        # Summed up in another order, what is a tie but for rounding may be decided otherwise.
-        two, one = np.moveaxis(np.sort(linear, axis=-1), -1, 0)[-2:]
-        differ = labels != values[linear.argmax(-1)]
-        assert not (differ & (one - two > 1e-5)).any()
-        assert differ.mean() < 1e-3
-        if np.allclose(geometry.spacing_of(np.asarray(case.extra["source_affine"])), case.spacing):
-            exact += 1
-            direct, _ = geometry.to_source(prediction.label_map(network, expected), case)
-            np.testing.assert_array_equal(labels, values[direct])
-
-        probabilities = nib.load(tmp_path / "out" / "probabilities" / f"{case.id}.nii.gz")
-        assert probabilities.get_data_dtype().newbyteorder("=") == np.float32
-        assert header_fields(probabilities) == header_fields(original)
-        inside, _ = geometry.to_source(np.ones(case.shape, bool), case)
-        array = np.asarray(probabilities.dataobj)
-        np.testing.assert_allclose(array[inside], linear[inside], atol=1e-6)
-        np.testing.assert_array_equal(array[~inside], np.eye(3)[[0] * (~inside).sum()])
-        outside += (~inside).sum()
-    assert several == len(SCANS)
-    assert (exact > 0) == (dataset.extra["settings"]["recipe"]["spacing"] == [1, 1, 1])
-    assert (outside > 0) == dataset.extra["settings"]["recipe"]["crop"]
-
-
-def test_label_maps_follow_the_intensities_of_the_file(scans, tmp_path, thresholds):
-    """Independent of the geometry's own code: what is bright in the file is 300 there."""
-    dataset = prepared(scans, tmp_path / "data", "folder", "--recipe=hippocampus", "--spacing=1")
-    workdir = save_model(tmp_path / "run", dataset)
-    thresholds(-10, 0)
-    (case,) = [case for case in dataset.cases if case.id == "sub-big"]
-    assert case.spacing == (1, 1, 1)
-    run(workdir, source_of(scans, case.id), tmp_path / "out")
-    original = nib.load(source_of(scans, case.id)).get_fdata()[..., 0]
-    (shift,) = case.extra["intensity"]["shift"]
-    labels = np.asarray(nib.load(tmp_path / "out/big.nii.gz").dataobj)
-    np.testing.assert_array_equal(labels, np.where(original > shift, 300, 2))
-
-
-def test_the_same_again_replaces_everything_with_the_same_bytes(trained, scans, tmp_path):
-    workdir, _ = trained
-    place = scans / "images" / "second.nii"
-    output = tmp_path / "out"
-    assert run(workdir, place, output) == ["second.nii.gz"]
-    before = (output / "second.nii.gz").read_bytes()
-    (output / "second.nii.gz").write_bytes(b"old")
-    assert run(workdir, place, output) == ["second.nii.gz"]
-    assert (output / "second.nii.gz").read_bytes() == before
-
-
-def test_best_or_last(trained, scans, tmp_path):
-    workdir, dataset = trained
-    with pytest.raises(UserError, match=r"model\.json: missing"):
-        run(workdir, scans, tmp_path / "out", "--model=last")
-    assert not (tmp_path / "out").exists()
-    save_model(tmp_path / "run", dataset, kind="last")
-    place = scans / "images" / "second.nii"
-    assert run(tmp_path / "run", place, tmp_path / "out", "--model=last") == ["second.nii.gz"]
-
-
-def test_slices_of_a_volume(scans, tmp_path):
-    dataset = prepared(scans, tmp_path / "data", "folder", "--recipe=hippocampus")
-    workdir = save_model(tmp_path / "run", dataset, "segment,slices")
-    run(workdir, scans / "images", tmp_path / "out", "--layout=folder")
-    network = prediction.load(workdir)
-    (case,) = [case for case in dataset.cases if case.id == "second"]
-    expected = prediction.segment(network, store.load_image(dataset, case))
-    linear, _ = geometry.to_source(expected, case, "linear")
-    labels = np.asarray(nib.load(tmp_path / "out/second.nii.gz").dataobj)
-    assert (labels == np.array([0, 2, 300])[linear.argmax(-1)]).mean() > 0.999
-
 
 # Collections.
 
 
-def test_a_folder_of_the_decathlon_and_macos_leftovers(tmp_path, thresholds):
+def test_a_folder_of_the_decathlon_and_macos_leftovers(save_model, tmp_path, monkeypatch):
     source = files.write_msd(tmp_path / "Task04", unlabelled=3)
     dataset = prepared(source, tmp_path / "data", "msd")
     workdir = save_model(tmp_path / "run", dataset)
-    thresholds(-10, 0)
+    use_thresholds(monkeypatch, -10, 0)
     (source / "imagesTs/._case_06.nii.gz").write_bytes(b"resource fork")
     expected = [f"case_{i:02d}.nii.gz" for i in (6, 7, 8)]
     assert run(workdir, source / "imagesTs", tmp_path / "test") == expected
@@ -287,7 +36,7 @@ def test_a_folder_of_the_decathlon_and_macos_leftovers(tmp_path, thresholds):
 
 
 @pytest.fixture(scope="module")
-def brats(tmp_path_factory):
+def brats(save_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("brats")
     source = files.write_brats(folder / "source")
     dataset = prepared(source, folder / "data", "brats", "--size=24")
@@ -350,7 +99,7 @@ def test_brats_without_a_modality_and_in_other_layouts(brats, tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def nnunet(tmp_path_factory):
+def nnunet(save_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("nnunet")
     source = files.write_nnunet(folder / "source")
     return save_model(folder / "run", prepared(source, folder / "data", "nnunet")), source
@@ -386,10 +135,10 @@ def test_a_missing_a_superfluous_and_an_unnumbered_channel(nnunet, tmp_path, cap
     assert said.out.startswith(f"{tmp_path / 'out'}: 1 label map, 3 left out; ")
 
 
-def test_dicom_and_nrrd_become_nifti_where_they_lie(tmp_path, thresholds):
+def test_dicom_and_nrrd_become_nifti_where_they_lie(save_model, tmp_path, monkeypatch):
     dataset = prepared(files.write_msd(tmp_path / "Task04"), tmp_path / "data", "msd")
     workdir = save_model(tmp_path / "run", dataset)
-    thresholds(-10, 0)
+    use_thresholds(monkeypatch, -10, 0)
     array = files.scan(5)
     affine = files.orientation_affine((1, 0, 2), (-1, 1, -1))
     files.write_series(tmp_path / "dicom/patient", array, affine, patient="P7")
@@ -417,7 +166,7 @@ def test_dicom_and_nrrd_become_nifti_where_they_lie(tmp_path, thresholds):
 # Pictures.
 
 
-def test_grades_of_pictures_in_a_table(tmp_path, capsys):
+def test_grades_of_pictures_in_a_table(save_model, tmp_path, capsys):
     source = files.write_images(tmp_path / "source")
     dataset = prepared(source, tmp_path / "data", "images", "--size=32")
     workdir = save_model(tmp_path / "run", dataset, "classify")
@@ -449,7 +198,7 @@ def test_grades_of_pictures_in_a_table(tmp_path, capsys):
     assert [line.split(",")[0] for line in lines[1:]] == ["eye0", "eye2", "eye3", "eye4", "eye5"]
 
 
-def test_label_maps_of_pictures_are_pictures(tmp_path, thresholds):
+def test_label_maps_of_pictures_are_pictures(save_model, tmp_path, monkeypatch):
     for i in range(3):
         (tmp_path / "source/images").mkdir(parents=True, exist_ok=True)
         (tmp_path / "source/labels").mkdir(parents=True, exist_ok=True)
@@ -458,7 +207,7 @@ def test_label_maps_of_pictures_are_pictures(tmp_path, thresholds):
         Image.fromarray(label).save(tmp_path / f"source/labels/p{i}.png")
     dataset = prepared(tmp_path / "source", tmp_path / "data", "folder", "--size=20")
     workdir = save_model(tmp_path / "run", dataset, "segment,slices")
-    thresholds(0)
+    use_thresholds(monkeypatch, 0)
     found = run(workdir, tmp_path / "source", tmp_path / "out", "--probabilities")
     assert found == [
         *(f"p{i}.png" for i in range(3)),
@@ -477,7 +226,7 @@ def test_label_maps_of_pictures_are_pictures(tmp_path, thresholds):
 
 
 @pytest.fixture(scope="module")
-def one_modality(tmp_path_factory):
+def one_modality(save_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
     dataset = prepared(files.write_msd(folder / "source"), folder / "data", "msd")
     return save_model(folder / "run", dataset)
@@ -501,7 +250,7 @@ def test_a_damaged_file_stops_or_is_left_out(one_modality, tmp_path, capsys):
     assert said.out.splitlines()[-1].startswith(f"{tmp_path / 'out'}: 2 label maps, 1 left out; ")
 
 
-def test_what_cannot_be_predicted_is_one_line(one_modality, nnunet, tmp_path, volumes):
+def test_what_cannot_be_predicted_is_one_line(save_model, one_modality, nnunet, tmp_path, volumes):
     place = tmp_path / "in"
     scan = files.write_nifti(place / "scan.nii.gz", files.scan(0))
     output = tmp_path / "out"
@@ -542,18 +291,12 @@ def test_what_cannot_be_predicted_is_one_line(one_modality, nnunet, tmp_path, vo
         predict.main([])
 
 
-def test_the_command_ends_with_status_2_and_one_line(one_modality, tmp_path):
+def test_the_command_ends_with_status_2_and_one_line(one_modality, as_typed, tmp_path):
     place = tmp_path / "in"
     place.mkdir()
     (place / "scan.nii.gz").write_bytes(gzip.compress(b"no scan"))
     arguments = [f"--workdir={one_modality}", f"--input={place}", f"--output={tmp_path / 'out'}"]
-    result = subprocess.run(
-        [sys.executable, "-m", "ssl3d.predict", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    result = as_typed("ssl3d.predict", *arguments)
     assert result.returncode == 2
     (line,) = [line for line in result.stderr.splitlines() if not line.startswith("\r")]
     assert line.startswith(f"error: {place / 'scan.nii.gz'}: not a NIfTI file")
@@ -573,27 +316,3 @@ def test_one_case_is_prepared_ahead_and_no_more(monkeypatch):
         assert image.dtype == np.float16
         assert len(asked) <= number + 2
     assert asked == list("abcd")
-
-
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "map.nii.gz"
-
-    def broken():
-        with appearing(path) as partial:
-            partial.write_bytes(b"half")
-            raise OSError("disk full")
-
-    with pytest.raises(OSError, match="full"):
-        broken()
-    assert list(tmp_path.iterdir()) == []
-    header = nib.Nifti1Header()
-    header.set_data_shape((4, 5, 6))
-    header.set_data_dtype(np.uint8)
-    array = np.arange(120, dtype=np.uint8).reshape(4, 5, 6)
-    with appearing(path) as partial:
-        writers.write_nifti(partial, [array], header)
-        assert not path.exists()
-    assert list(tmp_path.iterdir()) == [path]
-    stored = nib.Nifti1Image.from_bytes(gzip.decompress(path.read_bytes()))
-    np.testing.assert_array_equal(stored.dataobj, array)
-    assert io.BytesIO(path.read_bytes()).read(8)[4:] == b"\0\0\0\0"  # no time of day in it

@@ -1,8 +1,7 @@
 import dataclasses
+import functools
 import json
 import shutil
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from scipy import ndimage
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
-from ssl3d import command, linear_readout, probe, tasks, transfer
+from ssl3d import linear_readout, probe, tasks, transfer
 from ssl3d.data import sources, store
 from ssl3d.errors import UserError
 from ssl3d.linear_readout import NormalEquations
@@ -387,29 +386,14 @@ def test_an_encoder_of_fewer_channels_is_repeated(tiny, pictures, tmp_path):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys, in_repository):
-    """The command without a new process: (status, stdout, stderr)."""
-
-    def function(*arguments):
-        monkeypatch.setattr(sys, "argv", ["ssl3d.probe", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            command.run(probe.main)
-        said = capsys.readouterr()
-        return caught.value.code, said.out, said.err
-
-    return function
+def call(call_command):
+    return functools.partial(call_command, probe.main)
 
 
-def test_as_typed(tiny_options, pictures, pretrained, in_repository, tmp_path):
+def test_as_typed(tiny_options, pictures, pretrained, as_typed, tmp_path):
     options = tiny_options("classify", pictures.path, init__encoder=str(pretrained[2]))
     file = tmp_path / "new" / "probe.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "ssl3d.probe", *options, "--split=val", f"--output={file}"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = as_typed("ssl3d.probe", *options, "--split=val", f"--output={file}")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     lines = done.stdout.splitlines()

@@ -122,3 +122,5 @@ def test_the_interval_is_the_same_every_time_and_sums_are_weighted():
     assert report.bootstrap(sums, counts, subjects) == report.bootstrap(sums, counts, subjects)
     # Of two subjects with ratios of 1/3 and 1, a resample has one, the other or both.
     assert report.bootstrap(sums, counts, subjects) == pytest.approx((1 / 3, 1))
+    # Of one subject there is nothing else to draw.
+    assert report.bootstrap(sums, counts, np.zeros(3, int)) == pytest.approx((31 / 33, 31 / 33))

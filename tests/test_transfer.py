@@ -163,14 +163,14 @@ def test_what_was_loaded_is_said(tiny, pictures, pretrained, tmp_path, capsys):
 def test_more_channels_repeat_the_first_layer(tmp_path):
     """With the same values in all channels the encoder answers as it did to the one."""
     folder = write_encoder(tmp_path, channels=1)
-    module, _ = export.load_encoder(folder)
+    module, loaded = export.load_encoder(folder)
     x = jax.random.normal(jax.random.key(0), (1, 16, 16, 1))
     wide = jnp.repeat(x, 3, axis=-1)
     own = {"params": {"encoder": module.init(jax.random.key(1), wide)["params"]}}
-    merged, said = transfer.load_into(own, str(folder))
+    merged, said = transfer.load_into(own, loaded, str(folder))
     assert "level_0/first/conv/kernel" in said
     assert "shortcut" in said
-    before = module.apply(export.load_encoder(folder)[1], x).levels[-1]
+    before = module.apply(loaded, x).levels[-1]
     after = module.apply({"params": merged["params"]["encoder"]}, wide).levels[-1]
     np.testing.assert_allclose(after, before, atol=1e-4)
 
@@ -230,12 +230,12 @@ def test_every_leaf_must_fit(pretrained, what):
     leaf = changed.pop(name)
     if what != "missing":
         changed[f"{name}s" if what == "renamed" else name] = leaf[..., :1]
-    description = export.describe_encoder(pretrained)
-    export.save_encoder(
-        pretrained / "encoder", traverse_util.unflatten_dict(changed, sep="/"), description
-    )
+    other = traverse_util.unflatten_dict(changed, sep="/")
     with pytest.raises(UserError, match="level_1/first/conv/kernel"):
-        transfer.load_into(own, str(pretrained))
+        transfer.load_into(own, other, str(pretrained))
+    export.save_encoder(pretrained / "encoder", other, export.describe_encoder(pretrained))
+    with pytest.raises(UserError, match="level_1/first/conv/kernel"):
+        export.load_encoder(pretrained)
 
 
 def test_the_warm_up_must_end(tiny, pictures, pretrained, tmp_path):

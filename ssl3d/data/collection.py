@@ -23,6 +23,7 @@ from ssl3d.data.geometry import Grid
 from ssl3d.data.listing import Problem, SourceCase
 from ssl3d.data.preparation import Job, check_label_values, prepare_case
 from ssl3d.errors import UserError
+from ssl3d.files import appearing, leftovers
 
 # One line per finished case while a run is under way; gone when the manifest is there.
 PROGRESS = "progress.jsonl"
@@ -138,7 +139,8 @@ def check_disk(output: Path, needed: int) -> None:
     Arrays that an earlier run left in `output` are already paid for.
     """
     place = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
-    needed -= sum(path.stat().st_size for path in output.glob("*/*.npy"))
+    # Not what a kill left of an array, under a hidden name: that one is written again.
+    needed -= sum(path.stat().st_size for path in output.glob("*/[!.]*.npy"))
     free = shutil.disk_usage(place).free
     if needed > free:
         raise UserError(
@@ -223,6 +225,9 @@ def finish(dataset: store.Dataset) -> None:
         for path in (dataset.path / folder).glob("*"):
             if path.name.removesuffix(".npy") not in wanted:
                 path.unlink()
+    for name in (store.MANIFEST, PROGRESS):
+        for path in leftovers(dataset.path / name):
+            path.unlink()
     (dataset.path / PROGRESS).unlink(missing_ok=True)
 
 
@@ -300,10 +305,9 @@ def _known_cases(job: Job) -> dict[str, _Known]:
 
 def _write_progress(path: Path, job: Job, kept: Sequence[_Known]) -> None:
     """Starts the notes anew, without a line that a crash may have cut short."""
-    partial = path.with_name(f".{path.name}")
     lines = [_progress_line(entry) for entry in kept]
-    partial.write_text(json.dumps({"settings": settings_of(job)}) + "\n" + "".join(lines))
-    partial.replace(path)
+    with appearing(path) as partial:
+        partial.write_text(json.dumps({"settings": settings_of(job)}) + "\n" + "".join(lines))
 
 
 def _progress_line(entry: _Known) -> str:

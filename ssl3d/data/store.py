@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ssl3d.errors import UserError
+from ssl3d.files import appearing
 
 FORMAT = "ssl3d-prepared"
 VERSION = 1
@@ -142,13 +142,8 @@ def write_arrays(
 
 def _save(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as file:
-        np.save(file, np.ascontiguousarray(array), allow_pickle=False)
-        # A rename can reach the disk before the data it names: a power cut would leave zeros.
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with appearing(path) as partial:
+        np.save(partial, np.ascontiguousarray(array), allow_pickle=False)
 
 
 def write_manifest(dataset: Dataset) -> None:
@@ -164,9 +159,9 @@ def write_manifest(dataset: Dataset) -> None:
         "cases": [dataclasses.asdict(case) for case in sorted(dataset.cases, key=lambda c: c.id)],
     }
     dataset.path.mkdir(parents=True, exist_ok=True)
-    partial = dataset.path / f".{MANIFEST}.{os.getpid()}"
-    partial.write_text(json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n")
-    partial.replace(dataset.path / MANIFEST)
+    text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    with appearing(dataset.path / MANIFEST) as partial:
+        partial.write_text(text)
 
 
 def read(path: str | Path) -> Dataset:

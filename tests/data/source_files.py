@@ -14,6 +14,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from ssl3d import prepare
+from ssl3d.data import store
+
 SHAPE = (20, 22, 18)
 SIGNED_PERMUTATIONS = [
     (axes, signs)
@@ -324,3 +327,19 @@ ARGUMENTS = {
     "dicom": [],
     "images": ["--size=32"],
 }
+
+
+def prepared(
+    source: Path, output: Path, layout: str, *options: str, workers: int = 1
+) -> store.Dataset | None:
+    """What `ssl3d.prepare` makes of a collection; a dry run makes nothing."""
+    arguments = [f"--layout={layout}", f"--source={source}", f"--output={output}"]
+    prepare.main([*arguments, f"--workers={workers}", *options])
+    return None if "--dry-run" in options else store.read(output)
+
+
+def run_prepare(
+    layout: str, source: Path, output: Path, *more: str, workers: int = 1
+) -> store.Dataset | None:
+    """The same of a collection of this module."""
+    return prepared(source, output, layout, *ARGUMENTS[layout], *more, workers=workers)
