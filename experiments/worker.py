@@ -10,7 +10,6 @@ checkpoint and ends.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import fcntl
 import json
@@ -23,7 +22,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -60,10 +59,8 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     """The row, the cases and the curve of a job; None if a signal ended it."""
     config = load_config(job["config"], job["argument"], _with_tuples(job["overrides"]))
     workdir = folder / "run"
-    probe = job["row"].get("probe", False)
-    with _timed_validations() if probe else contextlib.nullcontext() as validations:
-        if not train.train(config, workdir):
-            return None
+    if not train.train(config, workdir):
+        return None
     lines = report.read_metrics(workdir)
     result: dict[str, Any] = {"row": dict(job["row"]), "cases": [], "curve": []}
     key = "kappa" if config.task.name == "classification" else "dice"
@@ -83,33 +80,14 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
         "peak_memory_mb": round(peak_memory()),
         "machine": machine(),
     }
-    if probe:
+    if job["row"].get("probe"):
         speeds = [line["volumes_per_second"] for line in lines if line["split"] == "train"]
         # The first step compiles, and so does the first validation.
         result["row"] |= {
             "step_seconds": config.batch_size / float(np.median(speeds)),
-            "validation_seconds": min(validations),
+            "validation_seconds": min(line["seconds"] for line in lines if line["split"] == "val"),
         }
     return result
-
-
-@contextlib.contextmanager
-def _timed_validations() -> Iterator[list[float]]:
-    """Times the loop's validations, which its metrics say nothing of."""
-    seconds: list[float] = []
-    validate = train.validate
-
-    def timed(*arguments: Any) -> dict[str, float]:
-        started = time.monotonic()
-        values = validate(*arguments)
-        seconds.append(time.monotonic() - started)
-        return values
-
-    train.validate = timed
-    try:
-        yield seconds
-    finally:
-        train.validate = validate
 
 
 def machine() -> str:
@@ -135,7 +113,7 @@ def test(job: dict[str, Any], workdir: Path) -> dict[str, Any]:
         if kind == "last" and steps["last"] == steps["best"]:
             break
         output = workdir / f"evaluation-{kind}"
-        options = [f"--workdir={workdir}", "--split=test", f"--model={kind}"]
+        options = [f"--workdir={workdir}", "--split=test", f"--model={kind}", "--no-pictures"]
         options += [f"--data={job['overrides']['data.path']}", f"--output={output}"]
         options += [f"--source={job['source']}"] if job["source"] else []
         evaluate.main(options)
