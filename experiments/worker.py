@@ -11,6 +11,7 @@ checkpoint and ends.
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import json
 import math
@@ -32,11 +33,14 @@ import numpy as np
 from experiments.grid import load_config
 from ssl3d import command, evaluate, report, train
 from ssl3d.errors import RunError, UserError
+from ssl3d.files import appearing
 
 JOB, RESULT = "job.json", "result.json"
 STOPPED = 3  # the exit status of a job that was asked to end and goes on another time
 # Seconds in which a predecessor whose parent died has saved and gone.
 _PATIENCE = 120
+# What file systems of clusters say that were mounted without locks.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -49,9 +53,10 @@ def main(arguments: Sequence[str]) -> int:
         result = run(job, folder)
     if result is None:
         return STOPPED
-    partial = folder / f".{RESULT}.{os.getpid()}"
-    partial.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-    partial.replace(folder / RESULT)
+    with appearing(folder / RESULT) as partial:
+        partial.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    # Of a finished run nothing goes on; over a whole grid they would fill the disk.
+    shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)
     return 0
 
 
@@ -72,8 +77,6 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
         ]
     else:
         result["row"] |= _last_validation(lines)
-    # Of a finished run nothing goes on; over a whole grid they would fill the disk.
-    shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
     result["row"] |= {
         "seconds": round(job["spent"] + time.time() - job["launched"], 1),
         "device_seconds": round(device_seconds(lines, config.batch_size), 1),
@@ -247,6 +250,11 @@ def _wait_for(lock: TextIO, folder: Path) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             time.sleep(1)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            print(f"{folder}: no locks on this file system; the claims have to do", flush=True)
+            return
         else:
             return
     raise RunError(f"{folder}: another process is at work here; end it, or wait for it")
