@@ -102,7 +102,7 @@ def carry_out(study: Study, options: argparse.Namespace, typed: str, started: fl
     if left:
         limits.append(f"Not complete: {left} of {len(jobs)} cells are missing.")
     if found.results or not (stopped or failed):
-        report.write(plan, size, found, limits, typed, output)
+        report.write(plan, found, limits, typed, output)
     if stopped:
         print("stopped; run the same command again to go on", flush=True)
         return 1
@@ -127,7 +127,7 @@ def run_missing(
     except runs.Stopped:
         return True, []
     finally:
-        record.write(output, record.read(output))
+        record.update(output)
         _keep_out_of_repositories(output)
     return False, failed
 
