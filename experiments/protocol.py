@@ -64,6 +64,8 @@ def main(study: Study, arguments: Sequence[str]) -> int:
     try:
         options.output.mkdir(parents=True, exist_ok=True)
         return carry_out(study, options, report.as_typed(study, arguments), started)
+    except runs.Stopped:  # while a budget was measured
+        return _stopped()
     except OSError as error:  # a full disk, a folder that may not be written to
         where = error.filename or options.output
         raise UserError(f"{where}: {error.strerror or error}; mend that and run again") from None
@@ -104,8 +106,7 @@ def carry_out(study: Study, options: argparse.Namespace, typed: str, started: fl
     if found.results or not (stopped or failed):
         report.write(plan, found, limits, typed, output)
     if stopped:
-        print("stopped; run the same command again to go on", flush=True)
-        return 1
+        return _stopped()
     runs.failures(failed)
     return 0
 
@@ -130,6 +131,11 @@ def run_missing(
         record.update(output)
         _keep_out_of_repositories(output)
     return False, failed
+
+
+def _stopped() -> int:
+    print("stopped; run the same command again to go on", flush=True)
+    return 1
 
 
 def _say(text: str) -> None:

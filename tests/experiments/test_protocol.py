@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from small_study import tiny
 
-from experiments import protocol, record, report, worker
+from experiments import budget, protocol, record, report, runs, worker
 from experiments.hippocampus import STUDY
 from ssl3d.errors import RunError, UserError
 
@@ -287,6 +287,17 @@ def test_a_budget(call):
     with pytest.raises(UserError, match="give the same --budget"):
         call(study=long)
     assert call("--report-only", study=long) == 0
+
+
+def test_a_signal_while_a_budget_is_measured(call, stand_in, capsys):
+    def stopped(*_):
+        raise runs.Stopped
+
+    with stand_in.context() as patch:
+        patch.setattr(budget, "probe", stopped)
+        assert call("--budget=4") == 1
+    assert "run the same command again to go on" in capsys.readouterr().out
+    assert call("--budget=4") == 0
 
 
 def test_a_budget_that_is_too_small(call):
