@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +21,7 @@ from experiments import claims, grid, runs, worker
 from experiments.grid import Job
 from experiments.plan import Plan
 from ssl3d.errors import UserError
+from ssl3d.files import appearing
 
 PLAN = "plan.json"
 PROBE = "probe"
@@ -171,6 +171,7 @@ def probe(output: Path, job: Job, columns: Sequence[Sequence[Any]]) -> Cost:
     if "transfer.warmup_steps" in job.overrides:
         few["transfer.warmup_steps"] = 0
     folder = f"{PROBE}/{job.name.replace('/', '-')}"
+    shutil.rmtree(output / folder, ignore_errors=True)  # of a measurement that was broken off
     row = {**job.row, "probe": True}
     short = Job(folder, job.config, job.argument, {**job.overrides, **few, **encoder}, row)
     started = time.monotonic()
@@ -234,9 +235,8 @@ def plan_for(
             seconds = {name: cost._asdict() for name, cost in costs.items()}
             document = asked | {"size": _as_json(size), "scale": scale, "seconds": seconds}
             document["parts"] = parts
-            partial = output / f".{PLAN}.{os.getpid()}"
-            partial.write_text(json.dumps(document, indent=1) + "\n")
-            partial.replace(output / PLAN)
+            with appearing(output / PLAN) as partial:
+                partial.write_text(json.dumps(document, indent=1) + "\n")
     else:
         document = found
     for key, value in asked.items():

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ssl3d.files import appearing
+
 # Seconds between two heartbeats, and without one after which the process counts as dead: other
 # hosts cannot ask for it, and a network folder may show changes a minute late.
 BEAT = 20.0
@@ -62,9 +64,8 @@ def is_lost(claim: Claim) -> bool:
 def give_back(claim: Claim) -> None:
     """Lets others have the job at once; what was spent on it stays known."""
     about = _read(claim.path) | {"given_back": time.time()}
-    partial = claim.path.with_name(f".{claim.path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(about))
-    partial.replace(claim.path)
+    with appearing(claim.path) as partial:
+        partial.write_text(json.dumps(about))
 
 
 @contextlib.contextmanager
@@ -131,7 +132,7 @@ def _lives(pid: int) -> bool:
 
 def _now(folder: Path) -> float:
     """The time by the clock that stamps the folder's files, which may not be this host's."""
-    probe = folder / f".now.{socket.gethostname()}.{os.getpid()}"
+    probe = folder / f".now.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
     probe.touch()
     now = probe.stat().st_mtime
     probe.unlink(missing_ok=True)

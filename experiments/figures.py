@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from experiments import statistics
 from experiments.findings import Findings, Key
 from experiments.study import METHODS, SCRATCH, Study
+from ssl3d.files import appearing
 
 # Okabe and Ito's colours, told apart by the colour-blind; one for each task, whatever its rank.
 _COLOURS = {
@@ -22,22 +23,35 @@ _COLOURS = {
     "rotation": "#CC79A7",
     "rpl": "#D55E00",
 }
-_GREY = {"scratch-long": "#777777", "scratch-double": "#999999", "untrained-frozen": "#BBBBBB"}
+_OTHERS = {
+    "supervised": "#56B4E9",
+    "scratch-long": "#777777",
+    "scratch-double": "#999999",
+    "untrained-frozen": "#BBBBBB",
+}
+# In 2D or not, frozen or not.
+_LINES = {(False, False): "-", (True, False): "--", (False, True): ":", (True, True): "-."}
 _BAND = 0.12  # opacity
 
 
 def data_efficiency(study: Study, findings: Findings) -> Figure:
     """The test score over the number of labels, with the 95 % intervals as bands."""
     figure, axes = _figure(1)
-    places = np.arange(len(findings.labels))
-    for key, style in _styles(findings):
+    places = np.arange(len(findings.labels), dtype=float)
+    for number, (key, style) in enumerate(_styles(findings)):
         amounts = [a for a in findings.labels if (key, a) in findings.entries]
         entries = [findings.entries[key, amount] for amount in amounts]
         at = places[[findings.labels.index(amount) for amount in amounts]]
+        if len(places) == 1:
+            at = at + number / len(findings.rows)
         axes[0].plot(at, [entry.mean for entry in entries], **style)
         low, high = [entry.low for entry in entries], [entry.high for entry in entries]
-        axes[0].fill_between(at, low, high, color=style["color"], alpha=_BAND, linewidth=0)
-    axes[0].set_xticks(places, findings.labels)
+        if len(places) == 1:  # a band has no width there: bars side by side
+            axes[0].vlines(at, low, high, color=style["color"], linestyle=style["linestyle"])
+        else:
+            axes[0].fill_between(at, low, high, color=style["color"], alpha=_BAND, linewidth=0)
+    # Where there is one amount, its bars lie from 0 to 1.
+    axes[0].set_xticks(places if len(places) > 1 else [0.5], findings.labels)
     axes[0].set_xlabel("labelled training subjects")
     axes[0].set_ylabel(f"{study.columns[0].name}, test set")
     return _finish(figure, axes[0])
@@ -53,9 +67,9 @@ def convergence(findings: Findings) -> Figure:
             steps, scores = findings.curves[key, amount]
             panel.plot(steps, scores.mean(0), **style | {"marker": None})
             if len(scores) > 1:
-                low, high = statistics.t_interval(scores)
-                top = scores.max(), scores.min()  # the band of few repetitions may be endless
-                low, high = np.maximum(low, top[1]), np.minimum(high, top[0])
+                # Of few repetitions it may be endless, and no score was ever there.
+                observed = scores.min(), scores.max()
+                low, high = np.clip(statistics.t_interval(scores), *observed)
                 panel.fill_between(steps, low, high, color=style["color"], alpha=_BAND, linewidth=0)
         panel.set_title(f"labels: {amount}", fontsize="medium")
         panel.set_xlabel("step")
@@ -73,7 +87,8 @@ def write(folder: Path, study: Study, findings: Findings) -> list[Path]:
         for ending in ("png", "pdf"):
             # Without the date, the same results make the same file.
             about = {"CreationDate": None} if ending == "pdf" else {}
-            figure.savefig(folder / f"{name}.{ending}", dpi=130, metadata=about)
+            with appearing(folder / f"{name}.{ending}") as partial:
+                figure.savefig(partial, dpi=130, metadata=about)
     return [folder / f"{name}.png" for name in drawn]
 
 
@@ -93,13 +108,11 @@ def _finish(figure: Figure, last: Axes) -> Figure:
 
 
 def _styles(findings: Findings) -> Iterator[tuple[Key, dict[str, object]]]:
-    """Each row with its line: a colour per task, dashed in 2D, dotted where frozen."""
+    """Each row with its line: a colour per task, a dash per rank and mode."""
     for key in findings.rows:
         task = key.method[:-2]
-        colour = _COLOURS.get(task, _GREY.get(key.method, "black"))
-        line = "--" if METHODS[key.method].rank == 2 else "-"
-        if key.mode == "frozen":
-            line = ":"
+        colour = _COLOURS.get(task, _OTHERS.get(key.method, "black"))
+        line = _LINES[METHODS[key.method].rank == 2, key.mode == "frozen"]
         width = 2.2 if key.method == SCRATCH else 1.3
         yield (
             key,

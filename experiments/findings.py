@@ -68,6 +68,11 @@ class Findings:
     curves: dict[tuple[Key, str], tuple[np.ndarray, np.ndarray]]
     plateau: dict[str, float]
 
+    @property
+    def repetitions(self) -> int:
+        """The most that any row has."""
+        return max(len(entry.values) for entry in self.entries.values())
+
     def label(self, key: Key) -> str:
         """As the tables call a row: with its mode where there are several."""
         modes = {row.mode for row in self.rows if not METHODS[row.method].mode}
@@ -90,7 +95,7 @@ def find(study: Study, record: Record, classes: int, draws: int = statistics.DRA
     order = sorted(present, key=lambda key: (methods.index(key.method), key.mode != "finetune"))
     amounts = sorted({amount for _, amount in rows_of}, key=lambda text: _size(rows_of, text))
     tables = _Cases(study, record, classes)
-    entries, comparisons = {}, {}
+    entries, comparisons, plateau = {}, {}, {}
     for amount in amounts:
         pairs = {}
         scratch = {row["repetition"]: row for row in rows_of.get((_SCRATCH, amount), [])}
@@ -103,19 +108,21 @@ def find(study: Study, record: Record, classes: int, draws: int = statistics.DRA
             low, high = statistics.interval(sample) if len(sample) else (np.nan, np.nan)
             entries[key, amount] = Entry(tuple(numbers(own, study.columns[0].name)), low, high)
             both = [row for row in own if row["repetition"] in scratch]
-            if key != _SCRATCH and both:
-                pairs[key] = (
-                    [tables.score(row) for row in both],
-                    [tables.score(scratch[row["repetition"]]) for row in both],
-                )
+            if key == _SCRATCH or not both:
+                continue
+            pair = (
+                [tables.score(row) for row in both],
+                [tables.score(scratch[row["repetition"]]) for row in both],
+            )
+            if key.method == "scratch-double":
+                # A check of scratch, none of the methods that p-values are corrected for.
+                size = len(tables.subjects)
+                plateau[amount] = statistics.point(pair[0], size) - statistics.point(pair[1], size)
+            else:
+                pairs[key] = pair
         for key, comparison in statistics.compare(pairs, tables.subjects, draws).items():
             comparisons[key, amount] = comparison
     convergence, curves = _converge(record, rows_of)
-    plateau = {
-        amount: comparison.difference
-        for (key, amount), comparison in comparisons.items()
-        if key.method == "scratch-double"
-    }
     return Findings(
         tuple(order), tuple(amounts), entries, comparisons, convergence, curves, plateau
     )

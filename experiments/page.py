@@ -11,6 +11,7 @@ from experiments.findings import Findings
 from experiments.record import Record
 from experiments.study import METHODS
 from experiments.tables import Table
+from ssl3d.files import appearing
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
@@ -88,20 +89,20 @@ def write(
     for table in tables:
         parts.append(f"<h2>{html.escape(table.title[:1].upper() + table.title[1:])}</h2>")
         parts.append(_html_table(table))
-    parts.append("<h2>Limits</h2><ul>" + "".join(f"<li>{html.escape(x)}" for x in _LIMITS))
+    limits = [*_LIMITS, *_unchecked(findings)]
+    parts.append("<h2>Limits</h2><ul>" + "".join(f"<li>{html.escape(x)}" for x in limits))
     parts.append(
         f"</ul><p class=notes>{len(record.results)} cells; every one with its seeds, "
         "steps, times, hashes of its case lists and code version is in results.csv.</p>"
     )
     body = "\n".join(parts)
-    partial = file.with_name(f".{file.name}")
-    partial.write_text(
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n"
-        f"<body>\n{body}\n</body></html>\n",
-        encoding="utf-8",
-    )
-    partial.replace(file)
+    with appearing(file) as partial:
+        partial.write_text(
+            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n"
+            f"<body>\n{body}\n</body></html>\n",
+            encoding="utf-8",
+        )
 
 
 _LIMITS = (
@@ -114,6 +115,17 @@ _LIMITS = (
     "Equal steps are not equal computation: a pretraining step costs more or less than a "
     "downstream one. Seconds of either are in the tables.",
 )
+
+
+def _unchecked(findings: Findings) -> list[str]:
+    """A gain may be that of an under-trained scratch, where nobody has looked."""
+    amounts = [amount for amount in findings.labels if amount not in findings.plateau]
+    if not amounts:
+        return []
+    return [
+        f"Whether scratch was trained to its plateau with {', '.join(amounts)} labels was not "
+        "checked here (--methods=scratch,scratch-double checks it)."
+    ]
 
 
 def _html_table(table: Table) -> str:

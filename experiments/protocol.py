@@ -64,6 +64,8 @@ def main(study: Study, arguments: Sequence[str]) -> int:
     try:
         options.output.mkdir(parents=True, exist_ok=True)
         return carry_out(study, options, report.as_typed(study, arguments), started)
+    except runs.Stopped:  # while a budget was measured
+        return _stopped()
     except OSError as error:  # a full disk, a folder that may not be written to
         where = error.filename or options.output
         raise UserError(f"{where}: {error.strerror or error}; mend that and run again") from None
@@ -102,10 +104,9 @@ def carry_out(study: Study, options: argparse.Namespace, typed: str, started: fl
     if left:
         limits.append(f"Not complete: {left} of {len(jobs)} cells are missing.")
     if found.results or not (stopped or failed):
-        report.write(plan, size, found, limits, typed, output)
+        report.write(plan, found, limits, typed, output)
     if stopped:
-        print("stopped; run the same command again to go on", flush=True)
-        return 1
+        return _stopped()
     runs.failures(failed)
     return 0
 
@@ -127,9 +128,14 @@ def run_missing(
     except runs.Stopped:
         return True, []
     finally:
-        record.write(output, record.read(output))
+        record.update(output)
         _keep_out_of_repositories(output)
     return False, failed
+
+
+def _stopped() -> int:
+    print("stopped; run the same command again to go on", flush=True)
+    return 1
 
 
 def _say(text: str) -> None:

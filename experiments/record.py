@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 from experiments import worker
 from experiments.grid import CELLS, PRETRAINING
 from ssl3d.errors import UserError
+from ssl3d.files import appearing
 
 Row = dict[str, str]
 _FILES = {
@@ -74,13 +74,25 @@ def write(output: Path, record: Record) -> None:
     """Replaces the four tables; each appears whole."""
     output.mkdir(parents=True, exist_ok=True)
     for file, rows in zip(_FILES.values(), record, strict=True):
-        partial = output / f".{file}.{os.getpid()}"
         columns = list(dict.fromkeys(key for row in rows for key in row))
-        with partial.open("w", newline="", encoding="utf-8") as text:
+        with (
+            appearing(output / file) as partial,
+            partial.open("w", newline="", encoding="utf-8") as text,
+        ):
             table = csv.DictWriter(text, columns, restval="", lineterminator="\n")
             table.writeheader()
             table.writerows(rows)
-        partial.replace(output / file)
+
+
+def update(output: Path) -> None:
+    """Brings the tables up to date, together with others that may be doing so.
+
+    Who replaced newer tables by older ones notices, and reads the runs' results again.
+    """
+    written = None
+    while (found := read(output)) != written:
+        write(output, found)
+        written = found
 
 
 def restrict(record: Record, names: Iterable[str]) -> Record:

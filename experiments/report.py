@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,30 +13,32 @@ from experiments.record import Record
 from experiments.study import Study
 from ssl3d.data import store
 from ssl3d.errors import UserError
+from ssl3d.files import appearing
+
+_FOLDERS = ("--data", "--output", "--pretrain-data", "--source")
 
 
-def write(
-    plan: Plan, size: Size, found: Record, limits: Sequence[str], typed: str, output: Path
-) -> None:
+def write(plan: Plan, found: Record, limits: Sequence[str], typed: str, output: Path) -> None:
     """Writes tables, figures and the page. Raises `UserError` if nothing has been run yet."""
     if not found.results:
         raise UserError(f"{output}: no finished cell yet; run the study first")
     study = plan.study
+    if study.published:
+        study = dataclasses.replace(study, published=study.published.like_ours(is_elsewhere(plan)))
     notes = list(limits)
     if plan.transductive:
         notes.append("Transductive: pretraining saw the images of validation and test cases.")
     facts = findings.find(study, found, len(plan.dataset.classes))
     shown = tables.all_tables(study, found, facts)
-    about = [("command", typed), *describe(plan, size, found)]
+    about = [("last command", typed), *describe(plan, found, facts)]
     head = [f"# {study.title}", *notes, *page.summary(facts)]
     introduction = "\n\n".join(head) + "\n\n" + "\n".join(f"- {a}: {b}" for a, b in about)
     for name, text in (
         ("tables.md", tables.markdown(shown, introduction)),
-        ("tables.tex", tables.latex(shown)),
+        ("tables.tex", tables.latex(shown, notes)),
     ):
-        partial = output / f".{name}"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(output / name)
+        with appearing(output / name) as partial:
+            partial.write_text(text, encoding="utf-8")
     pictures = figures.write(output / "figures", study, facts)
     page.write(output / "report.html", study.title, about, notes, facts, shown, pictures, found)
     for line in page.summary(facts):
@@ -44,8 +46,8 @@ def write(
     print(f"report: {output / 'report.html'}", flush=True)
 
 
-def describe(plan: Plan, size: Size, found: Record) -> list[tuple[str, str]]:
-    """What was done, as pairs of a name and a text."""
+def describe(plan: Plan, found: Record, facts: findings.Findings) -> list[tuple[str, str]]:
+    """What was done, by this command and those before it, as pairs of a name and a text."""
     study, dataset = plan.study, plan.dataset
     counts = {split: len(dataset.split(split)) for split in store.SPLITS}
     split = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
@@ -60,7 +62,7 @@ def describe(plan: Plan, size: Size, found: Record) -> list[tuple[str, str]]:
         ("data", f"{dataset.name}: {split}; splits by {dataset.splits_by}"),
         ("tested on", f"the same {tested} test cases in every cell"),
         ("pretrained on", f"{corpus}{' (transductive)' if plan.transductive else ''}"),
-        ("cells", f"{len(found.results)} finished; {size.repetitions} repetitions asked for"),
+        ("cells", f"{len(found.results)} finished, repetitions of each: up to {facts.repetitions}"),
         ("network", network or "the preset's"),
         ("downstream steps", ", ".join(map(str, steps))),
         ("time", f"{spent / 3600:.2f} hours of all runs, {len(found.pretraining)} pretrainings"),
@@ -86,6 +88,14 @@ def cut_down(minutes: float, plan: Plan, size: Size, full: Size) -> str:
 
 def as_typed(study: Study, arguments: Sequence[str]) -> str:
     """The command, without the folders of this machine."""
-    folders = r"(--(?:data|output|pretrain-data|source)=).*"
-    shown = [re.sub(folders, r"\1DIR", argument) for argument in arguments]
+    shown, of = [], ""
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if of in _FOLDERS:  # --data DIR
+            shown.append("DIR")
+        elif name in _FOLDERS and equals:
+            shown.append(f"{name}=DIR")
+        else:
+            shown.append(argument)
+        of = argument
     return " ".join([f"python -m experiments.{study.name}", *shown])

@@ -17,6 +17,7 @@ from experiments import claims, worker
 from experiments.grid import Job
 from experiments.plan import ROOT
 from ssl3d.errors import RunError, UserError
+from ssl3d.files import appearing
 
 LOG = "log.txt"
 # Seconds between two looks at whether the others are done with what is waited for.
@@ -133,9 +134,8 @@ def run(
         "launched": time.time(),
         "command": job.command,
     }
-    partial = folder / f".{worker.JOB}.{os.getpid()}"
-    partial.write_text(json.dumps(document, indent=1) + "\n")
-    partial.replace(folder / worker.JOB)
+    with appearing(folder / worker.JOB) as partial:
+        partial.write_text(json.dumps(document, indent=1) + "\n")
     with (folder / LOG).open("a") as log:
         process = launch(output, job, log)
         with claims.kept_alive(claim, process.terminate):

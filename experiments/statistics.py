@@ -157,13 +157,17 @@ def holm(p_values: Sequence[float]) -> tuple[list[float], list[float]]:
 
     Returns:
       The corrected p-values, and for each the level alpha / k at which the procedure judges it.
+      It goes no further after the first that it does not reject: the level of that one holds for
+      those after it too, or an interval of theirs could exclude zero beside the word "no gain".
     """
     count = len(p_values)
     order = sorted(range(count), key=lambda i: p_values[i])
-    corrected, levels, highest = [0.0] * count, [0.0] * count, 0.0
+    corrected, levels, highest, level = [0.0] * count, [0.0] * count, 0.0, ALPHA
     for rank, i in enumerate(order):
+        if highest <= ALPHA:
+            level = ALPHA / (count - rank)
         highest = max(highest, min(1.0, (count - rank) * p_values[i]))
-        corrected[i], levels[i] = highest, ALPHA / (count - rank)
+        corrected[i], levels[i] = highest, level
     return corrected, levels
 
 

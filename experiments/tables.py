@@ -50,7 +50,7 @@ def all_tables(study: Study, record: Record, findings: Findings) -> list[Table]:
 def scores_by_label(study: Study, findings: Findings) -> Table:
     """Methods x amounts of labels: mean ± deviation over repetitions, and the paper's."""
     published = study.published if _comparable(study, study.columns[0].name) else None
-    values = {place: _value(entry) for place, entry in findings.entries.items()}
+    values = {place: _counted(entry, findings) for place, entry in findings.entries.items()}
     return _by_label(
         f"{study.columns[0].name} on the test set, by labelled training subjects",
         findings,
@@ -68,7 +68,7 @@ def beside_published(study: Study, record: Record, findings: Findings) -> Table:
             found = _of(record, key, amount, study.beside)
             if found:
                 means[key, amount] = float(np.mean(found))
-                values[key, amount] = _value(Entry(tuple(found), math.nan, math.nan))
+                values[key, amount] = _counted(Entry(tuple(found), math.nan, math.nan), findings)
     title = f"{study.beside}: {study.published.score}"
     return _by_label(title, findings, values, means, study.published)
 
@@ -99,15 +99,16 @@ def _by_label(
     }
     if published:
         rows += _only_published(published, findings, amounts)
-    notes = ["mean ± standard deviation over repetitions, in bold the highest of ours"]
-    return Table(title, tuple(header), tuple(rows), (*notes, *_notes(published)), frozenset(bold))
+    notes = (_over_repetitions(findings), *_notes(published))
+    return Table(title, tuple(header), tuple(rows), notes, frozenset(bold))
 
 
 def scores_by_column(study: Study, record: Record, findings: Findings) -> Table:
     """Methods x scores at the largest amount of labels, as the paper's Table 1."""
     amount = findings.labels[-1]
     names = [column.name for column in study.columns]
-    published = study.published_scores
+    # The paper's are of all labels: beside fewer of ours they would compare nothing.
+    published = study.published_scores if amount == "all" else None
     header = ["method"]
     for name in names:
         header += [name, PAPER] if published else [name]
@@ -119,7 +120,7 @@ def scores_by_column(study: Study, record: Record, findings: Findings) -> Table:
         for name in names:
             found = _of(record, key, amount, name)
             means[len(rows), name] = float(np.mean(found))
-            row.append(_value(Entry(tuple(found), math.nan, math.nan)))
+            row.append(_counted(Entry(tuple(found), math.nan, math.nan), findings))
             if published:
                 row.append(_published(published.value(key.method, name)))
         rows.append(tuple(row))
@@ -132,7 +133,8 @@ def scores_by_column(study: Study, record: Record, findings: Findings) -> Table:
     if published:
         rows += _only_published(published, findings, names)
     title = f"scores with {amount} labelled training subjects"
-    return Table(title, tuple(header), tuple(rows), _notes(published), frozenset(bold))
+    notes = (_over_repetitions(findings), *_notes(published))
+    return Table(title, tuple(header), tuple(rows), notes, frozenset(bold))
 
 
 def comparisons(findings: Findings) -> Table:
@@ -158,7 +160,10 @@ def convergence(findings: Findings) -> Table:
         cells = [_steps(findings.convergence.get((key, amount), ())) for amount in amounts]
         if any(cell != NONE for cell in cells):
             rows.append((findings.label(key), *cells))
-    notes = ("median over repetitions, to the next validation; (n of m) reached it",)
+    notes = (
+        "median over repetitions, to the next validation; (n of m) reached it",
+        "downstream steps alone: those of the pretraining are not counted, see its table",
+    )
     title = "steps to reach 95 % of scratch's final validation score"
     return Table(title, ("method", *amounts), tuple(rows), notes)
 
@@ -220,9 +225,15 @@ def markdown(tables: Sequence[Table], introduction: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def latex(tables: Sequence[Table]) -> str:
-    """All tables as LaTeX, for a document that loads booktabs."""
-    return "\n".join(map(_latex_table, tables))
+def latex(tables: Sequence[Table], limits: Sequence[str] = ()) -> str:
+    """All tables as LaTeX, for a document that loads booktabs.
+
+    Args:
+      limits: of the whole study, below each table, as each may be taken out alone.
+    """
+    return "\n".join(
+        _latex_table(dataclasses.replace(table, notes=(*table.notes, *limits))) for table in tables
+    )
 
 
 def _latex_table(table: Table) -> str:
@@ -267,6 +278,23 @@ def _value(entry: Entry) -> str:
     if math.isnan(entry.deviation):
         return f"{entry.mean:.3f}"
     return f"{entry.mean:.3f} ± {entry.deviation:.3f}"
+
+
+def _counted(entry: Entry, findings: Findings) -> str:
+    """The value, and of how many repetitions where others have more."""
+    count = len(entry.values)
+    return _value(entry) + (f" ({count})" if count < findings.repetitions else "")
+
+
+def _over_repetitions(findings: Findings) -> str:
+    if findings.repetitions == 1:
+        return "a single repetition, in bold the highest of ours"
+    few = any(len(entry.values) < findings.repetitions for entry in findings.entries.values())
+    return (
+        f"mean ± standard deviation over {findings.repetitions} repetitions"
+        + (" (or as many as the brackets say)" if few else "")
+        + ", in bold the highest of ours"
+    )
 
 
 def _published(value: Value | None) -> str:

@@ -10,8 +10,8 @@ checkpoint and ends.
 
 from __future__ import annotations
 
-import contextlib
 import csv
+import errno
 import fcntl
 import json
 import math
@@ -23,7 +23,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -33,11 +33,14 @@ import numpy as np
 from experiments.grid import load_config
 from ssl3d import command, evaluate, report, train
 from ssl3d.errors import RunError, UserError
+from ssl3d.files import appearing
 
 JOB, RESULT = "job.json", "result.json"
 STOPPED = 3  # the exit status of a job that was asked to end and goes on another time
 # Seconds in which a predecessor whose parent died has saved and gone.
 _PATIENCE = 120
+# What file systems of clusters say that were mounted without locks.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -50,9 +53,10 @@ def main(arguments: Sequence[str]) -> int:
         result = run(job, folder)
     if result is None:
         return STOPPED
-    partial = folder / f".{RESULT}.{os.getpid()}"
-    partial.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-    partial.replace(folder / RESULT)
+    with appearing(folder / RESULT) as partial:
+        partial.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    # Of a finished run nothing goes on; over a whole grid they would fill the disk.
+    shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)
     return 0
 
 
@@ -60,10 +64,8 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     """The row, the cases and the curve of a job; None if a signal ended it."""
     config = load_config(job["config"], job["argument"], _with_tuples(job["overrides"]))
     workdir = folder / "run"
-    probe = job["row"].get("probe", False)
-    with _timed_validations() if probe else contextlib.nullcontext() as validations:
-        if not train.train(config, workdir):
-            return None
+    if not train.train(config, workdir):
+        return None
     lines = report.read_metrics(workdir)
     result: dict[str, Any] = {"row": dict(job["row"]), "cases": [], "curve": []}
     key = "kappa" if config.task.name == "classification" else "dice"
@@ -75,41 +77,20 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
         ]
     else:
         result["row"] |= _last_validation(lines)
-    # Of a finished run nothing goes on; over a whole grid they would fill the disk.
-    shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
     result["row"] |= {
         "seconds": round(job["spent"] + time.time() - job["launched"], 1),
         "device_seconds": round(device_seconds(lines, config.batch_size), 1),
         "peak_memory_mb": round(peak_memory()),
         "machine": machine(),
     }
-    if probe:
+    if job["row"].get("probe"):
         speeds = [line["volumes_per_second"] for line in lines if line["split"] == "train"]
         # The first step compiles, and so does the first validation.
         result["row"] |= {
             "step_seconds": config.batch_size / float(np.median(speeds)),
-            "validation_seconds": min(validations),
+            "validation_seconds": min(line["seconds"] for line in lines if line["split"] == "val"),
         }
     return result
-
-
-@contextlib.contextmanager
-def _timed_validations() -> Iterator[list[float]]:
-    """Times the loop's validations, which its metrics say nothing of."""
-    seconds: list[float] = []
-    validate = train.validate
-
-    def timed(*arguments: Any) -> dict[str, float]:
-        started = time.monotonic()
-        values = validate(*arguments)
-        seconds.append(time.monotonic() - started)
-        return values
-
-    train.validate = timed
-    try:
-        yield seconds
-    finally:
-        train.validate = validate
 
 
 def machine() -> str:
@@ -135,7 +116,7 @@ def test(job: dict[str, Any], workdir: Path) -> dict[str, Any]:
         if kind == "last" and steps["last"] == steps["best"]:
             break
         output = workdir / f"evaluation-{kind}"
-        options = [f"--workdir={workdir}", "--split=test", f"--model={kind}"]
+        options = [f"--workdir={workdir}", "--split=test", f"--model={kind}", "--no-pictures"]
         options += [f"--data={job['overrides']['data.path']}", f"--output={output}"]
         options += [f"--source={job['source']}"] if job["source"] else []
         evaluate.main(options)
@@ -269,6 +250,11 @@ def _wait_for(lock: TextIO, folder: Path) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             time.sleep(1)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            print(f"{folder}: no locks on this file system; the claims have to do", flush=True)
+            return
         else:
             return
     raise RunError(f"{folder}: another process is at work here; end it, or wait for it")

@@ -1,7 +1,7 @@
 """Scores of a trained network on the cases it has not seen, per case and summed up, and pictures.
 
     python -m ssl3d.evaluate --workdir=DIR [--split=test] [--model=best|last] [--data=DIR]
-                             [--source=DIR] [--output=DIR]
+                             [--source=DIR] [--output=DIR] [--no-pictures]
 
 Writes cases.csv, summary.json and, of a segmentation, best.png, median.png and worst.png; of a
 classification confusion.png and, where there are any, mistakes.png.
@@ -45,6 +45,7 @@ def parser() -> command.Parser:
     add("--data", type=Path, help="the prepared data set, if not where the run had it")
     add("--source", type=Path, help="the folder the data set was prepared from")
     add("--output", type=Path, help="default: WORKDIR/evaluation")
+    add("--no-pictures", action="store_true", help="tables alone, as for a grid of many runs")
     prediction.add_options(result)
     return result
 
@@ -150,11 +151,21 @@ def evaluate_segmentation(
     cases: Sequence[store.Case],
     grid: str,
     source: Path | None,
-) -> tuple[list[dict[str, Any]], dict[str, Figure], dict[str, Any]]:
-    """Rows of `cases.csv`, pictures by name, and what the summary says of the scores."""
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows of `cases.csv`, and what the summary says of the scores."""
     bar = tqdm(cases, "evaluating", unit="case", disable=None)
     rows, confusion = evaluation.score_segmentations(trained, dataset, bar, grid, source)
     summary = evaluation.summarise_segmentations(rows, confusion, trained, dataset)
+    return rows, {"grid": grid} | summary
+
+
+def draw_segmentation(
+    trained: Trained,
+    dataset: store.Dataset,
+    cases: Sequence[store.Case],
+    rows: Sequence[dict[str, Any]],
+) -> dict[str, Figure]:
+    """The best, the median and the worst case of the rows, by name of the file."""
     figures = {}
     for name, mean in best_median_worst(evaluation.mean_foreground(rows, dataset.classes)).items():
         case = next(case for case in cases if case.id == mean["id"])
@@ -169,7 +180,7 @@ def evaluate_segmentation(
             shown.spacing,
             f"{name}: {case.id}, mean foreground Dice {mean['dice']:.3f}\n{each}",
         )
-    return rows, figures, {"grid": grid} | summary
+    return figures
 
 
 def best_median_worst(means: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -181,22 +192,35 @@ def best_median_worst(means: Sequence[dict[str, Any]]) -> dict[str, dict[str, An
 
 def evaluate_classification(
     trained: Trained, dataset: store.Dataset, cases: Sequence[store.Case]
-) -> tuple[list[dict[str, Any]], dict[str, Figure], dict[str, Any]]:
-    """Rows of `cases.csv`, pictures by name, and what the summary says of the scores."""
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A row per case with the `probability` of each class, and what the summary says of them."""
     answers = evaluation.score_classifications(trained, dataset, cases)
     rows = list(tqdm(answers, "evaluating", len(cases), unit="case", disable=None))
-    summary = evaluation.summarise_classifications(rows, dataset.classes)
-    figures = {"confusion.png": case_pictures.confusion(summary["confusion"], dataset.classes)}
+    return rows, evaluation.summarise_classifications(rows, dataset.classes)
+
+
+def draw_classification(
+    dataset: store.Dataset,
+    cases: Sequence[store.Case],
+    rows: Sequence[dict[str, Any]],
+    confusion: Sequence[Sequence[int]],
+) -> dict[str, Figure]:
+    """Which grade is taken for which, and the worst mistakes if any, by name of the file."""
+    figures = {"confusion.png": case_pictures.confusion(confusion, dataset.classes)}
     worst = case_pictures.worst_mistakes(rows)
     if worst:
         wrong = {row["id"] for row in worst}
         images = {case.id: store.load_image(dataset, case) for case in cases if case.id in wrong}
         figures["mistakes.png"] = case_pictures.mistakes(worst, images, dataset.classes)
-    table = []
-    for row in rows:
-        probabilities = zip(dataset.classes, row.pop("probability"), strict=True)
-        table.append(row | {f"probability {name}": float(p) for name, p in probabilities})
-    return table, figures, summary
+    return figures
+
+
+def _columns(row: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+    """A row of a classification with a column for the probability of each class."""
+    named = {
+        f"probability {name}": float(p) for name, p in zip(classes, row["probability"], strict=True)
+    }
+    return {key: value for key, value in row.items() if key != "probability"} | named
 
 
 def headline(summary: dict[str, Any]) -> str:
@@ -234,16 +258,21 @@ def evaluate(options: argparse.Namespace) -> None:
         f"{len(cases)} {options.split} cases of {dataset.name}"
     )
     about = describe(trained, dataset, options.split, cases)
+    figures: dict[str, Figure] = {}
     if about["task"] == "segmentation":
         grid = evaluation.choose_grid(dataset, cases, options.source)
         print(f"{introduction}; scored against {grid}", flush=True)
-        parts = evaluate_segmentation(trained, dataset, cases, grid, options.source)
+        rows, summary = evaluate_segmentation(trained, dataset, cases, grid, options.source)
+        if not options.no_pictures:
+            figures = draw_segmentation(trained, dataset, cases, rows)
     else:
         if options.source:
             raise UserError("--source: is where label maps are; a classification has none")
         print(introduction, flush=True)
-        parts = evaluate_classification(trained, dataset, cases)
-    rows, figures, summary = parts
+        rows, summary = evaluate_classification(trained, dataset, cases)
+        if not options.no_pictures:
+            figures = draw_classification(dataset, cases, rows, summary["confusion"])
+        rows = [_columns(row, dataset.classes) for row in rows]
     write(output, rows, figures, about | summary)
     print(f"{output}: {headline(about | summary)}")
 

@@ -205,8 +205,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
     scores: dict[int, dict[str, float]] = {}
 
     def validate_and_log(step: int) -> None:
+        begun = time.monotonic()
         values = validate(evaluation, task, variables_of(state), validation_batches(), mesh)
-        log.log(step, "val", values)
+        # Beside the scores, not among them: these are kept with the model and do not vary.
+        log.log(step, "val", values | {"seconds": time.monotonic() - begun})
         scores[step] = values
         if best is not None and step > 0:
             best.offer(values[task.best_by], variables_of(state), describe_model(step))

@@ -136,6 +136,17 @@ def test_the_last_model_another_split_and_another_folder(segmented, volumes, tmp
     assert {path.name for path in output.iterdir()} == names
 
 
+@pytest.mark.parametrize("workdir", ["segmented", "classified"])
+def test_the_same_tables_without_pictures(workdir, request, tmp_path):
+    options = [f"--workdir={request.getfixturevalue(workdir)}", f"--output={tmp_path}"]
+    evaluate.main(options)
+    with_pictures = read(tmp_path)
+    assert list(tmp_path.glob("*.png"))
+    evaluate.main([*options, "--no-pictures"])
+    assert {path.name for path in tmp_path.iterdir()} == {"cases.csv", "summary.json"}
+    assert read(tmp_path) == with_pictures
+
+
 def test_a_model_of_slices_is_scored_on_whole_volumes(save_model, volumes, tmp_path):
     save_model(tmp_path, volumes, "segment,slices")
     rows, summary = run(tmp_path)

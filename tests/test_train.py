@@ -18,7 +18,7 @@ from ssl3d import step as steps
 from ssl3d.data import pipeline, store
 from ssl3d.errors import RunError, UserError
 
-TIMINGS = ("volumes_per_second", "data_wait")
+TIMINGS = ("volumes_per_second", "data_wait", "seconds")
 
 
 def batches(config, dataset, task, validation=False, **overrides):
@@ -126,6 +126,8 @@ def test_metrics_have_every_step_once_and_what_the_issue_asks_for(whole):
     # Before the first step too: what an untrained network reaches.
     assert [line["step"] for line in lines if line["split"] == "val"] == [0, 3, 6]
     assert lines[0]["split"] == "val"
+    assert all((line["split"] == "val") == ("seconds" in line) for line in lines)
+    assert all(0 < line.get("seconds", 1) < 600 for line in lines)
     for line in lines:
         assert {"step", "split", "loss", "accuracy", "chance"} <= line.keys()
         assert line["chance"] == pytest.approx(1 / 8, abs=1e-5)

@@ -23,12 +23,3 @@ def stand_in(monkeypatch):
 
     use_stand_in(monkeypatch.setattr)
     return monkeypatch
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Whole studies, also small ones, take minutes: none is part of the default run."""
-    here = Path(__file__).parent
-    for item in items:
-        if item.path.is_relative_to(here):
-            item.add_marker(pytest.mark.slow)

@@ -108,7 +108,6 @@ def tiny(**changes):
         pretraining={
             "steps": 4,
             "data.crop": (24, 24, 24),
-            "head.hidden": (16,),
             "batch_size": 4,
             "optimizer.warmup_steps": 1,
             "validation.repeats": 1,

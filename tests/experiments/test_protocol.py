@@ -17,9 +17,12 @@ from pathlib import Path
 import pytest
 from small_study import tiny
 
-from experiments import protocol, record, worker
+from experiments import budget, protocol, record, report, runs, worker
 from experiments.hippocampus import STUDY
 from ssl3d.errors import RunError, UserError
+
+# Whole studies, also small ones, take minutes: none is part of the default run.
+pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
 CELLS = 6 * 2 * 2
@@ -108,7 +111,20 @@ def test_the_report_names_the_command_and_no_folder(call, tmp_path):
         assert str(tmp_path) not in text
     text = (call.output / "tables.md").read_text()
     command = "python -m experiments.hippocampus --data=DIR --output=DIR --methods=scratch,rpl3d"
-    assert f"- command: {command} --repetitions=2\n" in text
+    assert f"- last command: {command} --repetitions=2\n" in text
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        (["--data=/home/me", "--budget=20"], "--data=DIR --budget=20"),
+        (["--data", "/home/me", "--budget", "20"], "--data DIR --budget 20"),
+        ([], ""),
+    ],
+)
+def test_commands_are_shown_without_folders(study, typed, shown):
+    command = f"python -m experiments.hippocampus {shown}".strip()
+    assert report.as_typed(study, typed) == command
 
 
 def test_run_again_it_has_nothing_to_do(call):
@@ -175,8 +191,11 @@ def test_transductive_says_so_everywhere(call):
     call("--methods=scratch,rpl3d", "--transductive")
     flags = {row["method"]: row["transductive"] for row in rows(call.output)}
     assert flags == {"scratch": "False", "rpl3d": "True"}
-    for file in ("tables.md", "report.html"):
+    for file in ("tables.md", "tables.tex", "report.html"):
         assert "Transductive: pretraining saw" in (call.output / file).read_text()
+    # Of tables in LaTeX each may be taken alone.
+    text = (call.output / "tables.tex").read_text()
+    assert text.count("Transductive: ") == text.count("\\end{table}")
 
 
 @pytest.mark.parametrize("parts", [2, 3])
@@ -194,10 +213,12 @@ def test_a_part_reports_what_is_missing(call):
     assert f"Not complete: {CELLS - CELLS // 4} of {CELLS} cells are missing." in text
 
 
-def test_processes_share_a_folder(volumes, tmp_path):
+@pytest.mark.parametrize("options", [([], []), (["--part=1/2"], ["--part=2/2"])])
+def test_processes_share_a_folder(volumes, tmp_path, options):
     """No job twice, none left out, and each of them writes the whole report at the end."""
     together = [
-        start(tmp_path, volumes.path, "--repetitions=1", STAND_IN_SECONDS="0.3") for _ in range(2)
+        start(tmp_path, volumes.path, "--repetitions=1", *own, STAND_IN_SECONDS="0.3")
+        for own in options
     ]
     said = [process.communicate(timeout=120) for process in together]
     assert [process.returncode for process in together] == [0, 0], said
@@ -268,6 +289,17 @@ def test_a_budget(call):
     assert call("--report-only", study=long) == 0
 
 
+def test_a_signal_while_a_budget_is_measured(call, stand_in, capsys):
+    def stopped(*_):
+        raise runs.Stopped
+
+    with stand_in.context() as patch:
+        patch.setattr(budget, "probe", stopped)
+        assert call("--budget=4") == 1
+    assert "run the same command again to go on" in capsys.readouterr().out
+    assert call("--budget=4") == 0
+
+
 def test_a_budget_that_is_too_small(call):
     with pytest.raises(UserError, match=r"the smallest study takes \d+ minutes or more"):
         call("--budget=0.02")
@@ -317,6 +349,18 @@ def test_report_only(call):
 def test_default_label_counts_fit_the_data(call):
     call("--methods=scratch", study=tiny(labels=STUDY.labels, repetitions=1))
     assert [row["labels"] for row in rows(call.output)] == ["2", "all"]
+
+
+def test_tables_that_were_written_too_late_are_mended(call, monkeypatch):
+    """Between reading and writing, another process has finished its last cell."""
+    call("--methods=scratch", "--repetitions=1")
+    whole, read = rows(call.output), record.read
+    now = read(call.output)
+    too_early = [now._replace(results=now.results[:1])]
+    monkeypatch.setattr(record, "read", lambda output: (too_early or [read(output)]).pop())
+    record.update(call.output)
+    assert rows(call.output) == whole
+    assert not too_early
 
 
 def test_the_record_reads_as_it_was_written(call, tmp_path):

@@ -21,13 +21,17 @@ def test_holm_by_hand():
     corrected, levels = statistics.holm([0.01, 0.04, 0.03, 0.005])
     # Sorted .005 .01 .03 .04, times 4 3 2 1: .02 .03 .06 .04, never less than the one before.
     assert corrected == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert levels == pytest.approx([0.05 / 3, 0.05, 0.05 / 2, 0.05 / 4])
+    # .03 is not below .05 / 2: that is where the procedure ends, for .04 too.
+    assert levels == pytest.approx([0.05 / 3, 0.05 / 2, 0.05 / 2, 0.05 / 4])
     assert statistics.holm([]) == ([], [])
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_is_between_no_correction_and_bonferroni(values):
-    corrected, _ = statistics.holm(values)
+    corrected, levels = statistics.holm(values)
+    # The interval of the level excludes zero where, and only where, the verdict is not "no gain".
+    for p, q, level in zip(values, corrected, levels, strict=True):
+        assert (q <= statistics.ALPHA) == (p <= level) or abs(p - level) < 1e-12
     for p, q in zip(values, corrected, strict=True):
         assert p <= q <= min(1.0, len(values) * p) + 1e-12 or q == max(corrected)
     order = np.argsort(values, kind="stable")

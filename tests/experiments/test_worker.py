@@ -1,4 +1,5 @@
 import csv
+import errno
 import json
 import math
 import os
@@ -92,6 +93,22 @@ def test_without_its_parent_it_ends(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, cwd=ROOT)
     process.stdin.close()
     assert process.wait(timeout=30) == -15
+
+
+def test_file_systems_without_locks_do_without(tmp_path, monkeypatch, capsys):
+    def fails(number):
+        def flock(*_):
+            raise OSError(number, "no")
+
+        return flock
+
+    with (tmp_path / ".lock").open("w") as lock:
+        monkeypatch.setattr(worker.fcntl, "flock", fails(errno.ENOSYS))
+        worker._wait_for(lock, tmp_path)
+        assert "the claims have to do" in capsys.readouterr().out
+        monkeypatch.setattr(worker.fcntl, "flock", fails(errno.EIO))
+        with pytest.raises(OSError, match="no"):
+            worker._wait_for(lock, tmp_path)
 
 
 def test_an_input_error_of_a_run_is_the_persons(stand_in, tmp_path):
