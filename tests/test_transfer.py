@@ -77,14 +77,18 @@ def test_a_frozen_encoder_stays_bit_for_bit(tiny, pictures, tmp_path, norm):
     assert any(np.abs(x).max() > 0 for name, x in rest.items() if name.endswith("bias"))
 
 
-def test_fine_tuning_begins_after_the_warm_up(tiny, pictures, pretrained, tmp_path):
+def test_fine_tuning_says_what_it_loaded_and_begins_after_the_warm_up(
+    tiny, pictures, pretrained, tmp_path, capsys
+):
     config = downstream(
         tiny, pictures, pretrained, "finetune", transfer__warmup_steps=3, steps=6,
         checkpoint_every=3, optimizer__warmup_steps=0,
     )  # fmt: skip
     assert train.train(config, tmp_path / "run", stop_at=3)
+    wanted = loaded_weights(pretrained)
+    assert f"all {len(wanted)} arrays of the encoder loaded from" in capsys.readouterr().out
     encoder, rest = parts(tmp_path / "run")
-    assert equal(encoder, loaded_weights(pretrained))
+    assert equal(encoder, wanted)
     assert train.train(config, tmp_path / "run")
     later, rest_later = parts(tmp_path / "run")
     changed = [name for name in later if not np.array_equal(later[name], encoder[name])]
@@ -151,13 +155,6 @@ def test_all_modes_see_the_same(tiny, pictures, pretrained, tmp_path, monkeypatc
 
 
 # What is said and what is refused.
-
-
-def test_what_was_loaded_is_said(tiny, pictures, pretrained, tmp_path, capsys):
-    config = downstream(tiny, pictures, pretrained, "finetune", steps=1)
-    train.train(config, tmp_path / "run")
-    count = len(loaded_weights(pretrained))
-    assert f"all {count} arrays of the encoder loaded from" in capsys.readouterr().out
 
 
 def test_more_channels_repeat_the_first_layer(tmp_path):
@@ -307,24 +304,30 @@ def test_best_and_last_are_kept_and_go_on_after_a_stop(tiny, pictures, tmp_path)
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_a_model_knows_what_it_needs(tiny, pictures, tmp_path):
-    config = tiny("classify", pictures.path, steps=1, validate_every=1)
-    train.train(config, tmp_path)
-    loaded = model.load(tmp_path)
+@pytest.fixture(scope="module")
+def one_step(tiny, pictures, tmp_path_factory):
+    """The folder of a run of one step."""
+    workdir = tmp_path_factory.mktemp("one_step")
+    train.train(tiny("classify", pictures.path, steps=1, validate_every=1), workdir)
+    return workdir
+
+
+def test_a_model_knows_what_it_needs(one_step, pictures):
+    loaded = model.load(one_step)
     assert loaded.config.task.name == "classification"
     assert (loaded.dataset.classes, loaded.dataset.modalities) == (
         pictures.classes,
         pictures.modalities,
     )
-    manager = checkpoint.open_manager(tmp_path)
+    manager = checkpoint.open_manager(one_step)
     assert manager.latest_step() == 1
     manager.close()
 
 
-def test_damaged_models_are_refused(tiny, pictures, tmp_path):
+def test_damaged_models_are_refused(one_step, tmp_path):
     with pytest.raises(UserError, match=r"model\.json: missing"):
         model.load(tmp_path)
-    train.train(tiny("classify", pictures.path, steps=1, validate_every=1), tmp_path)
+    shutil.copytree(one_step / "model", tmp_path / "model")
     file = tmp_path / "model" / "last" / model.WEIGHTS
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(UserError, match=r"model\.safetensors"):
