@@ -86,7 +86,8 @@ def test_a_whole_study(call, capsys):
         assert row["transductive"] == "False"
         assert row["code"].startswith("0.")
     said = capsys.readouterr().out
-    assert "Significantly better than scratch: rpl3d with 2 labels (+0.1" in said
+    assert "With 2 labels significantly better than scratch: rpl3d (+0.1" in said
+    assert re.search(r"With all labels significantly better than scratch: .*rpl3d \(\+0\.1", said)
     for name in ("data_efficiency", "convergence"):
         assert (output / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (output / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
