@@ -294,11 +294,12 @@ def test_a_signal_while_a_budget_is_measured(call, stand_in, capsys):
     def stopped(*_):
         raise runs.Stopped
 
+    long = tiny(pretraining={"steps": 3000}, finetuning={"steps": 3000})
     with stand_in.context() as patch:
         patch.setattr(budget, "probe", stopped)
-        assert call("--budget=4") == 1
+        assert call("--budget=4", study=long) == 1
     assert "run the same command again to go on" in capsys.readouterr().out
-    assert call("--budget=4") == 0
+    assert call("--budget=4", study=long) == 0
 
 
 def test_a_budget_that_is_too_small(call):
