@@ -103,7 +103,13 @@ def _finish(figure: Figure, last: Axes) -> Figure:
         axes.grid(alpha=0.3)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-    last.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize="small", frameon=False)
+    last.legend(
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1),
+        fontsize="small",
+        frameon=False,
+        handlelength=4,  # or dashes cannot be told from dots
+    )
     return figure
 
 

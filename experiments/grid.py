@@ -104,9 +104,10 @@ def pretraining_job(plan: Plan, method: str) -> Job | None:
     settings = dict(study.data) | {"data.path": str(plan.corpus.path.resolve())}
     settings |= _encoder(study, about.rank)
     settings |= dict(study.pretraining) | dict(study.pretraining_of.get(method, {}))
+    transductive = plan.transductive and not supervised  # whose labels are of training cases
     splits = ("train",) if supervised else ("train", "unlabelled")
-    if plan.transductive and not supervised:
-        splits = ("train", "unlabelled", "val", "test")
+    if transductive:
+        splits += ("val", "test")
     settings["data.train_splits"] = splits
     if is_elsewhere(plan):
         settings["data.phantom.kind"] = ""
@@ -121,7 +122,7 @@ def pretraining_job(plan: Plan, method: str) -> Job | None:
         "cases": len(cases),
         "cases_hash": case_hash(cases),
         "dataset": plan.corpus.name,
-        "transductive": plan.transductive,
+        "transductive": transductive,
         "config_hash": digest,
         "code": code_version(),
     }
@@ -188,7 +189,7 @@ def cell_job(plan: Plan, cell: Cell, needs: Job | None) -> Job:
         "steps": config.steps,
         "pretraining": before.get("pretraining", ""),
         "pretraining_steps": before.get("steps", 0),
-        "transductive": plan.transductive and bool(needs),
+        "transductive": before.get("transductive", False),
         "config_hash": digest,
         "train_hash": case_hash(train),
         "val_hash": case_hash(validation),

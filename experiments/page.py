@@ -28,24 +28,25 @@ code { font-size: 0.85rem; overflow-wrap: anywhere }
 
 
 def summary(findings: Findings) -> list[str]:
-    """The verdicts in a few sentences, what was found first."""
-    chosen = findings.comparisons
+    """The verdicts in a few sentences, those with the fewest labels first."""
     words = []
-    for text, sign in (("better", 1), ("worse", -1)):
-        found = [
-            f"{findings.label(key)} with {amount} labels ({c.difference:+.3f}, corrected interval "
-            f"{c.low_holm:+.3f} to {c.high_holm:+.3f})"
-            for (key, amount), c in chosen.items()
-            if c.shown() == sign
-        ]
-        if found:
-            words.append(f"Significantly {text} than scratch: " + "; ".join(found) + ".")
     for amount in findings.labels:
-        own = [(key, c) for (key, a), c in chosen.items() if a == amount]
+        own = [(key, c) for (key, a), c in findings.comparisons.items() if a == amount]
+        for text, sign in (("better", 1), ("worse", -1)):
+            found = [
+                f"{findings.label(key)} ({c.difference:+.3f}, corrected interval "
+                f"{c.low_holm:+.3f} to {c.high_holm:+.3f})"
+                for key, c in own
+                if c.shown() == sign
+            ]
+            if found:
+                words.append(
+                    f"With {amount} labels significantly {text} than scratch: {'; '.join(found)}."
+                )
         pretrained = [c for key, c in own if METHODS[key.method].task]
         if pretrained and not any(c.shown() > 0 for c in pretrained):
             words.append(f"With {amount} labels no gain of any pretraining over scratch is shown.")
-    if not chosen:
+    if not findings.comparisons:
         words.append("Nothing to compare yet: scratch or every other method is still missing.")
     return words
 

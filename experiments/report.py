@@ -52,7 +52,11 @@ def describe(plan: Plan, found: Record, facts: findings.Findings) -> list[tuple[
     counts = {split: len(dataset.split(split)) for split in store.SPLITS}
     split = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     tested = len(labelled_cases(plan, "test"))
-    corpus = plan.corpus.name + ("" if is_elsewhere(plan) else ", the same")
+    seen = ("the same data, " if not is_elsewhere(plan) else f"{plan.corpus.name}, ") + (
+        "all cases, validation and test too (transductive)"
+        if plan.transductive
+        else "training and unlabelled cases"
+    )
     spent = sum(record.numbers([*found.results, *found.pretraining], "seconds"))
     steps = sorted({int(row["steps"]) for row in found.results})
     network = ", ".join(f"{key} {value}" for key, value in study.encoder.items())
@@ -61,7 +65,7 @@ def describe(plan: Plan, found: Record, facts: findings.Findings) -> list[tuple[
     return [
         ("data", f"{dataset.name}: {split}; splits by {dataset.splits_by}"),
         ("tested on", f"the same {tested} test cases in every cell"),
-        ("pretrained on", f"{corpus}{' (transductive)' if plan.transductive else ''}"),
+        ("pretrained on", seen),
         ("cells", f"{len(found.results)} finished, repetitions of each: up to {facts.repetitions}"),
         ("network", network or "the preset's"),
         ("downstream steps", ", ".join(map(str, steps))),

@@ -206,7 +206,10 @@ def costs(findings: Findings, record: Record) -> Table:
         steps = "–".join(dict.fromkeys(row["steps"] for row in own))
         rows.append((findings.label(key), steps, f"{device:.0f}", f"{wall:.0f}", f"{memory:.1f}"))
     header = ("method", "steps", "device seconds", "seconds", "peak GB")
-    notes = ("device seconds: training alone; seconds: with compilation, validation and test",)
+    notes = (
+        "device seconds: training alone; seconds: with compilation, validation and test",
+        "peak GB: of an accelerator, or without one of the process",
+    )
     return Table("what a cell took", header, tuple(rows), notes)
 
 

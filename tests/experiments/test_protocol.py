@@ -86,7 +86,8 @@ def test_a_whole_study(call, capsys):
         assert row["transductive"] == "False"
         assert row["code"].startswith("0.")
     said = capsys.readouterr().out
-    assert "Significantly better than scratch: rpl3d with 2 labels (+0.1" in said
+    assert "With 2 labels significantly better than scratch: rpl3d (+0.1" in said
+    assert re.search(r"With all labels significantly better than scratch: .*rpl3d \(\+0\.1", said)
     for name in ("data_efficiency", "convergence"):
         assert (output / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (output / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
@@ -293,11 +294,12 @@ def test_a_signal_while_a_budget_is_measured(call, stand_in, capsys):
     def stopped(*_):
         raise runs.Stopped
 
+    long = tiny(pretraining={"steps": 3000}, finetuning={"steps": 3000})
     with stand_in.context() as patch:
         patch.setattr(budget, "probe", stopped)
-        assert call("--budget=4") == 1
+        assert call("--budget=4", study=long) == 1
     assert "run the same command again to go on" in capsys.readouterr().out
-    assert call("--budget=4") == 0
+    assert call("--budget=4", study=long) == 0
 
 
 def test_a_budget_that_is_too_small(call):

@@ -204,6 +204,9 @@ def test_supervised_pretraining_needs_other_labels(plan, tmp_path):
     job = grid.pretraining_job(plan, "supervised")
     assert job.config == "segment"
     assert job.overrides["data.train_splits"] == ("train",)
+    told = grid.pretraining_job(dataclasses.replace(plan, transductive=True), "supervised")
+    assert told.name == job.name
+    assert told.row["transductive"] is False
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)

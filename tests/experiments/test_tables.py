@@ -190,7 +190,7 @@ def test_verdicts(found):
     assert by_place["rpl3d", "5%"].startswith("gain: +0.100 [+0.")
     assert by_place["rpl3d", "all"].startswith("no gain shown: +0.000 [")
     words = page.summary(found)
-    assert words[0].startswith("Significantly better than scratch: rpl3d with 5% labels (+0.100")
+    assert words[0].startswith("With 5% labels significantly better than scratch: rpl3d (+0.100")
     assert words[-1] == "With all labels no gain of any pretraining over scratch is shown."
 
 

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from small_study import tiny
@@ -84,6 +85,15 @@ def test_peak_memory_is_that_of_the_process():
     code = "import numpy; x = numpy.ones(25 * 2**20); " + code
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert 150 < float(done.stdout) - before < 300  # 200 MB of ones
+
+
+def test_peak_memory_of_an_accelerator(monkeypatch):
+    devices = [
+        SimpleNamespace(memory_stats=lambda peak=peak: {"peak_bytes_in_use": peak * 2**20})
+        for peak in (300, 700)
+    ]
+    monkeypatch.setattr(worker.jax, "local_devices", lambda: devices)
+    assert worker.peak_memory() == 700
 
 
 def test_without_its_parent_it_ends(tmp_path):
