@@ -23,12 +23,12 @@ STUDY = Study(
     encoder={"width": 8, "depth": 4},
     pretraining={"steps": 600},
     finetuning={
-        "data.crop": (32, 48, 32),
-        "batch_size": 4,
-        "steps": 600,
-        "transfer.warmup_steps": 60,
+        "data.crop": (32, 40, 32),
+        "batch_size": 2,
+        "steps": 400,
+        "transfer.warmup_steps": 40,
     },
-    finetuning_slices={"data.crop": (32, 48), "batch_size": 32},
+    finetuning_slices={"data.crop": (32, 40), "batch_size": 32},
     notes=(
         "The paper has no numbers on these data.",
         "The source has no subject ids: splits are by case, left and right of one person may be "

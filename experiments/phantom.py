@@ -22,9 +22,9 @@ STUDY = Study(
     pretraining={"steps": 200},
     finetuning={
         "data.crop": (48, 48, 48),
-        "batch_size": 4,
-        "steps": 300,
-        "transfer.warmup_steps": 30,
+        "batch_size": 2,
+        "steps": 350,
+        "transfer.warmup_steps": 35,
     },
     finetuning_slices={"data.crop": (64, 64), "batch_size": 16},
     notes=("Drawn by a program, not scanned: what holds here need not hold on patients.",),
