@@ -111,14 +111,15 @@ def downstream(config: ml_collections.ConfigDict) -> None:
     config.augment = ml_collections.ConfigDict()
     # Probability of a mirror image, for each of these axes of the network's input. The first one of
     # a volume and of its axial and coronal slices is left-right.
-    symmetric = datasets.mirrored(config)
-    config.augment.flip = 0.5 if symmetric else 0.0
-    config.augment.flip_axes = symmetric or tuple(range(config.rank))
+    config.augment.flip = 0.0
+    config.augment.flip_axes = tuple(range(config.rank))
     config.augment.spatial = 0.5  # probability of a rotation and scaling
     config.augment.rotate = 15.0  # degrees, the most about each axis
     config.augment.zoom = 0.15  # factors in 1 ± this
     config.augment.intensity = 0.2  # of the random monotone change of intensities
     config.augment.noise = 0.05  # of Gaussian noise, the most, in units of the image's deviation
+
+    config.augment.update(datasets.augmentation(config))
 
     config.predict = ml_collections.ConfigDict()
 

@@ -27,5 +27,6 @@ def get_config(arg: str = "phantom") -> ml_collections.ConfigDict:
     config.task.regions = ()
     config.predict.overlap = 0.5  # of neighbouring windows, as a share of their side
     config.predict.batch = 4  # windows at once
-    config.predict.mirror = False  # average over images mirrored along augment.flip_axes
+    # Average over images mirrored along augment.flip_axes, where training has seen such ones.
+    config.predict.mirror = config.augment.flip > 0
     return config

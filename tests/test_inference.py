@@ -79,7 +79,8 @@ def test_a_voxelwise_network_gives_what_it_gives_on_the_whole_image(problem):
     found = inference.predict(voxelwise, image, window, overlap, batch, mirror)
     assert found.dtype == np.float32
     assert found.shape == (*image.shape[:-1], 3)
-    np.testing.assert_allclose(found, voxelwise(image.astype(np.float32)), rtol=0, atol=1e-6)
+    # A mean of up to eight mirror images of each of a few windows, in float32.
+    np.testing.assert_allclose(found, voxelwise(image.astype(np.float32)), rtol=0, atol=1e-5)
 
 
 def reflected(side, length):

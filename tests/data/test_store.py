@@ -248,10 +248,12 @@ def test_no_id_leaves_the_folder(tmp_path, case_id):
 def test_only_whole_files_appear(tmp_path, monkeypatch):
     """A write that breaks off leaves no image, and the label goes first."""
 
+    save = np.save
+
     def fail(file, array, **options):
         if array.dtype == np.float16:
             raise OSError("disk full")
-        np.lib.format.write_array(file, array)
+        save(file, array, **options)
 
     monkeypatch.setattr(store.np, "save", fail)
     with pytest.raises(OSError, match="disk full"):

@@ -192,7 +192,8 @@ def test_regions_deep_supervision_and_accumulation_train_together(tiny, volumes,
 def test_mirrored_predictions_are_means_over_the_flips(tiny, datasets, tmp_path, name):
     dataset = datasets[3 if name == "segment" else 2]
     flipped = {"segment": (0, 2), "classify": (0, 1)}[name]
-    config = tiny(name, dataset.path, steps=1, validate_every=1, augment__flip_axes=flipped)
+    config = tiny(name, dataset.path, steps=1, validate_every=1)
+    config.augment.flip_axes, config.predict.mirror = flipped, False
     assert train.train(config, tmp_path)
     plain, mirrored = prediction.load(tmp_path), prediction.load(tmp_path, mirror=True)
     image = np.asarray(store.load_image(dataset, dataset.cases[0]))
