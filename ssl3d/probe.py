@@ -290,6 +290,8 @@ def probe(config: ml_collections.ConfigDict, split: str) -> dict[str, Any]:
     encoders: dict[str, Encode | None] = dict(build_encoders(config, dataset, task))
     if config.task.name == "segmentation":
         config.task.regions = ()
+        # Fitted on images as they are, and the threshold chosen on such.
+        config.predict.mirror = False
         make_row = segmentation_row
         encoders["raw intensities"] = lambda images: (jnp.asarray(images),)
     else:

@@ -102,6 +102,7 @@ def tiny_overrides(name):
     }
     if task == "segmentation":
         del overrides["head.hidden"]
+        overrides["predict.mirror"] = False
     if task in ("cpc", "jigsaw", "rpl"):
         overrides["task.jitter"] = 1 if name != "cpc2d" else 0
     return overrides | {

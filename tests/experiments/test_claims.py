@@ -21,20 +21,20 @@ def test_one_holder_at_a_time(tmp_path):
     assert claims.take(job) is None
 
 
-def _race(folder, start, won):
-    start.wait()
+def _race(folder, ready, won):
+    ready.wait()
     for number in range(40):
         if claims.take(folder / str(number)):
             won.put(number)
+    ready.wait()  # whoever is gone has lost his claims
 
 
 def test_processes_that_race_never_share(tmp_path):
     context = multiprocessing.get_context("spawn")
-    start, won = context.Event(), context.Queue()
-    racers = [context.Process(target=_race, args=(tmp_path, start, won)) for _ in range(2)]
+    ready, won = context.Barrier(2), context.Queue()
+    racers = [context.Process(target=_race, args=(tmp_path, ready, won)) for _ in range(2)]
     for racer in racers:
         racer.start()
-    start.set()
     taken = [won.get(timeout=20) for _ in range(40)]
     for racer in racers:
         racer.join()
