@@ -118,7 +118,6 @@ def downstream(config: ml_collections.ConfigDict) -> None:
     config.augment.zoom = 0.15  # factors in 1 ± this
     config.augment.intensity = 0.2  # of the random monotone change of intensities
     config.augment.noise = 0.05  # of Gaussian noise, the most, in units of the image's deviation
-
     config.augment.update(datasets.augmentation(config))
 
     config.predict = ml_collections.ConfigDict()

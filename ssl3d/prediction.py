@@ -41,11 +41,7 @@ def add_options(parser: command.Parser) -> None:
     """The options of a command that predicts: which model, and how."""
     add = parser.add_argument
     add("--model", choices=model.KINDS, default="best", help="by validation, or as the run ended")
-    add(
-        "--mirror",
-        action="store_true",
-        help="average over the mirror images of the config",
-    )
+    add("--mirror", action="store_true", help="average over images mirrored as in training")
     add("--overlap", type=float, help="of sliding windows, from 0 to below 1; default: the run's")
 
 
