@@ -27,7 +27,7 @@ from ssl3d.tasks import Box, Labels, Panel, Task
 # The label of voxels beyond the image: part of no class, and of no loss.
 OUTSIDE = 255
 
-# Voxels added above and below in the soft Dice: a class that is in neither answer is no error.
+# Voxels added above and below in the soft Dice, for a class of a few voxels not to weigh by chance.
 _SMOOTH = 1.0
 
 
@@ -106,7 +106,7 @@ def members(regions: Sequence[Sequence[int]], classes: int) -> np.ndarray:
 def loss(
     logits: tuple[Array, ...], targets: dict[str, Array], belongs: np.ndarray
 ) -> tuple[Array, dict[str, Any]]:
-    """Soft Dice over the foreground plus cross-entropy, at every resolution of the decoder.
+    """Soft Dice of the foreground that is there plus cross-entropy, at every decoder resolution.
 
     Args:
       logits: [B, *S, K], then coarser ones with half the weight each (deep supervision).
@@ -156,7 +156,11 @@ def _loss_at(logits: Array, truth: Array, inside: Array, exclusive: bool) -> Arr
     truth, probabilities = (x[..., first:] * weight for x in (truth, probabilities))
     shared = (truth * probabilities).sum(space)
     dice = (2 * shared + _SMOOTH) / (truth.sum(space) + probabilities.sum(space) + _SMOOTH)
-    return 1 - dice.mean(-1) + entropy
+    # A class that an example lacks is the entropy's: its Dice would make any answer of a small
+    # one costlier than none, where crops without it are common.
+    present = truth.any(space)
+    missed = jnp.where(present, 1 - dice, 0).sum(-1) / jnp.maximum(present.sum(-1), 1)
+    return missed + entropy
 
 
 def _hard_dice(logits: Array, label: Array, belongs: np.ndarray) -> tuple[Array, Array]:

@@ -88,6 +88,31 @@ def test_a_class_that_is_not_there_is_fine_and_not_counted():
     assert np.isfinite(gradient).all()
 
 
+@given(seed=st.integers(0, 1000), regions=st.sampled_from([(), BRATS]))
+def test_a_class_that_is_not_there_is_the_entropys_alone(seed, regions):
+    """Else a small class would best be answered nowhere, where most crops are without it."""
+    logits = jnp.asarray(np.random.default_rng(seed).normal(size=(1, 6, 6, 3 if regions else 4)))
+    label = np.full((1, 6, 6), 1)
+    label[0, :3] = 0
+    members = belongs(regions)
+    truth = members.T[label].astype(np.float32)
+    if regions:
+        answer = jax.nn.sigmoid(logits)
+        costs = -(truth * jnp.log(answer) + (1 - truth) * jnp.log(1 - answer))
+        present = [k for k, region in enumerate(regions) if 1 in region]
+        entropy = costs.mean()
+    else:
+        answer = jax.nn.softmax(logits)
+        present, entropy = [1], -(truth * jnp.log(answer)).sum(-1).mean()
+    dice = [
+        (2 * (truth[..., k] * answer[..., k]).sum() + 1)
+        / (truth[..., k].sum() + answer[..., k].sum() + 1)
+        for k in present
+    ]
+    loss, _ = segmentation.loss((logits,), {"label": label}, members)
+    np.testing.assert_allclose(loss[0], 1 - np.mean(dice) + entropy, rtol=1e-4)
+
+
 def test_regions_overlap():
     """Each has a sigmoid of its own; a voxel of the core is one of the whole tumour too."""
     label = random_labels()
