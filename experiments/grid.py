@@ -157,6 +157,7 @@ def cell_job(plan: Plan, cell: Cell, needs: Job | None) -> Job:
         argument += ",volumes"
     settings = dict(study.data) | {"data.path": str(plan.dataset.path.resolve())}
     settings |= _encoder(study, rank) | dict(study.finetuning)
+    settings |= dict(study.finetuning_of.get(cell.labels, {}))
     settings |= dict(study.finetuning_slices) if sliced else {}
     subjects = {case.subject for case in labelled_cases(plan, "train")}
     settings |= {

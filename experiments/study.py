@@ -87,6 +87,8 @@ class Study:
       pretraining: settings of every pretraining.
       pretraining_of: and of single methods, by name.
       finetuning: settings of every downstream run; `steps` counts optimiser steps.
+      finetuning_of: and of those with single amounts of labels, as `labels` has them: the more
+        there are, the later is scratch at its plateau.
       finetuning_slices: and of those of 2D networks on volumes.
       data: settings of the data, for every run.
       validations: of a downstream run; the best model of them is tested.
@@ -111,6 +113,7 @@ class Study:
     pretraining: Settings = dataclasses.field(default_factory=dict)
     pretraining_of: Mapping[str, Settings] = dataclasses.field(default_factory=dict)
     finetuning: Settings = dataclasses.field(default_factory=dict)
+    finetuning_of: Mapping[str, Settings] = dataclasses.field(default_factory=dict)
     finetuning_slices: Settings = dataclasses.field(default_factory=dict)
     data: Settings = dataclasses.field(default_factory=dict)
     pretraining_preset: str = ""

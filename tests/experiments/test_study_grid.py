@@ -96,6 +96,14 @@ def test_scratch_long_has_the_steps_of_both(plan):
     assert long.validate_every == 2  # as often as the others, not as many times
 
 
+def test_more_labels_may_need_more_steps_of_all_methods(plan):
+    longer = changed(plan, finetuning_of={"all": {"steps": 9}})
+    rows = [job.row for job in grid.jobs(longer, cells_of(plan.study))]
+    steps = {(row["labels"], row["method"]): row["steps"] for row in rows}
+    assert [steps["2", name] for name in ("scratch", "rpl3d", "scratch-long")] == [6, 6, 10]
+    assert [steps["all", name] for name in ("scratch", "rpl3d", "scratch-long")] == [9, 9, 13]
+
+
 def test_label_subsets_are_nested_and_drawn_anew(plan):
     chosen = {}
     for job in grid.jobs(plan, grid.cells(("scratch",), ("1", "3", "5", "all"), 4, ())):
