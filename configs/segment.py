@@ -20,7 +20,8 @@ def get_config(arg: str = "phantom") -> ml_collections.ConfigDict:
     del config.head  # the decoder takes its place
     if rank == 2:
         config.validation.repeats = 8  # slices of each validation volume
-    config.task.foreground = 0.5  # probability that a crop is drawn around a labelled voxel
+    # Probability that a crop is drawn around a labelled voxel.
+    config.task.foreground = config.task.get("foreground", 0.5)
     config.task.deep = 0  # coarser resolutions of the decoder that are supervised too
     # Overlapping regions with a sigmoid each, outermost first, as sets of class indices; none:
     # a softmax over the classes. BraTS's: ((1, 2, 3), (1, 3), (3,)).
