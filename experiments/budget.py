@@ -67,6 +67,7 @@ def sizes(full: Size, brief: Sequence[str]) -> list[Size]:
         full._replace(repetitions=fewer, labels=ends, modes=full.modes[:1]),
         Size(few, ends, full.repetitions, full.modes[:1]),
         Size(few, ends, fewer, full.modes[:1]),
+        Size(few, ends[:1], full.repetitions, full.modes[:1]),
         Size(few, ends[:1], fewer, full.modes[:1]),
         Size(few, ends[:1], 1, full.modes[:1]),
     ]
