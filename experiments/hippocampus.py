@@ -21,14 +21,26 @@ STUDY = Study(
     columns=(Column("dice", "mean"), Column("anterior", 1), Column("posterior", 2)),
     # Small enough for 8 hours on two cores over the whole grid.
     encoder={"width": 8, "depth": 4},
-    pretraining={"steps": 600},
+    # About five minutes each on one of them.
+    pretraining_of={
+        "cpc3d": {"steps": 300},
+        "exemplar3d": {"steps": 200},
+        "jigsaw3d": {"steps": 300},
+        "rotation3d": {"steps": 400},
+        "rpl3d": {"steps": 1000},
+        "rpl2d": {"steps": 1000},
+        "rotation2d": {"steps": 600},
+    },
     finetuning={
         "data.crop": (32, 40, 32),
         "batch_size": 2,
-        "steps": 400,
+        "steps": 600,
         "transfer.warmup_steps": 40,
     },
+    # Scratch is at its plateau by then.
+    finetuning_of={"2": {"steps": 400}, "32": {"steps": 800}, "all": {"steps": 1200}},
     finetuning_slices={"data.crop": (32, 40), "batch_size": 32},
+    validations=10,
     notes=(
         "The paper has no numbers on these data.",
         "The source has no subject ids: splits are by case, left and right of one person may be "
