@@ -37,7 +37,7 @@ STUDY = Study(
         "steps": 600,
         "transfer.warmup_steps": 40,
     },
-    # Scratch is at its plateau by then.
+    # The more labels, the later is scratch at its plateau.
     finetuning_of={"2": {"steps": 400}, "32": {"steps": 800}, "all": {"steps": 1200}},
     finetuning_slices={"data.crop": (32, 40), "batch_size": 32},
     validations=10,
