@@ -122,6 +122,7 @@ def tiny(**changes):
             "optimizer.warmup_steps": 1,
             "transfer.warmup_steps": 1,
         },
+        finetuning_of={},
         finetuning_slices={"data.crop": (16, 16), "batch_size": 4},
         notes=(),
     )
