@@ -21,5 +21,5 @@ def get_config(arg: str = "phantom") -> ml_collections.ConfigDict:
     config.task.head = "softmax"  # or ordinal: is each grade but the first reached?
     config.task.class_weights = "none"  # or balanced: inverse to the training cases of a class
     config.predict.batch = 16  # images at once
-    config.predict.mirror = False  # average over images mirrored along augment.flip_axes
+    config.predict.mirror = False  # average over mirrored images, as in configs/segment.py
     return config

@@ -28,6 +28,6 @@ def get_config(arg: str = "phantom") -> ml_collections.ConfigDict:
     config.task.regions = ()
     config.predict.overlap = 0.5  # of neighbouring windows, as a share of their side
     config.predict.batch = 4  # windows at once
-    # Average over images mirrored along augment.flip_axes, where training has seen such ones.
-    config.predict.mirror = config.augment.flip > 0
+    # Average over images mirrored along augment.flip_axes, unless training had none (flip=0).
+    config.predict.mirror = True
     return config

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import ml_collections
 import numpy as np
 
 from ssl3d import backend, command, inference, tasks
@@ -54,7 +55,8 @@ def load(
       mirror, overlap: in the place of `config.predict`'s.
 
     Raises:
-      UserError: no such model, one of another version, or an overlap that there is not.
+      UserError: no such model, one of another version, an overlap that there is not, or mirrored
+        images of which training had none.
     """
     saved = model.load(workdir, kind)
     try:
@@ -74,6 +76,10 @@ def _build(workdir: Path, saved: model.Model, mirror: bool, overlap: float | Non
         )
     predict = saved.config.predict
     predict.mirror = predict.mirror or mirror
+    if mirror and not _mirrored(saved.config):
+        raise UserError(
+            f"--mirror: {workdir} was trained without mirrored images (config.augment.flip=0)"
+        )
     if overlap is not None and name == "segmentation":
         if not 0 <= overlap < 1:
             raise UserError(f"--overlap={overlap}: must be at least 0 and below 1, 0.5 is usual")
@@ -88,9 +94,9 @@ def _build(workdir: Path, saved: model.Model, mirror: bool, overlap: float | Non
     return Trained(saved, lambda images: forward(variables, images))
 
 
-def _mirrored(trained: Trained) -> tuple[int, ...]:
-    config = trained.model.config
-    return tuple(config.augment.flip_axes) if config.predict.mirror else ()
+def _mirrored(config: ml_collections.ConfigDict) -> tuple[int, ...]:
+    """The axes to mirror; none where training had no mirrored images to learn from."""
+    return tuple(config.augment.flip_axes) if config.predict.mirror and config.augment.flip else ()
 
 
 def segment(trained: Trained, image: np.ndarray) -> np.ndarray:
@@ -104,7 +110,7 @@ def segment(trained: Trained, image: np.ndarray) -> np.ndarray:
             tuple(config.data.crop),
             config.predict.overlap,
             config.predict.batch,
-            _mirrored(trained),
+            _mirrored(config),
         )
 
     if image.ndim - 1 == config.rank:
@@ -126,7 +132,7 @@ def classify(trained: Trained, images: Iterable[np.ndarray]) -> Iterator[np.ndar
     """Probabilities [K] of each image [*S, C], from its middle, as in validation."""
     config = trained.model.config
     size = tuple(config.data.crop)
-    flips = inference.flips(_mirrored(trained))
+    flips = inference.flips(_mirrored(config))
     batch: list[np.ndarray] = []
 
     def run() -> Iterator[np.ndarray]:

@@ -218,7 +218,7 @@ def test_mirrored_predictions_are_means_over_the_flips(tiny, datasets, tmp_path,
     dataset = datasets[3 if name == "segment" else 2]
     flipped = {"segment": (0, 2), "classify": (0, 1)}[name]
     config = tiny(name, dataset.path, steps=1, validate_every=1)
-    config.augment.flip_axes, config.predict.mirror = flipped, False
+    config.augment.flip, config.augment.flip_axes, config.predict.mirror = 0.5, flipped, False
     assert train.train(config, tmp_path)
     plain, mirrored = prediction.load(tmp_path), prediction.load(tmp_path, mirror=True)
     image = np.asarray(store.load_image(dataset, dataset.cases[0]))
@@ -236,6 +236,22 @@ def test_mirrored_predictions_are_means_over_the_flips(tiny, datasets, tmp_path,
         answers.append(np.flip(answer, axes) if name == "segment" else answer)
     np.testing.assert_allclose(predict(mirrored, image), np.mean(answers, 0), atol=1e-5)
     assert not np.allclose(answers[0], np.mean(answers, 0), atol=1e-5)
+
+
+def test_who_trains_without_mirrored_images_predicts_without(tiny, datasets, tmp_path):
+    """Setting augment.flip=0 is enough: such a network knows no mirror image."""
+    config = tiny("segment", datasets[3].path, steps=1, validate_every=1)
+    config.augment.flip, config.augment.flip_axes, config.predict.mirror = 0.0, (0,), True
+    assert train.train(config, tmp_path)
+    trained = prediction.load(tmp_path)
+    size = tuple(config.data.crop)
+    image = np.asarray(store.load_image(datasets[3], datasets[3].cases[0]))
+    image = image[tuple(slice(side) for side in size)]
+    np.testing.assert_allclose(
+        prediction.segment(trained, image), trained.forward(image[None])[0], atol=1e-5
+    )
+    with pytest.raises(UserError, match=r"--mirror: .* without mirrored images"):
+        prediction.load(tmp_path, mirror=True)
 
 
 @pytest.mark.parametrize(
