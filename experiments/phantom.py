@@ -25,6 +25,8 @@ STUDY = Study(
         "batch_size": 2,
         "steps": 350,
         "transfer.warmup_steps": 35,
+        # 8 windows of a volume, not 27: testing would take as long as training.
+        "predict.overlap": 0.25,
     },
     # The more labels, the later is scratch at its plateau.
     finetuning_of={"all": {"steps": 600}},
