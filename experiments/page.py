@@ -111,8 +111,6 @@ _LIMITS = (
     "downstream initial weights, not the pretraining.",
     "Few repetitions tell little of how repetitions vary; resampling three of them finds a "
     "variance a third too small.",
-    "The best model was chosen on the whole validation set, whose labels count to no method's "
-    "amount: with very few training labels that is more than one would have.",
     "Equal steps are not equal computation: a pretraining step costs more or less than a "
     "downstream one. Seconds of either are in the tables.",
 )

@@ -91,7 +91,7 @@ class Study:
         there are, the later is scratch at its plateau.
       finetuning_slices: and of those of 2D networks on volumes.
       data: settings of the data, for every run.
-      validations: of a downstream run; the best model of them is tested.
+      validations: of a downstream run, for its curve; the last model is tested.
       published: the paper's numbers by amount of labels.
       beside: name of the score of ours that is defined as those are.
       published_scores: the paper's numbers by score (column), with all labels.

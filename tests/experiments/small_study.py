@@ -37,8 +37,8 @@ if job["columns"]:
                                | {name: level + noise + own for name, _ in job["columns"]})
     mean = sum(case[job["columns"][0][0]] for case in result["cases"]) / len(result["cases"])
     for name, _ in job["columns"]:
-        row |= {name: round(mean, 5), name + " (last)": round(mean, 5)}
-    row |= {"best_step": row["steps"], "evaluation_seconds": 0.1, "reference_dice": 0.9}
+        row |= {name: round(mean, 5)}
+    row |= {"evaluation_seconds": 0.1, "reference_dice": 0.9}
     start = 0.2 if row["pretraining"] else 0
     result["curve"] = [[step, mean * min(1, step / row["steps"] + start)]
                        for step in range(0, row["steps"] + 1, 2)]
