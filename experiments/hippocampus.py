@@ -34,11 +34,11 @@ STUDY = Study(
     finetuning={
         "data.crop": (32, 40, 32),
         "batch_size": 2,
-        "steps": 600,
+        "steps": 800,
         "transfer.warmup_steps": 40,
     },
     # The more labels, the later is scratch at its plateau.
-    finetuning_of={"2": {"steps": 400}, "32": {"steps": 800}, "all": {"steps": 1200}},
+    finetuning_of={"2": {"steps": 400}, "32": {"steps": 1000}, "all": {"steps": 1400}},
     finetuning_slices={"data.crop": (32, 40), "batch_size": 32},
     validations=10,
     notes=(
