@@ -38,7 +38,7 @@ STUDY = Study(
         "transfer.warmup_steps": 40,
     },
     # The more labels, the later is scratch at its plateau.
-    finetuning_of={"2": {"steps": 400}, "32": {"steps": 1000}, "all": {"steps": 1400}},
+    finetuning_of={"2": {"steps": 400}, "32": {"steps": 1200}, "all": {"steps": 2000}},
     finetuning_slices={"data.crop": (32, 40), "batch_size": 32},
     validations=10,
     notes=(
