@@ -27,7 +27,7 @@ STUDY = Study(
         "exemplar3d": {"steps": 200},
         "jigsaw3d": {"steps": 300},
         "rotation3d": {"steps": 400},
-        "rpl3d": {"steps": 1000},
+        "rpl3d": {"steps": 600},
         "rpl2d": {"steps": 1000},
         "rotation2d": {"steps": 600},
     },
@@ -35,7 +35,8 @@ STUDY = Study(
         "data.crop": (32, 40, 32),
         "batch_size": 2,
         "steps": 800,
-        "transfer.warmup_steps": 40,
+        # The encoder learns from the first step on: steps without it are lost (docs/results).
+        "transfer.warmup_steps": 0,
     },
     # The more labels, the later is scratch at its plateau.
     finetuning_of={"2": {"steps": 400}, "32": {"steps": 1200}, "all": {"steps": 2000}},
