@@ -2,8 +2,8 @@
 
 A few steps of the study's own runs are measured first. Then the grid is cut down, the least loss
 first, until its steps need not be cut to less than a half: repetitions to two, amounts of labels
-to the lowest and the highest, methods to the study's brief list. What is left over scales the
-steps of all runs alike, so that the comparison stays fair at any size.
+to the lowest and the highest, methods to the study's brief list, labels to the lowest amount alone.
+What is left over scales the steps of all runs alike, so that the comparison stays fair at any size.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Cost(NamedTuple):
 
 
 def sizes(full: Size, brief: Sequence[str]) -> list[Size]:
-    """The grids to try, the full one first, each a part of the one before."""
+    """The grids to try, the full one first, each with fewer cells than the one before."""
     few = tuple(name for name in full.methods if name in brief) or full.methods
     ends = tuple(dict.fromkeys((full.labels[0], full.labels[-1])))
     fewer = min(full.repetitions, 2)
@@ -71,7 +71,11 @@ def sizes(full: Size, brief: Sequence[str]) -> list[Size]:
         Size(few, ends[:1], fewer, full.modes[:1]),
         Size(few, ends[:1], 1, full.modes[:1]),
     ]
-    return list(dict.fromkeys(tried))
+    kept = [full]
+    for size in tried:
+        if len(grid.cells(*size)) < len(grid.cells(*kept[-1])):
+            kept.append(size)
+    return kept
 
 
 def all_runs(jobs: Iterable[Job]) -> list[Job]:

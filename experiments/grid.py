@@ -20,7 +20,7 @@ from experiments.plan import (
     labelled_cases,
     short_hash,
 )
-from experiments.study import METHODS, Settings, Study, label_fraction
+from experiments.study import METHODS, Settings, Study, finetuning_with, label_fraction
 from ssl3d.data import sources
 from ssl3d.errors import UserError
 
@@ -157,9 +157,9 @@ def cell_job(plan: Plan, cell: Cell, needs: Job | None) -> Job:
         argument += ",volumes"
     settings = dict(study.data) | {"data.path": str(plan.dataset.path.resolve())}
     settings |= _encoder(study, rank) | dict(study.finetuning)
-    settings |= dict(study.finetuning_of.get(cell.labels, {}))
-    settings |= dict(study.finetuning_slices) if sliced else {}
     subjects = {case.subject for case in labelled_cases(plan, "train")}
+    settings |= dict(finetuning_with(study, cell.labels, len(subjects)))
+    settings |= dict(study.finetuning_slices) if sliced else {}
     settings |= {
         "seed": cell.repetition,
         "data.label_seed": cell.repetition,

@@ -28,7 +28,6 @@ STUDY = Study(
         # 8 windows of a volume, not 27: testing would take as long as training.
         "predict.overlap": 0.25,
     },
-    # The more labels, the later is scratch at its plateau.
     finetuning_of={"all": {"steps": 600}},
     finetuning_slices={"data.crop": (64, 64), "batch_size": 16},
     validations=10,

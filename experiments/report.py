@@ -58,7 +58,11 @@ def describe(plan: Plan, found: Record, facts: findings.Findings) -> list[tuple[
         else "training and unlabelled cases"
     )
     spent = sum(record.numbers([*found.results, *found.pretraining], "seconds"))
-    steps = sorted({int(row["steps"]) for row in found.results})
+    # Others than scratch-long and scratch-double have the fewest.
+    steps = {
+        amount: min(int(row["steps"]) for row in found.results if row["labels"] == amount)
+        for amount in facts.labels
+    }
     network = ", ".join(f"{key} {value}" for key, value in study.encoder.items())
     codes = sorted({row["code"] for row in found.results})
     machines = sorted({row["machine"] for row in found.results})
@@ -68,7 +72,7 @@ def describe(plan: Plan, found: Record, facts: findings.Findings) -> list[tuple[
         ("pretrained on", seen),
         ("cells", f"{len(found.results)} finished, repetitions of each: up to {facts.repetitions}"),
         ("network", network or "the preset's"),
-        ("downstream steps", ", ".join(map(str, steps))),
+        ("downstream steps", ", ".join(f"{n} with {amount}" for amount, n in steps.items())),
         ("pretrained encoders", str(len(found.pretraining))),
         ("time", f"{spent / 3600:.2f} hours of all runs"),
         ("machine", "; ".join(machines)),

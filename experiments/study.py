@@ -87,9 +87,9 @@ class Study:
       pretraining: settings of every pretraining.
       pretraining_of: and of single methods, by name.
       finetuning: settings of every downstream run; `steps` counts optimiser steps.
-      finetuning_of: and of those with single amounts of labels, as `labels` has them: the more
-        there are, the later is scratch at its plateau.
-      finetuning_slices: and of those of 2D networks on volumes.
+      finetuning_of: and of those with an amount of labels or more, up to the next one that it
+        lists: the more there are, the later is scratch at its plateau.
+      finetuning_slices: and of those of 2D networks on volumes, whatever the others say.
       data: settings of the data, for every run.
       validations: of a downstream run, for its curve; the last model is tested.
       published: the paper's numbers by amount of labels.
@@ -141,17 +141,28 @@ def label_fraction(amount: str, subjects: int) -> float:
     Raises:
       UserError: neither of these, nothing, or more than there are.
     """
-    try:
-        if amount == "all":
-            return 1.0
-        percent = amount.endswith("%")
-        share = float(amount[:-1]) / 100 if percent else int(amount) / subjects
-    except ValueError:
-        raise UserError(
-            f"--fractions: {amount!r}; write 5%, or a number of labelled subjects, or all"
-        ) from None
+    share = _share(amount, subjects)
     if not 0 < share <= 1:
         raise UserError(
             f"--fractions: {amount} of {subjects} labelled training subjects; choose less, or all"
         )
     return share
+
+
+def finetuning_with(study: Study, amount: str, subjects: int) -> Settings:
+    """Of `study.finetuning_of` what holds with an amount of labels of so many subjects."""
+    own = label_fraction(amount, subjects)
+    listed = {_share(key, subjects): value for key, value in study.finetuning_of.items()}
+    reached = [share for share in listed if share <= own]
+    return listed[max(reached)] if reached else {}
+
+
+def _share(amount: str, subjects: int) -> float:
+    try:
+        if amount == "all":
+            return 1.0
+        return float(amount[:-1]) / 100 if amount.endswith("%") else int(amount) / subjects
+    except ValueError:
+        raise UserError(
+            f"--fractions: {amount!r}; write 5%, or a number of labelled subjects, or all"
+        ) from None

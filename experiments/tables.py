@@ -197,16 +197,24 @@ def pretrainings(record: Record) -> Table:
 
 
 def costs(findings: Findings, record: Record) -> Table:
-    """What a cell of each method took, mean over its cells."""
+    """What a cell of each method took with each amount of labels, mean over repetitions."""
     rows = []
     for key in findings.rows:
         own = [row for row in record.results if (row["method"], row["mode"]) == key]
-        device, wall = (np.mean(numbers(own, name)) for name in ("device_seconds", "seconds"))
+        by_amount = [
+            [row for row in own if row["labels"] == amount]
+            for amount in findings.labels
+            if (key, amount) in findings.entries
+        ]
+        steps, device, wall = (
+            ", ".join(f"{np.mean(numbers(group, name)):.0f}" for group in by_amount)
+            for name in ("steps", "device_seconds", "seconds")
+        )
         memory = max(numbers(own, "peak_memory_mb")) / 1024
-        steps = "–".join(dict.fromkeys(row["steps"] for row in own))
-        rows.append((findings.label(key), steps, f"{device:.0f}", f"{wall:.0f}", f"{memory:.1f}"))
+        rows.append((findings.label(key), steps, device, wall, f"{memory:.1f}"))
     header = ("method", "steps", "device seconds", "seconds", "peak GB")
     notes = (
+        "several numbers: of the amounts of labels, from the fewest on",
         "device seconds: training alone; seconds: with compilation, validation and test",
         "peak GB: of an accelerator, or without one of the process",
     )

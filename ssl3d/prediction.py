@@ -75,11 +75,15 @@ def _build(workdir: Path, saved: model.Model, mirror: bool, overlap: float | Non
             "classification"
         )
     predict = saved.config.predict
-    predict.mirror = predict.mirror or mirror
-    if mirror and not _mirrored(saved.config):
+    augment = saved.config.augment
+    mirrored = bool(augment.flip and augment.flip_axes)
+    if mirror and not mirrored:
         raise UserError(
-            f"--mirror: {workdir} was trained without mirrored images (config.augment.flip=0)"
+            f"--mirror: {workdir} was trained without mirrored images "
+            f"(config.augment.flip={augment.flip}, flip_axes={tuple(augment.flip_axes)})"
         )
+    # As it is done, for what is written beside the scores.
+    predict.mirror = mirrored and (mirror or predict.mirror)
     if overlap is not None and name == "segmentation":
         if not 0 <= overlap < 1:
             raise UserError(f"--overlap={overlap}: must be at least 0 and below 1, 0.5 is usual")
@@ -95,8 +99,8 @@ def _build(workdir: Path, saved: model.Model, mirror: bool, overlap: float | Non
 
 
 def _mirrored(config: ml_collections.ConfigDict) -> tuple[int, ...]:
-    """The axes to mirror; none where training had no mirrored images to learn from."""
-    return tuple(config.augment.flip_axes) if config.predict.mirror and config.augment.flip else ()
+    """The axes to mirror."""
+    return tuple(config.augment.flip_axes) if config.predict.mirror else ()
 
 
 def segment(trained: Trained, image: np.ndarray) -> np.ndarray:

@@ -100,6 +100,12 @@ def test_names_tell_runs_apart():
     assert len(set(names)) == len(names)
 
 
+def test_small_tumours_are_drawn_more_often():
+    expected = {"phantom": 0.5, "phantom_brain": 0.5, "phantom_abdomen": 0.8}
+    found = {name: get_config("segment", name).task.foreground for name in expected}
+    assert found == expected
+
+
 @pytest.mark.parametrize("argument", ["brains", "phantom,papr", "", "phantom,paper,original"])
 def test_names_that_there_are_not_are_refused(argument):
     with pytest.raises(UserError, match=r"choose"):

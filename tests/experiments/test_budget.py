@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 from small_study import tiny
 
@@ -52,6 +54,9 @@ def test_sizes_shrink_step_by_step():
     counts = [len(runs_of(size)) for size in tried]
     assert tried[0] == FULL
     assert counts == sorted(counts, reverse=True)
+    five = budget.sizes(FULL._replace(repetitions=5), BRIEF)
+    assert all(len(runs_of(b)) < len(runs_of(a)) for a, b in itertools.pairwise(five))
+    assert Size(BRIEF, ("2",), 3, ("a",)) in tried
     assert tried[-1] == Size(BRIEF, ("2",), 1, ("a",))
     small = Size(("cpc3d",), ("all",), 1, ("a",))
     assert budget.sizes(small, BRIEF) == [small]  # nothing left to cut

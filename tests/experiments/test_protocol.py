@@ -164,7 +164,7 @@ def test_other_settings_are_other_cells(call, study):
     assert call("--methods=scratch", study=other) == 0
     assert len(rows(call.output)) == 8
     # The report is of the settings as they are now.
-    assert "downstream steps: 8\n" in (call.output / "tables.md").read_text()
+    assert "downstream steps: 8 with 2, 8 with all\n" in (call.output / "tables.md").read_text()
 
 
 def test_rows_of_other_data_are_kept_but_not_reported(call):

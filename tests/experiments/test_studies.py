@@ -36,6 +36,7 @@ SMALL = {
     },
     "finetuning_slices": {},
     "pretraining_of": {},
+    "finetuning_of": {},
 }
 
 

@@ -11,7 +11,7 @@ from small_study import tiny
 from experiments import brats, grid, hippocampus, pancreas, phantom, retina
 from experiments.grid import Cell
 from experiments.plan import Plan, case_hash, check_data
-from experiments.study import METHODS, check_methods, label_fraction
+from experiments.study import METHODS, check_methods, finetuning_with, label_fraction
 from ssl3d.data import sources, store
 from ssl3d.errors import UserError
 
@@ -102,6 +102,21 @@ def test_more_labels_may_need_more_steps_of_all_methods(plan):
     steps = {(row["labels"], row["method"]): row["steps"] for row in rows}
     assert [steps["2", name] for name in ("scratch", "rpl3d", "scratch-long")] == [6, 6, 10]
     assert [steps["all", name] for name in ("scratch", "rpl3d", "scratch-long")] == [9, 9, 13]
+
+
+def test_amounts_between_have_the_settings_of_the_next_lower_one(study):
+    study = dataclasses.replace(
+        study, finetuning_of={"8": {"steps": 8}, "32": {"steps": 32}, "all": {"steps": 96}}
+    )
+    amounts = ("2", "2%", "8", "10%", "32", "50%", "95", "96", "100%", "all")
+    steps = [finetuning_with(study, amount, 96).get("steps") for amount in amounts]
+    assert steps == [None, None, 8, 8, 32, 32, 32, 96, 96, 96]
+
+
+def test_settings_of_slices_come_last(plan):
+    study = changed(plan, finetuning_of={"2": {"steps": 9}}, finetuning_slices={"steps": 7})
+    (job,) = grid.jobs(study, [Cell("rpl2d", "finetune", "2", 1)])
+    assert job.row["steps"] == 7
 
 
 def test_label_subsets_are_nested_and_drawn_anew(plan):

@@ -211,7 +211,7 @@ def test_pretrainings_and_costs(record, found):
     assert tables.pretrainings(record).rows == (
         ("rpl3d", "4", "8 (transductive)", "0.910", "0.050", "–", "2.0", "2.0"),
     )
-    assert tables.costs(found, record).rows[0] == ("scratch", "6", "30", "60", "1.0")
+    assert tables.costs(found, record).rows[0] == ("scratch", "6, 6", "30, 30", "60, 60", "1.0")
 
 
 def test_intervals_hold_the_means(found):

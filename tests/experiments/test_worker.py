@@ -68,6 +68,24 @@ def test_columns_of_a_classification(tmp_path):
     assert scores == {"kappa": 0.7, "reference_kappa": None}
 
 
+def test_the_last_model_is_tested(segmentation, tmp_path, monkeypatch):
+    """The best by validation would use labels that count to no method's amount."""
+    called = []
+
+    def evaluate(options):
+        called.extend(options)
+        (output,) = (x.removeprefix("--output=") for x in options if x.startswith("--output="))
+        segmentation.rename(output)
+
+    monkeypatch.setattr(worker.evaluate, "main", evaluate)
+    job = {"columns": [["WT", "WT"]], "overrides": {"data.path": "data"}, "source": "source"}
+    (tmp_path / "run").mkdir()
+    found = worker.test(job, tmp_path / "run")
+    assert {"--model=last", "--split=test", "--data=data", "--source=source"} <= set(called)
+    assert found["row"]["WT"] == 0.5
+    assert [case["id"] for case in found["cases"]] == ["c1", "c2", "c3"]
+
+
 def test_device_seconds_leave_out_waiting_and_validation():
     lines = [
         {"step": 0, "split": "val"},

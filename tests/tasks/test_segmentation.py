@@ -244,13 +244,14 @@ def test_who_trains_without_mirrored_images_predicts_without(tiny, datasets, tmp
     config.augment.flip, config.augment.flip_axes, config.predict.mirror = 0.0, (0,), True
     assert train.train(config, tmp_path)
     trained = prediction.load(tmp_path)
+    assert trained.model.config.predict.mirror is False  # as summary.json will say
     size = tuple(config.data.crop)
     image = np.asarray(store.load_image(datasets[3], datasets[3].cases[0]))
     image = image[tuple(slice(side) for side in size)]
     np.testing.assert_allclose(
         prediction.segment(trained, image), trained.forward(image[None])[0], atol=1e-5
     )
-    with pytest.raises(UserError, match=r"--mirror: .* without mirrored images"):
+    with pytest.raises(UserError, match=r"--mirror: .* without mirrored images .*flip=0"):
         prediction.load(tmp_path, mirror=True)
 
 
