@@ -61,8 +61,7 @@ def sizes(full: Size, brief: Sequence[str]) -> list[Size]:
     few = tuple(name for name in full.methods if name in brief) or full.methods
     ends = tuple(dict.fromkeys((full.labels[0], full.labels[-1])))
     fewer = min(full.repetitions, 2)
-    tried = [
-        full,
+    smaller = (
         full._replace(repetitions=fewer),
         full._replace(repetitions=fewer, labels=ends, modes=full.modes[:1]),
         Size(few, ends, full.repetitions, full.modes[:1]),
@@ -70,9 +69,9 @@ def sizes(full: Size, brief: Sequence[str]) -> list[Size]:
         Size(few, ends[:1], full.repetitions, full.modes[:1]),
         Size(few, ends[:1], fewer, full.modes[:1]),
         Size(few, ends[:1], 1, full.modes[:1]),
-    ]
+    )
     kept = [full]
-    for size in tried:
+    for size in smaller:
         if len(grid.cells(*size)) < len(grid.cells(*kept[-1])):
             kept.append(size)
     return kept

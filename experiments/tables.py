@@ -200,17 +200,12 @@ def costs(findings: Findings, record: Record) -> Table:
     """What a cell of each method took with each amount of labels, mean over repetitions."""
     rows = []
     for key in findings.rows:
-        own = [row for row in record.results if (row["method"], row["mode"]) == key]
-        by_amount = [
-            [row for row in own if row["labels"] == amount]
-            for amount in findings.labels
-            if (key, amount) in findings.entries
-        ]
+        amounts = [amount for amount in findings.labels if (key, amount) in findings.entries]
         steps, device, wall = (
-            ", ".join(f"{np.mean(numbers(group, name)):.0f}" for group in by_amount)
+            ", ".join(f"{np.mean(_of(record, key, amount, name)):.0f}" for amount in amounts)
             for name in ("steps", "device_seconds", "seconds")
         )
-        memory = max(numbers(own, "peak_memory_mb")) / 1024
+        memory = max(max(_of(record, key, amount, "peak_memory_mb")) for amount in amounts) / 1024
         rows.append((findings.label(key), steps, device, wall, f"{memory:.1f}"))
     header = ("method", "steps", "device seconds", "seconds", "peak GB")
     notes = (
