@@ -24,7 +24,8 @@ STUDY = Study(
         "data.crop": (40, 40, 40),
         "batch_size": 2,
         "steps": 350,
-        "transfer.warmup_steps": 35,
+        # The encoder learns from the first step on, as in the study of the hippocampus.
+        "transfer.warmup_steps": 0,
         # 8 windows of a volume, not 27: testing would take as long as training.
         "predict.overlap": 0.25,
     },
