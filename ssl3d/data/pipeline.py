@@ -8,6 +8,7 @@ needs only the number of the next batch.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +20,8 @@ import numpy as np
 from ssl3d.data import store
 from ssl3d.errors import UserError
 
-# Endless for any run; without a number, Grain's length of batches of one overflows.
-_EPOCHS = 2**32
+# Endless for any run.
+_EXAMPLES = 2**48
 
 Batch = dict[str, Any]
 
@@ -175,17 +176,19 @@ def train_batches(
     index, count = process
     labels = _labels(dataset)
 
-    def make(case: store.Case, rng: np.random.Generator) -> Batch:
+    # Not Grain's shuffle, whose every draw of two cases takes 9 ms, and of a hundred 0.7 ms.
+    @functools.lru_cache(maxsize=16)
+    def order(epoch: int) -> np.ndarray:
+        return np.random.default_rng((seed, epoch)).permutation(len(cases))
+
+    def make(number: int, rng: np.random.Generator) -> Batch:
+        epoch, position = divmod(number, len(cases))
+        case = cases[order(epoch)[position]]
         example = open_example(dataset, case, rank, slice_axis, margin, rng, label_map)
         return {"record": record(rng, example, True)} | labels(case)
 
     source = (
-        grain.MapDataset.source(list(cases))
-        .seed(seed)
-        .shuffle()
-        .repeat(_EPOCHS)
-        .random_map(make)
-        .batch(batch_size // count)
+        grain.MapDataset.range(_EXAMPLES).seed(seed).random_map(make).batch(batch_size // count)
     )
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     batches = iter(source[index::count].to_iter_dataset(options))
