@@ -50,6 +50,10 @@ def data_efficiency(study: Study, findings: Findings) -> Figure:
             axes[0].vlines(at, low, high, color=style["color"], linestyle=style["linestyle"])
         else:
             axes[0].fill_between(at, low, high, color=style["color"], alpha=_BAND, linewidth=0)
+    # Bands of few repetitions are wide: the scores choose the axis.
+    values = [value for entry in findings.entries.values() for value in entry.values]
+    room = 0.1 * np.ptp(values) or 0.01
+    axes[0].set_ylim(min(values) - room, max(values) + room)
     # Where there is one amount, its bars lie from 0 to 1.
     axes[0].set_xticks(places if len(places) > 1 else [0.5], findings.labels)
     axes[0].set_xlabel("labelled training subjects")

@@ -104,8 +104,8 @@ def find(study: Study, record: Record, classes: int, draws: int = statistics.DRA
             if not own:
                 continue
             scores = [tables.score(row) for row in own]
-            sample = statistics.resample(scores, None, tables.subjects, draws)
-            low, high = statistics.interval(sample) if len(sample) else (np.nan, np.nan)
+            found = statistics.estimate(scores, None, tables.subjects, draws)
+            low, high = found.interval() if found else (np.nan, np.nan)
             entries[key, amount] = Entry(tuple(numbers(own, study.columns[0].name)), low, high)
             both = [row for row in own if row["repetition"] in scratch]
             if key == _SCRATCH or not both:
@@ -116,8 +116,8 @@ def find(study: Study, record: Record, classes: int, draws: int = statistics.DRA
             )
             if key.method == "scratch-double":
                 # A check of scratch, none of the methods that p-values are corrected for.
-                size = len(tables.subjects)
-                plateau[amount] = statistics.point(pair[0], size) - statistics.point(pair[1], size)
+                doubled = statistics.estimate(*pair, tables.subjects, draws)
+                plateau[amount] = doubled.value if doubled else np.nan
             else:
                 pairs[key] = pair
         for key, comparison in statistics.compare(pairs, tables.subjects, draws).items():

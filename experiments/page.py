@@ -84,8 +84,8 @@ def write(
         parts.append(f"<h2>{name.capitalize()}</h2>")
         parts.append(f'<img alt="{name}" src="data:image/png;base64,{data}">')
     parts.append(
-        "<p class=notes>Bands: 95 % intervals. Data efficiency: resampled over repetitions and "
-        "test subjects. Convergence: Student's t over repetitions, within what was observed.</p>"
+        "<p class=notes>Bands: 95 % intervals. Data efficiency: Student's t over repetitions and "
+        "resampled test subjects. Convergence: over repetitions, within what was observed.</p>"
     )
     for table in tables:
         parts.append(f"<h2>{html.escape(table.title[:1].upper() + table.title[1:])}</h2>")
@@ -109,8 +109,8 @@ def write(
 _LIMITS = (
     "Each pretraining was done once, with one seed: the repetitions vary label subsets and the "
     "downstream initial weights, not the pretraining.",
-    "Few repetitions tell little of how repetitions vary; resampling three of them finds a "
-    "variance a third too small.",
+    "Few repetitions tell little of how repetitions vary: of three that differ much, 7 to 10 % of "
+    "the differences that are none come out as significant at the level of 5 %.",
     "Equal steps are not equal computation: a pretraining step costs more or less than a "
     "downstream one. Seconds of either are in the tables.",
 )

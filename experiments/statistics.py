@@ -1,14 +1,17 @@
 """Is a method better than scratch, and is it faster? Said with intervals, and in words.
 
-The difference between a method and scratch is resampled hierarchically: repetitions (their label
-subsets and initial weights) with replacement, and the test set's subjects with replacement, both
-paired: a draw takes the same repetitions and the same subjects of either method. Over the methods
-that are compared at one amount of labels p-values are corrected by Holm's step-down procedure, and
-the intervals are of the level at which Holm's procedure judges them.
+A score varies with the repetition (its label subset, its initial weights) and with the subjects
+that happen to be the test set. The first variance is taken from the repetitions, the second from
+resampling the subjects; both together give a Student's t, whose degrees of freedom are
+Satterthwaite's. Differences to scratch are paired: of the same repetitions, with the same
+subjects drawn. Over the methods that are compared at one amount of labels p-values are corrected by
+Holm's step-down procedure, and the intervals are of the level at which Holm's procedure judges
+them.
 
-Three repetitions tell little of how repetitions vary: resampling three things finds a variance a
-third too small. The intervals are the more trustworthy the more the cases, and not the
-repetitions, make the difference.
+Resampling the repetitions too would look alike and be wrong: of three things it finds a variance a
+third too small, and no tails. Where repetitions differ more than subjects do, it would call 19 % of
+the differences that are none significant at the level of 5 %; what is done here 7 to 10 %, and of
+ten repetitions 5 %.
 """
 
 from __future__ import annotations
@@ -61,7 +64,7 @@ class Comparison:
     Attributes:
       difference: method minus scratch, mean over repetitions.
       low, high: 95 % interval.
-      p: two-sided, of the bootstrap.
+      p: two-sided.
       p_holm: corrected for the number of methods.
       low_holm, high_holm: interval of the level at which Holm's procedure judges.
       repetitions: that both have.
@@ -89,7 +92,8 @@ class Comparison:
         """In words, for people."""
         word = {1: "gain", 0: "no gain shown", -1: "loss"}[self.shown()]
         span = f"{self.difference:+.3f} [{self.low_holm:+.3f}, {self.high_holm:+.3f}]"
-        text = f"{word}: {span}, corrected p = {self.p_holm:.3g}"
+        p = "< 0.001" if self.p_holm < 0.001 else f"= {self.p_holm:.3g}"
+        text = f"{word}: {span}, corrected p {p}"
         if self.repetitions < 2:
             text += "; a single repetition, whose label subset may be a lucky one, shows none"
         return text
@@ -98,58 +102,85 @@ class Comparison:
 def case_draws(subjects: Sequence[str], draws: int, random: np.random.Generator) -> np.ndarray:
     """How often each case is drawn when subjects are drawn with replacement: [draws, M]."""
     _, of_subject = np.unique(np.asarray(subjects), return_inverse=True)
-    return _counts(of_subject.max() + 1, draws, random)[:, of_subject]
+    size = of_subject.max() + 1
+    counts = random.multinomial(size, np.full(size, 1 / size), draws)
+    return counts[:, of_subject].astype(np.float64)
 
 
-def _counts(size: int, draws: int, random: np.random.Generator) -> np.ndarray:
-    """Draws of `size` of `size` things with replacement, as how often each comes: [draws, size]."""
-    return random.multinomial(size, np.full(size, 1 / size), draws).astype(np.float64)
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A score, or a difference of two.
+
+    Attributes:
+      value: the mean over repetitions, of all subjects.
+      error: its standard error.
+      freedom: the degrees of freedom of Student's t.
+    """
+
+    value: float
+    error: float
+    freedom: float
+
+    def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
+        """The central 1 - alpha."""
+        half = stats.t.ppf(1 - alpha / 2, self.freedom) * self.error
+        return float(self.value - half), float(self.value + half)
+
+    @property
+    def p(self) -> float:
+        """Two-sided, of the hypothesis that the value is zero."""
+        if self.error == 0:
+            return float(self.value == 0)
+        return float(2 * stats.t.sf(abs(self.value) / self.error, self.freedom))
 
 
-def resample(
+def estimate(
     method: Sequence[Score],
     scratch: Sequence[Score] | None,
     subjects: Sequence[str],
     draws: int = DRAWS,
     seed: int = 0,
-) -> np.ndarray:
-    """The hierarchical bootstrap of a method's score, or of its difference to scratch: [draws].
+) -> Estimate | None:
+    """A method's score, or its difference to scratch; None where no test case has one.
 
     Args:
       method, scratch: of the same repetitions in the same order.
       subjects: of the cases, in the scores' order.
       seed: the same one gives all methods the same draws.
     """
+
+    def values(weights: np.ndarray) -> np.ndarray:
+        """Weights of the cases [D, M] -> scores of the repetitions [D, R]."""
+        own = np.stack([score(weights) for score in method], axis=1)
+        if scratch is None:
+            return own
+        return own - np.stack([score(weights) for score in scratch], axis=1)
+
+    whole = values(np.ones((1, len(subjects))))[0]
     random = np.random.default_rng(seed)
-    blocks = []
-    for start in range(0, draws, _BLOCK):
-        count = min(_BLOCK, draws - start)
-        repetitions = _counts(len(method), count, random)
-        cases = case_draws(subjects, count, random)
-        # One case of none in a draw leaves that repetition undefined: NaN, and left out.
-        scores = np.stack([score(cases) for score in method], axis=1)
-        if scratch is not None:
-            scores = scores - np.stack([score(cases) for score in scratch], axis=1)
-        blocks.append((repetitions * scores).sum(1) / len(method))
-    values = np.concatenate(blocks)
-    return values[~np.isnan(values)]
-
-
-def point(scores: Sequence[Score], size: int) -> float:
-    """The mean over repetitions of the scores of all cases, each once."""
-    return float(np.mean([score(np.ones((1, size)))[0] for score in scores]))
-
-
-def interval(values: np.ndarray, alpha: float = ALPHA) -> tuple[float, float]:
-    """The central 1 - alpha of a bootstrap distribution."""
-    low, high = np.quantile(values, (alpha / 2, 1 - alpha / 2))
-    return float(low), float(high)
-
-
-def p_value(values: np.ndarray) -> float:
-    """Two-sided, of the hypothesis that the bootstrapped difference is zero."""
-    tail = min((values <= 0).sum(), (values >= 0).sum())
-    return float(min(1.0, 2 * (tail + 1) / (len(values) + 1)))
+    # A draw of cases that have no score is NaN, and left out.
+    resampled = np.concatenate(
+        [
+            values(case_draws(subjects, min(_BLOCK, draws - start), random)).mean(1)
+            for start in range(0, draws, _BLOCK)
+        ]
+    )
+    if np.isnan(whole).any():
+        return None
+    # Each the square of a standard error, and the degrees of freedom it is known with. Of a single
+    # repetition the first is not known, nor the second of a single subject.
+    count, tested = len(whole), len(set(subjects))
+    parts = []
+    if count > 1:
+        parts.append((whole.var(ddof=1) / count, count - 1))
+    if tested > 1:
+        # Drawing M of M subjects makes a variance that is (M - 1) / M of what it should be.
+        parts.append((np.nanvar(resampled) * tested / (tested - 1), tested - 1))
+    square = sum(part for part, _ in parts)
+    if square == 0:
+        return Estimate(float(whole.mean()), 0.0, np.inf)
+    freedom = square**2 / sum(part**2 / known for part, known in parts)
+    return Estimate(float(whole.mean()), float(np.sqrt(square)), float(freedom))
 
 
 def holm(p_values: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -182,24 +213,23 @@ def compare(
       methods: name -> (its scores, scratch's), of the repetitions that both have.
       subjects: of the test cases.
     """
-    samples = {
-        name: resample(own, scratch, subjects, draws) for name, (own, scratch) in methods.items()
+    estimates = {
+        name: found
+        for name, (own, scratch) in methods.items()
+        if (found := estimate(own, scratch, subjects, draws))
     }
-    usable = {name: sample for name, sample in samples.items() if len(sample)}
-    corrected, levels = holm([p_value(sample) for sample in usable.values()])
-    result = {}
-    for (name, sample), p, level in zip(usable.items(), corrected, levels, strict=True):
-        own, scratch = methods[name]
-        size = len(subjects)
-        result[name] = Comparison(
-            point(own, size) - point(scratch, size),
-            *interval(sample),
-            p_value(sample),
+    corrected, levels = holm([found.p for found in estimates.values()])
+    return {
+        name: Comparison(
+            found.value,
+            *found.interval(),
+            found.p,
             p,
-            *interval(sample, level),
-            len(own),
+            *found.interval(level),
+            len(methods[name][0]),
         )
-    return result
+        for (name, found), p, level in zip(estimates.items(), corrected, levels, strict=True)
+    }
 
 
 def steps_to_reach(curve: Sequence[tuple[int, float]], score: float) -> float:

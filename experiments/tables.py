@@ -147,7 +147,7 @@ def comparisons(findings: Findings) -> Table:
     )
     notes = (
         "difference to scratch [interval at the level of Holm's procedure over the methods at "
-        "this amount of labels], by resampling repetitions and test subjects, paired",
+        "this amount of labels], over repetitions and resampled test subjects, paired",
     )
     return Table("against scratch", ("method", "labels", "verdict"), rows, notes)
 

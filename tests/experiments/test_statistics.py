@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats as scipy_stats
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
@@ -38,42 +39,59 @@ def test_holm_is_between_no_correction_and_bonferroni(values):
     assert (np.diff(np.array(corrected)[order]) >= 0).all()
 
 
-def test_bootstrap_of_one_repetition_has_the_textbook_error():
+def test_the_error_of_one_repetition_is_the_textbook_one():
     values = np.random.default_rng(0).normal(0.7, 0.1, 200)
-    sample = statistics.resample(scores(values[None]), None, subjects(200))
-    assert sample.mean() == pytest.approx(values.mean(), abs=1e-3)
-    assert sample.std() == pytest.approx(values.std() / math.sqrt(200), rel=0.03)
+    found = statistics.estimate(scores(values[None]), None, subjects(200))
+    assert found.value == pytest.approx(values.mean())
+    assert found.error == pytest.approx(values.std(ddof=1) / math.sqrt(200), rel=0.03)
+    assert found.p == pytest.approx(scipy_stats.ttest_1samp(values, 0).pvalue, abs=1e-6)
+    expected = scipy_stats.t.interval(0.95, 199, values.mean(), values.std(ddof=1) / 200**0.5)
+    assert found.interval() == pytest.approx(expected, abs=1e-3)
 
 
-def test_bootstrap_against_brute_force_over_both_levels():
+def test_repetitions_that_alone_differ_make_the_paired_t_test():
     random = np.random.default_rng(1)
-    method, scratch = random.normal(0.7, 0.1, (3, 30)), random.normal(0.65, 0.1, (3, 30))
-    sample = statistics.resample(scores(method), scores(scratch), subjects(30))
-    brute = []
-    for _ in range(10_000):
-        repetitions, cases = random.integers(0, 3, 3), random.integers(0, 30, 30)
-        drawn = [x[np.ix_(repetitions, cases)].mean() for x in (method, scratch)]
-        brute.append(drawn[0] - drawn[1])
-    assert sample.mean() == pytest.approx(np.mean(brute), abs=2e-3)
-    assert sample.std() == pytest.approx(np.std(brute), rel=0.04)
-    assert np.quantile(sample, 0.025) == pytest.approx(np.quantile(brute, 0.025), abs=3e-3)
+    cases = random.normal(0, 0.1, 40)  # how hard each case is, for either method
+    method, scratch = (random.normal(0.7, 0.02, (5, 1)) + cases for _ in range(2))
+    found = statistics.estimate(scores(method), scores(scratch), subjects(40))
+    assert found.freedom == pytest.approx(4, rel=1e-3)
+    assert found.p == pytest.approx(scipy_stats.ttest_rel(method[:, 0], scratch[:, 0]).pvalue, 1e-3)
+
+
+def test_repetitions_and_cases_vary_together():
+    random = np.random.default_rng(2)
+    found, truth = [], []
+    for _ in range(300):
+        # Both levels new each time, as another study would have them: sd .02 and .05.
+        values = random.normal(0.7, 0.02, (10, 1)) + random.normal(0, 0.05, 40)
+        estimate = statistics.estimate(scores(values), None, subjects(40), 300)
+        found.append(estimate.error**2)
+        truth.append(estimate.value)
+    assert np.mean(found) == pytest.approx(0.02**2 / 10 + 0.05**2 / 40, rel=0.06)
+    assert np.std(truth) == pytest.approx(np.mean(found) ** 0.5, rel=0.1)
 
 
 def test_pairing_takes_out_what_cases_share():
     random = np.random.default_rng(2)
     hard = random.normal(0, 0.2, 50)  # how hard the cases are, for any method
     scratch = 0.6 + hard + random.normal(0, 0.001, (3, 50))
-    method = scratch + 0.01
-    sample = statistics.resample(scores(method), scores(scratch), subjects(50))
-    assert statistics.interval(sample) == pytest.approx((0.01, 0.01), abs=1e-9)
+    found = statistics.estimate(scores(scratch + 0.01), scores(scratch), subjects(50))
+    assert found.interval() == pytest.approx((0.01, 0.01), abs=1e-9)
 
 
 def test_subjects_are_drawn_whole():
     values = np.repeat(np.random.default_rng(3).normal(0, 1, 40), 5)  # five cases of each, alike
     names = np.repeat(subjects(40), 5)
-    together = statistics.resample(scores(values[None]), None, names).std()
-    apart = statistics.resample(scores(values[None]), None, subjects(200)).std()
-    assert together == pytest.approx(apart * math.sqrt(5), rel=0.05)
+    together = statistics.estimate(scores(values[None]), None, names)
+    apart = statistics.estimate(scores(values[None]), None, subjects(200))
+    assert together.error == pytest.approx(apart.error * math.sqrt(5), rel=0.05)
+    assert (together.freedom, apart.freedom) == pytest.approx((39, 199))
+
+
+def test_no_difference_at_all_is_none():
+    values = np.random.default_rng(8).normal(0.7, 0.1, (3, 20))
+    found = statistics.estimate(scores(values), scores(values), subjects(20))
+    assert (found.value, found.p, found.interval()) == (0, 1, (0, 0))
 
 
 def test_undefined_cases_count_for_nothing():
@@ -97,13 +115,23 @@ def test_kappa_of_weights_is_that_of_repeated_cases():
         assert value == pytest.approx(wanted)
 
 
-def test_p_values_where_there_is_nothing_to_find_are_as_rare_as_they_say():
+@pytest.mark.parametrize(
+    ("repetitions", "of_repetitions", "fewest", "most"),
+    # Of 500 at the level of 5 %: 25. Few repetitions that differ much: 7 to 10 %, as the docs say.
+    [(1, 0.0, 15, 36), (3, 0.0, 2, 25), (3, 0.012, 20, 50), (10, 0.012, 14, 36)],
+)
+def test_nothing_is_found_where_nothing_is(repetitions, of_repetitions, fewest, most):
     random, hits = np.random.default_rng(5), 0
-    for _ in range(200):
-        method, scratch = random.normal(0.7, 0.1, (2, 1, 60))
-        sample = statistics.resample(scores(method), scores(scratch), subjects(60), 1000)
-        hits += statistics.p_value(sample) <= 0.05
-    assert 2 <= hits <= 22  # 10 expected
+    for _ in range(500):
+        shape = repetitions, 32
+        difference = random.normal(0, of_repetitions, (repetitions, 1))
+        difference = difference + random.normal(0, 0.02, shape)
+        scratch = random.normal(0.7, 0.05, shape)
+        found = statistics.estimate(
+            scores(scratch + difference), scores(scratch), subjects(32), 300
+        )
+        hits += found.p <= 0.05
+    assert fewest <= hits <= most
 
 
 def test_compare_finds_what_is_there_and_nothing_else():
