@@ -55,29 +55,29 @@ def scores_by_label(study: Study, findings: Findings) -> Table:
         f"{study.columns[0].name} on the test set, by labelled training subjects",
         findings,
         values,
-        {place: entry.mean for place, entry in findings.entries.items()},
+        {place: entry.values for place, entry in findings.entries.items()},
         published,
     )
 
 
 def beside_published(study: Study, record: Record, findings: Findings) -> Table:
     """The score that is defined as the published one is, where ours is another."""
-    means, values = {}, {}
+    scores, values = {}, {}
     for key in findings.rows:
         for amount in findings.labels:
             found = _of(record, key, amount, study.beside)
             if found:
-                means[key, amount] = float(np.mean(found))
+                scores[key, amount] = found
                 values[key, amount] = _counted(Entry(tuple(found), math.nan, math.nan), findings)
     title = f"{study.beside}: {study.published.score}"
-    return _by_label(title, findings, values, means, study.published)
+    return _by_label(title, findings, values, scores, study.published)
 
 
 def _by_label(
     title: str,
     findings: Findings,
     values: dict[tuple[Key, str], str],
-    means: dict[tuple[Key, str], float],
+    scores: dict[tuple[Key, str], Sequence[float]],
     published: Published | None,
 ) -> Table:
     amounts = list(findings.labels)
@@ -95,7 +95,7 @@ def _by_label(
     bold = {
         (best, 1 + width * column)
         for column, amount in enumerate(amounts)
-        if (best := _best([means.get((key, amount)) for key in findings.rows])) is not None
+        if (best := _best([scores.get((key, amount), ()) for key in findings.rows])) is not None
     }
     if published:
         rows += _only_published(published, findings, amounts)
@@ -112,14 +112,14 @@ def scores_by_column(study: Study, record: Record, findings: Findings) -> Table:
     header = ["method"]
     for name in names:
         header += [name, PAPER] if published else [name]
-    rows, means = [], {}
+    rows, scores = [], {}
     for key in findings.rows:
         if (key, amount) not in findings.entries:
             continue
         row = [findings.label(key)]
         for name in names:
             found = _of(record, key, amount, name)
-            means[len(rows), name] = float(np.mean(found))
+            scores[len(rows), name] = found
             row.append(_counted(Entry(tuple(found), math.nan, math.nan), findings))
             if published:
                 row.append(_published(published.value(key.method, name)))
@@ -128,7 +128,7 @@ def scores_by_column(study: Study, record: Record, findings: Findings) -> Table:
     bold = {
         (best, 1 + width * column)
         for column, name in enumerate(names)
-        if (best := _best([means.get((i, name)) for i in range(len(rows))])) is not None
+        if (best := _best([scores[i, name] for i in range(len(rows))])) is not None
     }
     if published:
         rows += _only_published(published, findings, names)
@@ -298,7 +298,7 @@ def _over_repetitions(findings: Findings) -> str:
     few = any(len(entry.values) < findings.repetitions for entry in findings.entries.values())
     return (
         f"mean ± standard deviation over {findings.repetitions} repetitions"
-        + (" (or as many as the brackets say)" if few else "")
+        + (" (or as many as the brackets say; only means of as many compare)" if few else "")
         + ", in bold the highest of ours"
     )
 
@@ -346,9 +346,11 @@ def _of(record: Record, key: Key, amount: str, score: str) -> list[float]:
     return numbers(sorted(rows, key=lambda row: int(row["repetition"])), score)
 
 
-def _best(values: Sequence[float | None]) -> int | None:
-    defined = [(value, i) for i, value in enumerate(values) if value is not None]
-    return max(defined)[1] if len(defined) > 1 else None
+def _best(rows: Sequence[Sequence[float]]) -> int | None:
+    """The row with the highest mean, of those with the most repetitions: others do not compare."""
+    most = max(map(len, rows), default=0)
+    means = [(float(np.mean(row)), i) for i, row in enumerate(rows) if row and len(row) == most]
+    return max(means)[1] if len(means) > 1 else None
 
 
 def _steps(values: Sequence[float]) -> str:
