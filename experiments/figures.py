@@ -43,7 +43,7 @@ def data_efficiency(study: Study, findings: Findings) -> Figure:
         entries = [findings.entries[key, amount] for amount in amounts]
         at = places[[findings.labels.index(amount) for amount in amounts]]
         if len(places) == 1:
-            at = at + number / len(findings.rows)
+            at = at + number - (len(findings.rows) - 1) / 2
         axes[0].plot(at, [entry.mean for entry in entries], **style)
         low, high = [entry.low for entry in entries], [entry.high for entry in entries]
         if len(places) == 1:  # a band has no width there: bars side by side
@@ -54,8 +54,7 @@ def data_efficiency(study: Study, findings: Findings) -> Figure:
     values = [value for entry in findings.entries.values() for value in entry.values]
     room = 0.1 * np.ptp(values) or 0.01
     axes[0].set_ylim(min(values) - room, max(values) + room)
-    # Where there is one amount, its bars lie from 0 to 1.
-    axes[0].set_xticks(places if len(places) > 1 else [0.5], findings.labels)
+    axes[0].set_xticks(places, findings.labels)
     axes[0].set_xlabel("labelled training subjects")
     axes[0].set_ylabel(f"{study.columns[0].name}, test set")
     return _finish(figure, axes[0])
