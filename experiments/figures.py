@@ -51,9 +51,11 @@ def data_efficiency(study: Study, findings: Findings) -> Figure:
         else:
             axes[0].fill_between(at, low, high, color=style["color"], alpha=_BAND, linewidth=0)
     # Bands of few repetitions are wide: the scores choose the axis.
-    values = [value for entry in findings.entries.values() for value in entry.values]
-    room = 0.1 * np.ptp(values) or 0.01
-    axes[0].set_ylim(min(values) - room, max(values) + room)
+    values = np.array([value for entry in findings.entries.values() for value in entry.values])
+    if np.isfinite(values).any():
+        low, high = np.nanmin(values), np.nanmax(values)
+        room = 0.1 * (high - low) or 0.01
+        axes[0].set_ylim(low - room, high + room)
     axes[0].set_xticks(places, findings.labels)
     axes[0].set_xlabel("labelled training subjects")
     axes[0].set_ylabel(f"{study.columns[0].name}, test set")

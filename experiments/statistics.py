@@ -11,7 +11,10 @@ them.
 Resampling the repetitions too would look alike and be wrong: of three things it finds a variance a
 third too small, and no tails. Where repetitions differ more than subjects do, it would call 19 % of
 the differences that are none significant at the level of 5 %; what is done here 7 to 10 %, and of
-ten repetitions 5 %.
+ten repetitions 5 %. With Holm's levels the tails count: of ten methods that are all like scratch,
+one or more is called different in 41 % of studies of two such repetitions, in 20 % of three, in 5 %
+of ten. Where the noise of single cases is all there is, it counts in both variances, and the
+intervals are up to 1.4 times as wide as they might be.
 """
 
 from __future__ import annotations
@@ -141,7 +144,9 @@ def estimate(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Estimate | None:
-    """A method's score, or its difference to scratch; None where no test case has one.
+    """A method's score, or its difference to scratch.
+
+    None where it is undefined in a repetition, or where there is nothing to tell its error by.
 
     Args:
       method, scratch: of the same repetitions in the same order.
@@ -176,6 +181,8 @@ def estimate(
     if tested > 1:
         # Drawing M of M subjects makes a variance that is (M - 1) / M of what it should be.
         parts.append((np.nanvar(resampled) * tested / (tested - 1), tested - 1))
+    if not parts:
+        return None
     square = sum(part for part, _ in parts)
     if square == 0:
         return Estimate(float(whole.mean()), 0.0, np.inf)

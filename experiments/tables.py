@@ -350,7 +350,8 @@ def _best(rows: Sequence[Sequence[float]]) -> int | None:
     """The row with the highest mean, of those with the most repetitions: others do not compare."""
     most = max(map(len, rows), default=0)
     means = [(float(np.mean(row)), i) for i, row in enumerate(rows) if row and len(row) == most]
-    return max(means)[1] if len(means) > 1 else None
+    defined = [(mean, i) for mean, i in means if not math.isnan(mean)]
+    return max(defined)[1] if len(defined) > 1 else None
 
 
 def _steps(values: Sequence[float]) -> str:

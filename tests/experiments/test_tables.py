@@ -185,6 +185,13 @@ def test_fewer_repetitions_than_others_are_counted(study, record):
     assert (1, 1) not in table.bold
 
 
+def test_an_undefined_score_is_left_out(study, record):
+    rows = [row | {"dice": "" if row["labels"] == "5%" else row["dice"]} for row in record.results]
+    facts = findings.find(study, record._replace(results=rows), 2, draws=200)
+    assert {row[1] for row in tables.scores_by_label(study, facts).rows} == {"–"}
+    figures.data_efficiency(study, facts)
+
+
 def test_verdicts(found):
     by_place = {row[:2]: row[2] for row in tables.comparisons(found).rows}
     # Scratch with twice the steps is a check of scratch, not a method against it.
