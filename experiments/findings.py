@@ -116,8 +116,8 @@ def find(study: Study, record: Record, classes: int, draws: int = statistics.DRA
             )
             if key.method == "scratch-double":
                 # A check of scratch, none of the methods that p-values are corrected for.
-                doubled = statistics.estimate(*pair, tables.subjects, draws)
-                plateau[amount] = doubled.value if doubled else np.nan
+                whole = np.ones((1, len(tables.subjects)))
+                plateau[amount] = float(statistics.paired(*pair, whole).mean())
             else:
                 pairs[key] = pair
         for key, comparison in statistics.compare(pairs, tables.subjects, draws).items():

@@ -137,6 +137,16 @@ class Estimate:
         return float(2 * stats.t.sf(abs(self.value) / self.error, self.freedom))
 
 
+def paired(
+    method: Sequence[Score], scratch: Sequence[Score] | None, weights: np.ndarray
+) -> np.ndarray:
+    """A method's scores, or their differences to scratch's: weights [D, M] -> [D, R]."""
+    own = np.stack([score(weights) for score in method], axis=1)
+    if scratch is None:
+        return own
+    return own - np.stack([score(weights) for score in scratch], axis=1)
+
+
 def estimate(
     method: Sequence[Score],
     scratch: Sequence[Score] | None,
@@ -153,23 +163,7 @@ def estimate(
       subjects: of the cases, in the scores' order.
       seed: the same one gives all methods the same draws.
     """
-
-    def values(weights: np.ndarray) -> np.ndarray:
-        """Weights of the cases [D, M] -> scores of the repetitions [D, R]."""
-        own = np.stack([score(weights) for score in method], axis=1)
-        if scratch is None:
-            return own
-        return own - np.stack([score(weights) for score in scratch], axis=1)
-
-    whole = values(np.ones((1, len(subjects))))[0]
-    random = np.random.default_rng(seed)
-    # A draw of cases that have no score is NaN, and left out.
-    resampled = np.concatenate(
-        [
-            values(case_draws(subjects, min(_BLOCK, draws - start), random)).mean(1)
-            for start in range(0, draws, _BLOCK)
-        ]
-    )
+    whole = paired(method, scratch, np.ones((1, len(subjects))))[0]
     if np.isnan(whole).any():
         return None
     # Each the square of a standard error, and the degrees of freedom it is known with. Of a single
@@ -179,6 +173,16 @@ def estimate(
     if count > 1:
         parts.append((whole.var(ddof=1) / count, count - 1))
     if tested > 1:
+        random = np.random.default_rng(seed)
+        # A draw of cases that have no score is NaN, and left out.
+        resampled = np.concatenate(
+            [
+                paired(
+                    method, scratch, case_draws(subjects, min(_BLOCK, draws - start), random)
+                ).mean(1)
+                for start in range(0, draws, _BLOCK)
+            ]
+        )
         # Drawing M of M subjects makes a variance that is (M - 1) / M of what it should be.
         parts.append((np.nanvar(resampled) * tested / (tested - 1), tested - 1))
     if not parts:

@@ -349,9 +349,12 @@ def _of(record: Record, key: Key, amount: str, score: str) -> list[float]:
 def _best(rows: Sequence[Sequence[float]]) -> int | None:
     """The row with the highest mean, of those with the most repetitions: others do not compare."""
     most = max(map(len, rows), default=0)
-    means = [(float(np.mean(row)), i) for i, row in enumerate(rows) if row and len(row) == most]
-    defined = [(mean, i) for mean, i in means if not math.isnan(mean)]
-    return max(defined)[1] if len(defined) > 1 else None
+    means = [
+        (float(np.mean(row)), i)
+        for i, row in enumerate(rows)
+        if row and len(row) == most and not np.isnan(row).any()
+    ]
+    return max(means)[1] if len(means) > 1 else None
 
 
 def _steps(values: Sequence[float]) -> str:
