@@ -12,20 +12,17 @@ from ssl3d.errors import UserError
 # Tasks that look at patches of an image one by one, and not at a crop as a whole.
 PATCH_TASKS = ("cpc", "jigsaw", "rpl")
 
+# Of `config.augment`, for minutes of training, in which a small net fits its own training cases no
+# better than the others.
+MILD = {"spatial": 0.3, "intensity": 0.1, "noise": 0.02}
+
 # What is known of the images for `config.augment`. Flips along the axes on which a mirror image is
 # as likely as the image: left-right where an organ has a twin or a disease either side, both of a
 # picture of an eye (the left one is the right one's mirror image, and lesions lie anywhere).
 AUGMENT = {
     "phantom_brain": {"flip": 0.5, "flip_axes": (0,)},
     "phantom_fundus": {"flip": 0.5, "flip_axes": (0, 1)},
-    # And mild: in minutes this net fits its own training cases no better than the others.
-    "hippocampus": {
-        "flip": 0.5,
-        "flip_axes": (0,),
-        "spatial": 0.3,
-        "intensity": 0.1,
-        "noise": 0.02,
-    },
+    "hippocampus": {"flip": 0.5, "flip_axes": (0,), **MILD},
     "brats": {"flip": 0.5, "flip_axes": (0,)},
     "retina": {"flip": 0.5, "flip_axes": (0, 1)},
 }
