@@ -116,8 +116,7 @@ def find(study: Study, record: Record, classes: int, draws: int = statistics.DRA
             )
             if key.method == "scratch-double":
                 # A check of scratch, none of the methods that p-values are corrected for.
-                whole = np.ones((1, len(tables.subjects)))
-                plateau[amount] = float(statistics.paired(*pair, whole).mean())
+                plateau[amount] = float(statistics.of_all(*pair, tables.subjects).mean())
             else:
                 pairs[key] = pair
         for key, comparison in statistics.compare(pairs, tables.subjects, draws).items():

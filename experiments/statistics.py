@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -126,8 +127,8 @@ class Estimate:
 
     def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
         """The central 1 - alpha."""
-        half = stats.t.ppf(1 - alpha / 2, self.freedom) * self.error
-        return float(self.value - half), float(self.value + half)
+        low, high = _central(self.value, self.error, self.freedom, alpha)
+        return float(low), float(high)
 
     @property
     def p(self) -> float:
@@ -147,6 +148,13 @@ def paired(
     return own - np.stack([score(weights) for score in scratch], axis=1)
 
 
+def of_all(
+    method: Sequence[Score], scratch: Sequence[Score] | None, subjects: Sequence[str]
+) -> np.ndarray:
+    """`paired` on the whole test set, whose cases are of `subjects`: [R]."""
+    return paired(method, scratch, np.ones((1, len(subjects))))[0]
+
+
 def estimate(
     method: Sequence[Score],
     scratch: Sequence[Score] | None,
@@ -163,7 +171,7 @@ def estimate(
       subjects: of the cases, in the scores' order.
       seed: the same one gives all methods the same draws.
     """
-    whole = paired(method, scratch, np.ones((1, len(subjects))))[0]
+    whole = of_all(method, scratch, subjects)
     if np.isnan(whole).any():
         return None
     # Each the square of a standard error, and the degrees of freedom it is known with. Of a single
@@ -257,5 +265,10 @@ def t_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean = values.mean(0)
     if count < 2:
         return np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    half = stats.t.ppf(0.975, count - 1) * values.std(0, ddof=1) / np.sqrt(count)
-    return mean - half, mean + half
+    return _central(mean, values.std(0, ddof=1) / np.sqrt(count), count - 1, ALPHA)
+
+
+def _central(value: Any, error: Any, freedom: float, alpha: float) -> tuple[Any, Any]:
+    """The central 1 - alpha of Student's t, of numbers or arrays alike."""
+    half = stats.t.ppf(1 - alpha / 2, freedom) * error
+    return value - half, value + half
