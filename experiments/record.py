@@ -45,29 +45,39 @@ class Record(NamedTuple):
 
 
 def read(output: Path) -> Record:
-    """The tables of a folder and the results of runs that are not in them yet.
+    """The tables of a folder, and the results of its runs.
+
+    Where a run's folder is there, its rows are those of the folder, whatever the tables have of it:
+    another process may have replaced some of them and not yet the others.
 
     Raises:
-      UserError: a table that cannot be read.
+      UserError: a table that cannot be read, or a cell that one of them lacks.
     """
     record = Record(*(_read_table(output / file) for file in _FILES.values()))
-    known = record.known()
-    for result in _results(output / CELLS):
+    cells, pretraining = _results(output / CELLS), _results(output / PRETRAINING)
+    own = {result["row"]["cell"] for result in cells}
+    trained = {result["row"]["pretraining"] for result in pretraining}
+    whole = Record(
+        [row for row in record.results if row["cell"] not in own],
+        [row for row in record.pretraining if row["pretraining"] not in trained],
+        [row for row in record.cases if row["cell"] not in own],
+        [row for row in record.curves if row["cell"] not in own],
+    )
+    lacking = whole.known() - {row["cell"] for row in whole.cases}
+    if lacking:
+        raise UserError(
+            f"{output / _FILES['cases']}: has no rows of {min(lacking)}; bring them back, or "
+            f"remove its row from {_FILES['results']} to run it again"
+        )
+    for result in cells:
         cell = result["row"]["cell"]
-        if cell in known:
-            continue
-        record.results.append(_text(result["row"]))
-        record.cases.extend(_text({"cell": cell} | case) for case in result["cases"])
-        record.curves.extend(
+        whole.results.append(_text(result["row"]))
+        whole.cases.extend(_text({"cell": cell} | case) for case in result["cases"])
+        whole.curves.extend(
             _text({"cell": cell, "step": step, "score": score}) for step, score in result["curve"]
         )
-    known = {row["pretraining"] for row in record.pretraining}
-    record.pretraining.extend(
-        _text(result["row"])
-        for result in _results(output / PRETRAINING)
-        if result["row"]["pretraining"] not in known
-    )
-    return record
+    whole.pretraining.extend(_text(result["row"]) for result in pretraining)
+    return whole
 
 
 def write(output: Path, record: Record) -> None:

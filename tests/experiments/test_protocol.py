@@ -365,6 +365,27 @@ def test_tables_that_were_written_too_late_are_mended(call, monkeypatch):
     assert not too_early
 
 
+def test_tables_that_another_process_is_replacing_are_read_whole(call):
+    """Its results.csv is there already, its cases.csv and curves.csv are not."""
+    call("--methods=scratch", "--repetitions=1")
+    whole = record.read(call.output)
+    for file in ("cases.csv", "curves.csv"):
+        lines = (call.output / file).read_text().splitlines(keepends=True)
+        (call.output / file).write_text("".join(lines[:2]))
+    assert record.read(call.output) == whole
+    record.update(call.output)
+    assert rows(call.output, "cases.csv") == whole.cases
+    assert rows(call.output, "curves.csv") == whole.curves
+
+
+def test_cells_without_folders_need_all_tables(call):
+    call("--methods=scratch", "--repetitions=1")
+    shutil.rmtree(call.output / "cells")
+    (call.output / "cases.csv").unlink()
+    with pytest.raises(UserError, match=r"cases\.csv: has no rows of scratch.*results\.csv"):
+        call("--report-only")
+
+
 def test_the_record_reads_as_it_was_written(call, tmp_path):
     call("--repetitions=1")
     kept = record.read(call.output)
