@@ -26,7 +26,6 @@ _COLOURS = {
 _OTHERS = {
     "supervised": "#56B4E9",
     "scratch-long": "#777777",
-    "scratch-double": "#999999",
     "untrained-frozen": "#BBBBBB",
 }
 # In 2D or not, frozen or not.
@@ -38,12 +37,13 @@ def data_efficiency(study: Study, findings: Findings) -> Figure:
     """The test score over the number of labels, with the 95 % intervals as bands."""
     figure, axes = _figure(1)
     places = np.arange(len(findings.labels), dtype=float)
-    for number, (key, style) in enumerate(_styles(findings)):
+    lines = list(_styles(findings))
+    for number, (key, style) in enumerate(lines):
         amounts = [a for a in findings.labels if (key, a) in findings.entries]
         entries = [findings.entries[key, amount] for amount in amounts]
         at = places[[findings.labels.index(amount) for amount in amounts]]
         if len(places) == 1:
-            at = at + number - (len(findings.rows) - 1) / 2
+            at = at + number - (len(lines) - 1) / 2
         axes[0].plot(at, [entry.mean for entry in entries], **style)
         low, high = [entry.low for entry in entries], [entry.high for entry in entries]
         if len(places) == 1:  # a band has no width there: bars side by side
@@ -119,8 +119,14 @@ def _finish(figure: Figure, last: Axes) -> Figure:
 
 
 def _styles(findings: Findings) -> Iterator[tuple[Key, dict[str, object]]]:
-    """Each row with its line: a colour per task, a dash per rank and mode."""
+    """Each row with its line: a colour per task, a dash per rank and mode.
+
+    Not `scratch-double`, a check that seldom has as many repetitions: beside means of more, that of
+    a lucky label subset would look like a method.
+    """
     for key in findings.rows:
+        if key.method == "scratch-double":
+            continue
         task = key.method[:-2]
         colour = _COLOURS.get(task, _OTHERS.get(key.method, "black"))
         line = _LINES[METHODS[key.method].rank == 2, key.mode == "frozen"]

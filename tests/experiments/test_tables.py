@@ -257,6 +257,13 @@ def test_kappa_is_compared_by_cases(study):
     assert facts.curves == {}
 
 
+def test_figures_show_methods_and_no_check_of_scratch(study, found):
+    for figure in (figures.data_efficiency(study, found), figures.convergence(found)):
+        legend = figure.axes[-1].get_legend()
+        assert [text.get_text() for text in legend.get_texts()] == ["scratch", "rpl3d"]
+    assert "scratch-double" in {key.method for key in found.rows}
+
+
 def test_figures_without_curves_or_a_single_repetition(study, tmp_path):
     rows = [result("scratch", "5%", 1, 0.5), result("rpl3d", "5%", 1, 0.6, mode="finetune")]
     full = record_of(rows)
