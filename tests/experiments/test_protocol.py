@@ -169,10 +169,11 @@ def test_other_settings_are_other_cells(call, study):
 
 def test_rows_of_other_data_are_kept_but_not_reported(call):
     call("--methods=scratch")
-    file = call.output / "results.csv"
-    text = file.read_text()
-    row = text.splitlines()[1]
-    file.write_text(text + row.replace("-r1-", "-r7-").replace(",2,1,", ",99,7,") + "\n")
+    for name in ("results.csv", "cases.csv"):
+        file = call.output / name
+        text = file.read_text()
+        row = text.splitlines()[1]
+        file.write_text(text + row.replace("-r1-", "-r7-").replace(",2,1,", ",99,7,") + "\n")
     assert call("--methods=scratch") == 0
     assert len(rows(call.output)) == 5
     assert "| 99 |" not in (call.output / "tables.md").read_text()
