@@ -80,10 +80,12 @@ def kept_alive(claim: Claim, lose: Callable[[], None], beat: float = BEAT) -> It
 
     def keep() -> None:
         while not over.wait(beat):
-            if is_lost(claim):
-                lose()
-                return
-            os.utime(claim.path)
+            # A network file system that fails for a moment costs a beat, and not the claim.
+            with contextlib.suppress(OSError):
+                if is_lost(claim):
+                    lose()
+                    return
+                os.utime(claim.path)
 
     thread = threading.Thread(target=keep, daemon=True)
     thread.start()

@@ -15,7 +15,7 @@ from experiments.findings import Findings, Key
 from experiments.study import METHODS, SCRATCH, Study
 from ssl3d.files import appearing
 
-# Okabe and Ito's colours, told apart by the colour-blind; one for each task, whatever its rank.
+# Okabe and Ito's colours, which the colour-blind can tell apart; one for each task of either rank.
 _COLOURS = {
     "cpc": "#0072B2",
     "exemplar": "#E69F00",

@@ -21,7 +21,7 @@ STUDY = Study(
     columns=(Column("dice", "mean"), Column("anterior", 1), Column("posterior", 2)),
     # Small enough for 8 hours on two cores over the whole grid.
     encoder={"width": 8, "depth": 4},
-    # About five minutes each on one of them.
+    # At most six minutes each on one of them.
     pretraining_of={
         "cpc3d": {"steps": 300},
         "exemplar3d": {"steps": 200},

@@ -55,19 +55,26 @@ def check_data(plan: Plan, methods: Sequence[str]) -> None:
             "--methods: supervised pretrains on the labels of another data set; give one that "
             "has label maps, --pretrain-data=DIR"
         )
-    if plan.transductive or not is_elsewhere(plan):
+    if not is_elsewhere(plan):
+        return
+    # Of a transductive study only the labels are none that pretraining may see.
+    if not plan.transductive:
+        splits, remedy = ("train", "unlabelled"), "say --transductive"
+    elif "supervised" in methods:
+        splits, remedy = ("train",), "leave supervised out of --methods"
+    else:
         return
     held_out = {
         case.extra["content"]: case
         for case in plan.dataset.split("val", "test")
         if "content" in case.extra
     }
-    for case in plan.corpus.split("train", "unlabelled"):
+    for case in plan.corpus.split(*splits):
         double = held_out.get(case.extra.get("content"))
         if double:
             raise UserError(
                 f"{plan.corpus.path}: {case.id} is the same image as {double.id}, a {double.split} "
-                f"case of {plan.dataset.path}; take it out, or say --transductive"
+                f"case of {plan.dataset.path}; take it out, or {remedy}"
             )
 
 

@@ -64,6 +64,8 @@ def work(
     total, told = len(waiting), False
     with _signals() as stop:
         while waiting:
+            if stop.wait(0):
+                raise Stopped
             progress, rest = False, []
             for job in waiting:
                 todo = job.needs if job.needs and not is_done(output, job.needs) else job
@@ -101,7 +103,8 @@ def work(
                 if not told:
                     say(f"waiting for {len(waiting)} that other processes are doing")
                     told = True
-                stop.wait(LOOK)
+                if stop.wait(LOOK):
+                    raise Stopped
     return list(failed.values())
 
 

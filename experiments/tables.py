@@ -210,7 +210,7 @@ def costs(findings: Findings, record: Record) -> Table:
     header = ("method", "steps", "device seconds", "seconds", "peak GB")
     notes = (
         "several numbers: of the amounts of labels, from the fewest on",
-        "device seconds: training alone; seconds: with compilation, validation and test",
+        "device seconds: training, waits for data too; seconds: also compilation, validation, test",
         "peak GB: of an accelerator, or without one of the process",
     )
     return Table("what a cell took", header, tuple(rows), notes)

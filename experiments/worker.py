@@ -79,7 +79,7 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
         result["row"] |= _last_validation(lines)
     result["row"] |= {
         "seconds": round(job["spent"] + time.time() - job["launched"], 1),
-        "device_seconds": round(device_seconds(lines, config.batch_size), 1),
+        "device_seconds": round(device_seconds(lines, config.batch_size), 2),
         "peak_memory_mb": round(peak_memory()),
         "machine": machine(),
     }
@@ -184,12 +184,15 @@ def _defined(value: float | None) -> float | None:
 
 
 def device_seconds(lines: Sequence[dict[str, Any]], batch_size: int) -> float:
-    """Time in which the devices trained: without compilation, validation and waiting for data."""
+    """Time for which training held the devices: without compilation and validation.
+
+    Waits for data count. They are measured on the host, while the device may well be computing.
+    """
     total, before = 0.0, 0
     for line in lines:
         if line["split"] == "train" and line["volumes_per_second"] > 0:
             volumes = (line["step"] - before) * batch_size
-            total += volumes / line["volumes_per_second"] * (1 - line["data_wait"])
+            total += volumes / line["volumes_per_second"]
             before = line["step"]
     return total
 

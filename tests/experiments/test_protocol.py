@@ -249,6 +249,24 @@ def test_a_killed_study_goes_on(volumes, tmp_path, number):
     assert len(rows(tmp_path)) == 2
 
 
+def test_a_signal_while_others_are_waited_for(volumes, tmp_path):
+    options = ["--methods=scratch", "--fractions=2", "--repetitions=1"]
+    busy = start(tmp_path, volumes.path, *options, STAND_IN_SECONDS="60")
+    while not list(tmp_path.glob(f"cells/*/{worker.JOB}")):
+        assert busy.poll() is None, busy.communicate()
+        time.sleep(0.05)
+    waiting = start(tmp_path, volumes.path, *options)
+    while "waiting for 1" not in waiting.stdout.readline():
+        assert waiting.poll() is None, waiting.communicate()
+    waiting.send_signal(signal.SIGTERM)
+    out, _ = waiting.communicate(timeout=20)
+    assert waiting.returncode != 0
+    assert "run the same command again to go on" in out
+    assert busy.poll() is None
+    busy.terminate()
+    busy.communicate(timeout=60)
+
+
 def test_a_run_that_fails_stops_nothing_else(call, stand_in):
     stand_in.setenv("STAND_IN_FAILS", "rpl3d-finetune-2-r1")
     with pytest.raises(RunError, match=r"1 of the runs failed.*rpl3d-finetune-2-r1.*no luck"):

@@ -216,6 +216,8 @@ def test_images_that_are_in_both_data_sets(study, volumes, tmp_path):
     with pytest.raises(UserError, match="the same image as case_08, a val case"):
         check_data(leaking, ("rpl3d",))
     check_data(dataclasses.replace(leaking, transductive=True), ("rpl3d",))
+    with pytest.raises(UserError, match=r"or leave supervised out of --methods"):
+        check_data(dataclasses.replace(leaking, transductive=True), ("rpl3d", "supervised"))
 
 
 def test_supervised_pretraining_needs_other_labels(plan, tmp_path):

@@ -86,14 +86,14 @@ def test_the_last_model_is_tested(segmentation, tmp_path, monkeypatch):
     assert [case["id"] for case in found["cases"]] == ["c1", "c2", "c3"]
 
 
-def test_device_seconds_leave_out_waiting_and_validation():
+def test_device_seconds_leave_out_validation():
     lines = [
         {"step": 0, "split": "val"},
         {"step": 10, "split": "train", "volumes_per_second": 8.0, "data_wait": 0.0},
         {"step": 10, "split": "val"},
         {"step": 15, "split": "train", "volumes_per_second": 4.0, "data_wait": 0.5},
     ]
-    assert worker.device_seconds(lines, batch_size=4) == pytest.approx(40 / 8 + 20 / 4 * 0.5)
+    assert worker.device_seconds(lines, batch_size=4) == pytest.approx(40 / 8 + 20 / 4)
 
 
 def test_peak_memory_is_that_of_the_process():
