@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments import statistics
 from experiments.record import Record, Row, numbers
-from experiments.study import METHODS, SCRATCH, Study
+from experiments.study import METHODS, SCRATCH, SCRATCH_DOUBLE, Study
 
 # Doubling scratch's steps may move its score by less than this at a plateau.
 PLATEAU = 0.005
@@ -114,8 +114,7 @@ def find(study: Study, record: Record, classes: int, draws: int = statistics.DRA
                 [tables.score(row) for row in both],
                 [tables.score(scratch[row["repetition"]]) for row in both],
             )
-            if key.method == "scratch-double":
-                # A check of scratch, none of the methods that p-values are corrected for.
+            if key.method == SCRATCH_DOUBLE:  # p-values are not corrected for it
                 plateau[amount] = float(statistics.of_all(*pair, tables.subjects).mean())
             else:
                 pairs[key] = pair

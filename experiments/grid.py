@@ -20,7 +20,14 @@ from experiments.plan import (
     labelled_cases,
     short_hash,
 )
-from experiments.study import METHODS, Settings, Study, finetuning_with, label_fraction
+from experiments.study import (
+    METHODS,
+    SCRATCH_DOUBLE,
+    Settings,
+    Study,
+    finetuning_with,
+    label_fraction,
+)
 from ssl3d.data import sources
 from ssl3d.errors import UserError
 
@@ -244,7 +251,7 @@ def _resolve(
 
 def _more_steps(plan: Plan, method: str, file: str, argument: str, settings: Settings) -> float:
     """How many times the usual steps a method trains for."""
-    if method == "scratch-double":
+    if method == SCRATCH_DOUBLE:
         return 2.0
     if method != "scratch-long":
         return 1.0

@@ -51,7 +51,7 @@ def read(output: Path) -> Record:
     another process may have replaced some of them and not yet the others.
 
     Raises:
-      UserError: a table that cannot be read, or a cell that one of them lacks.
+      UserError: a table that cannot be read, or a cell whose test cases are missing.
     """
     record = Record(*(_read_table(output / file) for file in _FILES.values()))
     cells, pretraining = _results(output / CELLS), _results(output / PRETRAINING)

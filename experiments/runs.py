@@ -103,8 +103,7 @@ def work(
                 if not told:
                     say(f"waiting for {len(waiting)} that other processes are doing")
                     told = True
-                if stop.wait(LOOK):
-                    raise Stopped
+                stop.wait(LOOK)
     return list(failed.values())
 
 

@@ -15,6 +15,8 @@ Settings = Mapping[str, Any]
 
 TASKS = ("cpc", "exemplar", "jigsaw", "rotation", "rpl")
 SCRATCH = "scratch"
+# Is scratch at its plateau? A check of it, and no method to be compared.
+SCRATCH_DOUBLE = "scratch-double"
 
 
 class Method(NamedTuple):
@@ -38,7 +40,7 @@ METHODS = {
     "scratch-long": Method(
         "", 0, "random", "random weights, as many steps as pretraining and fine-tuning together"
     ),
-    "scratch-double": Method(
+    SCRATCH_DOUBLE: Method(
         "", 0, "random", "random weights, twice the steps: is scratch at its plateau?"
     ),
     "scratch2d": Method("", 2, "random", "random weights, a 2D network on slices"),
