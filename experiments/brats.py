@@ -7,7 +7,7 @@ DIR and UKB as python -m ssl3d.prepare --layout=brats and --layout=ukb write the
 
 from experiments import protocol
 from experiments.published import BRATS_FIGURE, BRATS_TABLE
-from experiments.study import SCRATCH, THREE_D, TWO_D, Column, Study
+from experiments.study import SCRATCH, SCRATCH_2D, THREE_D, TWO_D, Column, Study
 from ssl3d import command
 
 STUDY = Study(
@@ -17,7 +17,15 @@ STUDY = Study(
     pretraining_preset="ukb",
     downstream="segment",
     rank=3,
-    methods=(SCRATCH, "scratch-long", "untrained-frozen", "supervised", *TWO_D, *THREE_D),
+    methods=(
+        SCRATCH,
+        "scratch-long",
+        "untrained-frozen",
+        "supervised",
+        SCRATCH_2D,
+        *TWO_D,
+        *THREE_D,
+    ),
     labels=("10%", "25%", "50%", "all"),
     repetitions=3,
     columns=(Column("WT", "WT"), Column("ET", "ET"), Column("TC", "TC")),

@@ -87,18 +87,16 @@ def all_runs(jobs: Iterable[Job]) -> list[Job]:
     return list(found.values())
 
 
-def scale_to_fit(
-    jobs: Sequence[Job], cost: Callable[[Job], Cost], seconds: float, validations: int
-) -> float:
+def scale_to_fit(jobs: Sequence[Job], cost: Callable[[Job], Cost], seconds: float) -> float:
     """The factor of all steps with which the jobs take this long, at most 1; can be negative."""
-    fixed = sum(cost(job).of(0, _validations(job, validations)) for job in jobs)
+    fixed = sum(cost(job).of(0, _validations(job)) for job in jobs)
     variable = sum(cost(job).step * job.row["steps"] for job in jobs)
     return min(1.0, (seconds - fixed) / variable)
 
 
-def _validations(job: Job, validations: int) -> int:
-    is_cell = job.name.startswith(grid.CELLS)
-    return validations if is_cell else grid.PRETRAINING_VALIDATIONS
+def _validations(job: Job) -> int:
+    """How often it validates after the first step, at the end in any case."""
+    return math.ceil(job.overrides["steps"] / job.overrides["validate_every"])
 
 
 def kind(job: Job) -> str:
@@ -111,7 +109,6 @@ def choose(
     jobs_of: Callable[[Size], Sequence[Job]],
     measure: Callable[[Job], Cost],
     left: Callable[[], float],
-    validations: int,
 ) -> tuple[Size, float, dict[str, Cost]]:
     """The first grid that fits, and the scale of its steps.
 
@@ -136,7 +133,7 @@ def choose(
         typical = cost(next(job for job in jobs if job.name.startswith(grid.CELLS)))
         # What is not measured yet costs at least its start, and as much again to measure.
         least = sum(
-            costs[kind(job)].of(_LEAST_SCALE * job.row["steps"], _validations(job, validations))
+            costs[kind(job)].of(_LEAST_SCALE * job.row["steps"], _validations(job))
             if kind(job) in costs
             else typical.fixed
             for job in jobs
@@ -147,11 +144,11 @@ def choose(
             continue
         for job in jobs:
             cost(job)
-        scale = scale_to_fit(jobs, cost, _MARGIN * left(), validations)
+        scale = scale_to_fit(jobs, cost, _MARGIN * left())
         shortest = scale * min(job.row["steps"] for job in jobs)
         if (scale >= _LEAST_SCALE or is_last) and shortest >= _LEAST_STEPS:
             return size, scale, costs
-    needed = sum(cost(job).of(_LEAST_STEPS, _validations(job, validations)) for job in jobs)
+    needed = sum(cost(job).of(_LEAST_STEPS, _validations(job)) for job in jobs)
     minutes = math.ceil(needed / _MARGIN / 60) + 1
     raise UserError(f"--budget: too short here, the smallest study takes {minutes} minutes or more")
 
@@ -234,7 +231,6 @@ def plan_for(
                 jobs_of,
                 lambda job: probe(output, job, columns),
                 lambda: parts * (deadline - time.monotonic()),
-                VALIDATIONS,
             )
             seconds = {name: cost._asdict() for name, cost in costs.items()}
             document = asked | {"size": _as_json(size), "scale": scale, "seconds": seconds}
@@ -287,7 +283,7 @@ def clock(document: dict[str, Any], deadline: float) -> Callable[[Job], bool]:
         cost = costs.get(kind(job))
         if cost is None:
             return time.monotonic() < deadline
-        needed = cost.of(job.row["steps"], _validations(job, VALIDATIONS))
+        needed = cost.of(job.row["steps"], _validations(job))
         return time.monotonic() + needed < deadline
 
     return may_start

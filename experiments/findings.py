@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments import statistics
 from experiments.record import Record, Row, numbers
-from experiments.study import METHODS, SCRATCH, SCRATCH_DOUBLE, Study
+from experiments.study import METHODS, SCRATCH, SCRATCH_2D, SCRATCH_DOUBLE, Study, scratch_of
 
 # Doubling scratch's steps may move its score by less than this at a plateau.
 PLATEAU = 0.005
@@ -39,10 +39,17 @@ class Entry(NamedTuple):
     def mean(self) -> float:
         return float(np.mean(self.values))
 
-    @property
-    def deviation(self) -> float:
-        """Standard deviation over repetitions; NaN of a single one."""
-        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else float("nan")
+
+class Doubled(NamedTuple):
+    """What doubling its steps adds to scratch.
+
+    Attributes:
+      repetitions: that have both.
+      changes: of the score of each column, means over them.
+    """
+
+    repetitions: int
+    changes: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,20 +60,22 @@ class Findings:
       rows: of the tables, in order; those with any finished cell.
       labels: amounts, in order; those with any finished cell.
       entries: of the first column, by row and amount.
-      comparisons: against scratch, likewise.
-      convergence: validated step at which 95 % of scratch's final validation score is reached,
-        of each repetition (infinite: never).
+      comparisons: likewise, with the scratch named in `against`.
+      against: that of the method's own network, 2D or not; where it was not run, the data's.
+      convergence: validated step at which 95 % of the final validation score of the scratch with
+        the method's own network is reached, of each repetition (infinite: never).
       curves: (steps [T], scores [R, T]), likewise.
-      plateau: amount -> what doubling its steps adds to scratch's score.
+      plateau: what doubling its steps adds to scratch, by amount.
     """
 
     rows: tuple[Key, ...]
     labels: tuple[str, ...]
     entries: dict[tuple[Key, str], Entry]
     comparisons: dict[tuple[Key, str], statistics.Comparison]
+    against: dict[tuple[Key, str], str]
     convergence: dict[tuple[Key, str], tuple[float, ...]]
     curves: dict[tuple[Key, str], tuple[np.ndarray, np.ndarray]]
-    plateau: dict[str, float]
+    plateau: dict[str, Doubled]
 
     @property
     def repetitions(self) -> int:
@@ -95,10 +104,9 @@ def find(study: Study, record: Record, classes: int, draws: int = statistics.DRA
     order = sorted(present, key=lambda key: (methods.index(key.method), key.mode != "finetune"))
     amounts = sorted({amount for _, amount in rows_of}, key=lambda text: _size(rows_of, text))
     tables = _Cases(study, record, classes)
-    entries, comparisons, plateau = {}, {}, {}
+    entries, comparisons, against, plateau = {}, {}, {}, {}
     for amount in amounts:
         pairs = {}
-        scratch = {row["repetition"]: row for row in rows_of.get((_SCRATCH, amount), [])}
         for key in order:
             own = rows_of.get((key, amount))
             if not own:
@@ -107,26 +115,46 @@ def find(study: Study, record: Record, classes: int, draws: int = statistics.DRA
             found = statistics.estimate(scores, None, tables.subjects, draws)
             low, high = found.interval() if found else (np.nan, np.nan)
             entries[key, amount] = Entry(tuple(numbers(own, study.columns[0].name)), low, high)
-            both = [row for row in own if row["repetition"] in scratch]
-            if key == _SCRATCH or not both:
+            other = _random(scratch_of(key.method, study.rank))
+            if key.method == SCRATCH_2D or (other, amount) not in rows_of:
+                other = _random(SCRATCH)
+            both = _of_both(own, rows_of.get((other, amount), []))
+            if key == other or not both:
                 continue
-            pair = (
-                [tables.score(row) for row in both],
-                [tables.score(scratch[row["repetition"]]) for row in both],
-            )
             if key.method == SCRATCH_DOUBLE:  # p-values are not corrected for it
-                plateau[amount] = float(statistics.of_all(*pair, tables.subjects).mean())
-            else:
-                pairs[key] = pair
+                plateau[amount] = _doubled(study, both)
+                continue
+            pairs[key] = tuple(
+                [tables.score(row) for row in rows] for rows in zip(*both, strict=True)
+            )
+            against[key, amount] = other.method
         for key, comparison in statistics.compare(pairs, tables.subjects, draws).items():
             comparisons[key, amount] = comparison
-    convergence, curves = _converge(record, rows_of)
+    convergence, curves = _converge(study, record, rows_of)
     return Findings(
-        tuple(order), tuple(amounts), entries, comparisons, convergence, curves, plateau
+        tuple(order), tuple(amounts), entries, comparisons, against, convergence, curves, plateau
     )
 
 
-_SCRATCH = Key(SCRATCH, "random")
+def _random(method: str) -> Key:
+    return Key(method, "random")
+
+
+def _of_both(rows: Sequence[Row], others: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """The rows of the repetitions that both have, side by side."""
+    other = {row["repetition"]: row for row in others}
+    return [(row, other[row["repetition"]]) for row in rows if row["repetition"] in other]
+
+
+def _doubled(study: Study, both: Sequence[tuple[Row, Row]]) -> Doubled:
+    double, scratch = zip(*both, strict=True)
+    return Doubled(
+        len(both),
+        tuple(
+            float(np.mean(np.subtract(numbers(double, name), numbers(scratch, name))))
+            for name, _ in study.columns
+        ),
+    )
 
 
 def _size(rows_of: dict[tuple[Key, str], list[Row]], amount: str) -> int:
@@ -155,25 +183,29 @@ class _Cases:
         return statistics.mean_score(np.array(numbers(rows, column.name)))
 
 
-def _converge(record: Record, rows_of: dict[tuple[Key, str], list[Row]]) -> tuple[dict, dict]:
+def _converge(
+    study: Study, record: Record, rows_of: dict[tuple[Key, str], list[Row]]
+) -> tuple[dict, dict]:
     curves_of: dict[str, list[tuple[int, float]]] = {}
-    for row in record.curves:
+    for row in sorted(record.curves, key=lambda row: int(row["step"])):
         value = float(row["score"] or "nan")
         curves_of.setdefault(row["cell"], []).append((int(row["step"]), value))
     convergence, curves = {}, {}
     for (key, amount), rows in rows_of.items():
-        own = {row["repetition"]: sorted(curves_of.get(row["cell"], [])) for row in rows}
-        reference = {
-            row["repetition"]: sorted(curves_of.get(row["cell"], []))
-            for row in rows_of.get((_SCRATCH, amount), [])
-        }
-        both = [number for number, curve in own.items() if curve and reference.get(number)]
+        # 2D networks are validated on slices: their curves compare with one another alone.
+        reference = _random(scratch_of(key.method, study.rank))
+        both = [
+            (curves_of[row["cell"]], curves_of[other["cell"]])
+            for row, other in _of_both(rows, rows_of.get((reference, amount), []))
+            if row["cell"] in curves_of and other["cell"] in curves_of
+        ]
         if both:
             convergence[key, amount] = tuple(
-                statistics.steps_to_reach(own[n], statistics.SHARE * reference[n][-1][1])
-                for n in both
+                statistics.steps_to_reach(curve, statistics.SHARE * other[-1][1])
+                for curve, other in both
             )
-        curves[key, amount] = _stack([curve for curve in own.values() if curve])
+        own = [curves_of[row["cell"]] for row in rows if row["cell"] in curves_of]
+        curves[key, amount] = _stack(own)
     return convergence, {place: pair for place, pair in curves.items() if len(pair[0])}
 
 

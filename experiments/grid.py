@@ -28,7 +28,7 @@ from experiments.study import (
     finetuning_with,
     label_fraction,
 )
-from ssl3d.data import sources
+from ssl3d.data import pipeline, sources
 from ssl3d.errors import UserError
 
 PRETRAINING, CELLS = "pretraining", "cells"
@@ -131,6 +131,7 @@ def pretraining_job(plan: Plan, method: str) -> Job | None:
         "dataset": plan.corpus.name,
         "transductive": transductive,
         "config_hash": digest,
+        "draws": pipeline.DRAWS,
         "code": code_version(),
     }
     return Job(f"{PRETRAINING}/{method}-{digest}", about.task, argument, settings, row)
@@ -203,6 +204,7 @@ def cell_job(plan: Plan, cell: Cell, needs: Job | None) -> Job:
         "val_hash": case_hash(validation),
         "test_hash": case_hash(test),
         "pretraining_hash": before.get("cases_hash", ""),
+        "draws": pipeline.DRAWS,
         "code": code_version(),
     }
     return Job(f"{CELLS}/{name}-{digest}", study.downstream, argument, settings, row, needs)

@@ -7,6 +7,7 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments import statistics
 from experiments.findings import Findings
 from experiments.record import Record
 from experiments.study import METHODS
@@ -33,16 +34,17 @@ def summary(findings: Findings) -> list[str]:
     for amount in findings.labels:
         own = [(key, c) for (key, a), c in findings.comparisons.items() if a == amount]
         for text, sign in (("better", 1), ("worse", -1)):
-            found = [
-                f"{findings.label(key)} ({c.difference:+.3f}, corrected interval "
-                f"{c.low_holm:+.3f} to {c.high_holm:+.3f})"
-                for key, c in own
-                if c.shown() == sign
+            found: dict[str, list[str]] = {}
+            for key, c in own:
+                if c.shown() == sign:
+                    found.setdefault(findings.against[key, amount], []).append(
+                        f"{findings.label(key)} ({c.difference:+.3f}, corrected interval "
+                        f"{c.low_holm:+.3f} to {c.high_holm:+.3f})"
+                    )
+            words += [
+                f"With {amount} labels significantly {text} than {other}: {'; '.join(names)}."
+                for other, names in found.items()
             ]
-            if found:
-                words.append(
-                    f"With {amount} labels significantly {text} than scratch: {'; '.join(found)}."
-                )
         pretrained = [c for key, c in own if METHODS[key.method].task]
         if pretrained and not any(c.shown() > 0 for c in pretrained):
             words.append(f"With {amount} labels no gain of any pretraining over scratch is shown.")
@@ -86,7 +88,8 @@ def write(
     parts.append(
         "<p class=notes>Bands: 95 % intervals. Data efficiency: Student's t over repetitions and "
         "resampled test subjects, as far as the axis goes. Convergence: over repetitions, within "
-        "what was observed.</p>"
+        "what was observed; 2D networks are validated on slices of volumes, and compare with one "
+        "another alone.</p>"
     )
     for table in tables:
         parts.append(f"<h2>{html.escape(table.title[:1].upper() + table.title[1:])}</h2>")
@@ -110,9 +113,7 @@ def write(
 _LIMITS = (
     "Each pretraining was done once, with one seed: the repetitions vary label subsets and the "
     "downstream initial weights, not the pretraining.",
-    "Few repetitions tell little of how repetitions vary: where they differ much, a study of ten "
-    "methods that are all like scratch finds one or more of them different 20 times in a hundred "
-    "with three repetitions, 41 times with two, and 5 times, as it should, with ten.",
+    statistics.FEW_REPETITIONS[:1].upper() + statistics.FEW_REPETITIONS[1:] + ".",
     "Equal steps are not equal computation: a pretraining step costs more or less than a "
     "downstream one. Seconds of either are in the tables.",
 )

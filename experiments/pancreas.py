@@ -7,8 +7,8 @@ cases are pretrained on too.
 """
 
 from experiments import protocol
-from experiments.published import PANCREAS_FIGURE
-from experiments.study import SCRATCH, THREE_D, TWO_D, Column, Study
+from experiments.published import PANCREAS_CONVERGENCE, PANCREAS_FIGURE
+from experiments.study import SCRATCH, SCRATCH_2D, THREE_D, TWO_D, Column, Study
 from ssl3d import command
 
 STUDY = Study(
@@ -17,7 +17,7 @@ STUDY = Study(
     preset="pancreas",
     downstream="segment",
     rank=3,
-    methods=(SCRATCH, "scratch-long", "untrained-frozen", *THREE_D, "scratch2d", *TWO_D),
+    methods=(SCRATCH, "scratch-long", "untrained-frozen", *THREE_D, SCRATCH_2D, *TWO_D),
     labels=("5%", "10%", "25%", "50%", "all"),
     repetitions=3,
     columns=(Column("dice", "mean"), Column("pancreas", 1), Column("tumour", 2)),
@@ -32,6 +32,7 @@ STUDY = Study(
     finetuning_slices={"batch_size": 64},
     published=PANCREAS_FIGURE,
     beside="reference_dice",
+    published_convergence=PANCREAS_CONVERGENCE,
 )
 
 if __name__ == "__main__":

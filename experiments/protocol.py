@@ -46,7 +46,7 @@ def parser(study: Study) -> command.Parser:
     add("--fractions", type=_names, help=f"of labels, e.g. 5%%,32,all (default: {_join(study)})")
     add("--repetitions", type=_count, help=f"default: {study.repetitions}")
     add("--modes", type=_names, help=f"of {','.join(MODES)} (default: {','.join(study.modes)})")
-    add("--budget", type=_minutes, help="minutes: a study cut down to what fits into them")
+    add("--budget", type=_minutes, help="minutes, of each part: cut down to what fits")
     add("--part", type=_part, default=(1, 1), metavar="i/n", help="one share of n of the cells")
     add(
         "--transductive",
@@ -194,9 +194,8 @@ def choose_size(plan: Plan, options: argparse.Namespace) -> Size:
     if not subjects:
         raise UserError(f"{plan.dataset.path}: no labelled training cases; prepare with labels")
     if options.fractions:
-        labels = tuple("all" if text == "100%" else text for text in options.fractions)
-        for amount in labels:
-            label_fraction(amount, subjects)
+        given = ("all" if text == "100%" else text for text in options.fractions)
+        labels = tuple(sorted(given, key=lambda amount: label_fraction(amount, subjects)))
     else:
         labels = tuple(x for x in study.labels if not x.isdigit() or int(x) < subjects)
     return Size(methods, labels, options.repetitions or study.repetitions, modes)

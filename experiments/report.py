@@ -28,9 +28,14 @@ def write(plan: Plan, found: Record, limits: Sequence[str], typed: str, output: 
     notes = list(limits)
     if plan.transductive:
         notes.append("Transductive: pretraining saw the images of validation and test cases.")
+    if len({row.get("draws") or "1" for row in found.results}) > 1:
+        notes.append(
+            "Cells were run with versions of the code that draw training data differently (draws "
+            "in results.csv): in a repetition not all methods have seen the same."
+        )
     facts = findings.find(study, found, len(plan.dataset.classes))
     shown = tables.all_tables(study, found, facts)
-    about = [("last command", typed), *describe(plan, found, facts)]
+    about = [("command", typed), *describe(plan, found, facts)]
     head = [f"# {study.title}", *notes, *page.summary(facts)]
     introduction = "\n\n".join(head) + "\n\n" + "\n".join(f"- {a}: {b}" for a, b in about)
     for name, text in (
@@ -96,9 +101,11 @@ def cut_down(minutes: float, plan: Plan, size: Size, full: Size) -> str:
 
 
 def as_typed(study: Study, arguments: Sequence[str]) -> str:
-    """The command, without the folders of this machine."""
+    """The command that goes on with it, without the folders of this machine."""
     shown, of = [], ""
     for argument in arguments:
+        if argument == "--report-only":
+            continue
         name, equals, _ = argument.partition("=")
         if of in _FOLDERS:  # --data DIR
             shown.append("DIR")

@@ -6,7 +6,7 @@ DIR and FUNDUS as python -m ssl3d.prepare --layout=images writes them.
 """
 
 from experiments import protocol
-from experiments.published import RETINA_FIGURE
+from experiments.published import RETINA_CONVERGENCE, RETINA_FIGURE
 from experiments.study import SCRATCH, TWO_D, Column, Study
 from ssl3d import command
 
@@ -32,6 +32,7 @@ STUDY = Study(
     brief=(SCRATCH, "untrained-frozen", "rotation2d"),
     published=RETINA_FIGURE,
     beside="kappa",
+    published_convergence=RETINA_CONVERGENCE,
     notes=("One fixed test set in place of the paper's five folds; five label subsets.",),
 )
 

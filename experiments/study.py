@@ -17,6 +17,8 @@ TASKS = ("cpc", "exemplar", "jigsaw", "rotation", "rpl")
 SCRATCH = "scratch"
 # Is scratch at its plateau? A check of it, and no method to be compared.
 SCRATCH_DOUBLE = "scratch-double"
+# What 2D networks on the slices of volumes are compared with.
+SCRATCH_2D = "scratch2d"
 
 
 class Method(NamedTuple):
@@ -43,7 +45,7 @@ METHODS = {
     SCRATCH_DOUBLE: Method(
         "", 0, "random", "random weights, twice the steps: is scratch at its plateau?"
     ),
-    "scratch2d": Method("", 2, "random", "random weights, a 2D network on slices"),
+    SCRATCH_2D: Method("", 2, "random", "random weights, a 2D network on slices"),
     "untrained-frozen": Method("", 0, "frozen", "a random encoder that never learns"),
     "supervised": Method("segment", 3, "", "the encoder of a segmentation of another data set"),
     **{
@@ -97,6 +99,7 @@ class Study:
       published: the paper's numbers by amount of labels.
       beside: name of the score of ours that is defined as those are.
       published_scores: the paper's numbers by score (column), with all labels.
+      published_convergence: the paper's scores on the way, by epoch.
       brief: methods of the smallest study that a budget may cut this one down to.
       notes: what a reader of the report should know of the data and the sizes.
     """
@@ -123,8 +126,14 @@ class Study:
     published: Published | None = None
     beside: str = ""
     published_scores: Published | None = None
+    published_convergence: Published | None = None
     brief: tuple[str, ...] = (SCRATCH, "untrained-frozen", "rpl3d")
     notes: tuple[str, ...] = ()
+
+
+def scratch_of(method: str, rank: int) -> str:
+    """The scratch whose network a method shares, 2D or not, on data of this rank."""
+    return SCRATCH_2D if 0 < METHODS[method].rank < rank else SCRATCH
 
 
 def check_methods(names: tuple[str, ...], rank: int) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.findings import PLATEAU, Entry, Findings, Key
+from experiments import statistics
+from experiments.findings import PLATEAU, Findings, Key
 from experiments.published import Published, Value
 from experiments.record import Record, numbers
 from experiments.study import Study
@@ -42,97 +43,74 @@ def all_tables(study: Study, record: Record, findings: Findings) -> list[Table]:
         tables.append(beside_published(study, record, findings))
     if len(study.columns) > 1:
         tables.append(scores_by_column(study, record, findings))
-    tables += [comparisons(findings), convergence(findings), plateau(findings)]
-    tables += [pretrainings(record), costs(findings, record)]
+    tables += [comparisons(findings), convergence(findings)]
+    if study.published_convergence:
+        tables.append(published_convergence(study.published_convergence))
+    tables += [plateau(study, findings), pretrainings(record), costs(findings, record)]
     return [table for table in tables if table.rows]
 
 
 def scores_by_label(study: Study, findings: Findings) -> Table:
     """Methods x amounts of labels: mean ± deviation over repetitions, and the paper's."""
-    published = study.published if _comparable(study, study.columns[0].name) else None
-    values = {place: _counted(entry, findings) for place, entry in findings.entries.items()}
-    return _by_label(
-        f"{study.columns[0].name} on the test set, by labelled training subjects",
+    score = study.columns[0].name
+    return _scores(
+        f"{score} on the test set, by labelled training subjects",
         findings,
-        values,
+        findings.labels,
         {place: entry.values for place, entry in findings.entries.items()},
-        published,
+        study.published if study.beside == score else None,
     )
 
 
 def beside_published(study: Study, record: Record, findings: Findings) -> Table:
     """The score that is defined as the published one is, where ours is another."""
-    scores, values = {}, {}
-    for key in findings.rows:
-        for amount in findings.labels:
-            found = _of(record, key, amount, study.beside)
-            if found:
-                scores[key, amount] = found
-                values[key, amount] = _counted(Entry(tuple(found), math.nan, math.nan), findings)
+    scores = {place: _of(record, *place, study.beside) for place in findings.entries}
     title = f"{study.beside}: {study.published.score}"
-    return _by_label(title, findings, values, scores, study.published)
-
-
-def _by_label(
-    title: str,
-    findings: Findings,
-    values: dict[tuple[Key, str], str],
-    scores: dict[tuple[Key, str], Sequence[float]],
-    published: Published | None,
-) -> Table:
-    amounts = list(findings.labels)
-    header, width = ["method"], 2 if published else 1
-    for amount in amounts:
-        header += [amount, PAPER] if published else [amount]
-    rows = []
-    for key in findings.rows:
-        row = [findings.label(key)]
-        for amount in amounts:
-            row.append(values.get((key, amount), NONE))
-            if published:
-                row.append(_published(published.value(key.method, amount)))
-        rows.append(tuple(row))
-    bold = {
-        (best, 1 + width * column)
-        for column, amount in enumerate(amounts)
-        if (best := _best([scores.get((key, amount), ()) for key in findings.rows])) is not None
-    }
-    if published:
-        rows += _only_published(published, findings, amounts)
-    notes = (_over_repetitions(findings), *_notes(published))
-    return Table(title, tuple(header), tuple(rows), notes, frozenset(bold))
+    return _scores(title, findings, findings.labels, scores, study.published)
 
 
 def scores_by_column(study: Study, record: Record, findings: Findings) -> Table:
     """Methods x scores at the largest amount of labels, as the paper's Table 1."""
     amount = findings.labels[-1]
     names = [column.name for column in study.columns]
+    scores = {
+        (key, name): _of(record, key, amount, name)
+        for key in findings.rows
+        for name in names
+        if (key, amount) in findings.entries
+    }
     # The paper's are of all labels: beside fewer of ours they would compare nothing.
     published = study.published_scores if amount == "all" else None
-    header = ["method"]
-    for name in names:
-        header += [name, PAPER] if published else [name]
-    rows, scores = [], {}
-    for key in findings.rows:
-        if (key, amount) not in findings.entries:
-            continue
+    title = f"scores with {amount} labelled training subjects"
+    return _scores(title, findings, names, scores, published)
+
+
+def _scores(
+    title: str,
+    findings: Findings,
+    columns: Sequence[str],
+    scores: Mapping[tuple[Key, str], Sequence[float]],
+    published: Published | None,
+) -> Table:
+    """Methods x columns: ours, beside each the paper's, and the rows that the paper alone has."""
+    keys = [key for key in findings.rows if any((key, column) in scores for column in columns)]
+    header, rows, width = ["method"], [], 2 if published else 1
+    for column in columns:
+        header += [column, PAPER][:width]
+    for key in keys:
         row = [findings.label(key)]
-        for name in names:
-            found = _of(record, key, amount, name)
-            scores[len(rows), name] = found
-            row.append(_counted(Entry(tuple(found), math.nan, math.nan), findings))
+        for column in columns:
+            row.append(_counted(scores.get((key, column), ()), findings))
             if published:
-                row.append(_published(published.value(key.method, name)))
+                row.append(_published(published.value(key.method, column)))
         rows.append(tuple(row))
-    width = 2 if published else 1
     bold = {
-        (best, 1 + width * column)
-        for column, name in enumerate(names)
-        if (best := _best([scores[i, name] for i in range(len(rows))])) is not None
+        (best, 1 + width * place)
+        for place, column in enumerate(columns)
+        if (best := _best([scores.get((key, column), ()) for key in keys])) is not None
     }
     if published:
-        rows += _only_published(published, findings, names)
-    title = f"scores with {amount} labelled training subjects"
+        rows += _only_published(published, findings, columns)
     notes = (_over_repetitions(findings), *_notes(published))
     return Table(title, tuple(header), tuple(rows), notes, frozenset(bold))
 
@@ -140,16 +118,24 @@ def scores_by_column(study: Study, record: Record, findings: Findings) -> Table:
 def comparisons(findings: Findings) -> Table:
     """Each method against scratch, with the verdict in words."""
     rows = tuple(
-        (findings.label(key), amount, findings.comparisons[key, amount].verdict())
+        (
+            findings.label(key),
+            amount,
+            findings.against[key, amount],
+            findings.comparisons[key, amount].verdict(),
+        )
         for amount in findings.labels
         for key in findings.rows
         if (key, amount) in findings.comparisons
     )
     notes = (
-        "difference to scratch [interval at the level of Holm's procedure over the methods at "
-        "this amount of labels], over repetitions and resampled test subjects, paired",
+        "difference [interval at the level of Holm's procedure over the methods at this amount of "
+        "labels], over repetitions and resampled test subjects, paired",
+        "against: scratch with the network that the method has; 2D methods against 3D scratch, "
+        "where there is no 2D one, are judged by their network more than by their pretraining",
+        statistics.FEW_REPETITIONS,
     )
-    return Table("against scratch", ("method", "labels", "verdict"), rows, notes)
+    return Table("against scratch", ("method", "labels", "against", "verdict"), rows, notes)
 
 
 def convergence(findings: Findings) -> Table:
@@ -162,20 +148,41 @@ def convergence(findings: Findings) -> Table:
             rows.append((findings.label(key), *cells))
     notes = (
         "median over repetitions, to the next validation; (n of m) reached it",
+        "of 2D networks on volumes: validated on slices, and of the score of scratch2d",
         "downstream steps alone: those of the pretraining are not counted, see its table",
     )
     title = "steps to reach 95 % of scratch's final validation score"
     return Table(title, ("method", *amounts), tuple(rows), notes)
 
 
-def plateau(findings: Findings) -> Table:
+def published_convergence(published: Published) -> Table:
+    """What the paper has of convergence: no steps to a score, but scores after some epochs."""
+    rows = tuple(
+        (name, *(_published(published.value(name, column)) for column in published.columns))
+        for name in published.rows
+    )
+    title = f"convergence in the paper: {published.score}"
+    return Table(title, ("method", *published.columns), rows, _notes(published))
+
+
+def plateau(study: Study, findings: Findings) -> Table:
     """What doubling its steps adds to scratch."""
     rows = tuple(
-        (amount, f"{gain:+.4f}", "at its plateau" if abs(gain) < PLATEAU else "not at its plateau")
-        for amount, gain in findings.plateau.items()
+        (
+            amount,
+            *(f"{change:+.4f}" for change in doubled.changes),
+            str(doubled.repetitions),
+            "at its plateau" if abs(doubled.changes[0]) < PLATEAU else "not at its plateau",
+        )
+        for amount, doubled in findings.plateau.items()
     )
-    notes = (f"at its plateau: less than {PLATEAU} either way",)
-    return Table("scratch with twice the steps", ("labels", "change", "scratch is"), rows, notes)
+    names = [column.name for column in study.columns]
+    notes = (
+        "change of each score, mean over the repetitions",
+        f"at its plateau: less than {PLATEAU} of {names[0]} either way",
+    )
+    header = ("labels", *names, "repetitions", "scratch is")
+    return Table("scratch with twice the steps", header, rows, notes)
 
 
 def pretrainings(record: Record) -> Table:
@@ -278,18 +285,13 @@ def _escape(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text)
 
 
-def _value(entry: Entry) -> str:
-    if math.isnan(entry.mean):
+def _counted(values: Sequence[float], findings: Findings) -> str:
+    """Mean ± deviation, and of how many repetitions where others have more."""
+    if not len(values) or math.isnan(mean := float(np.mean(values))):
         return NONE
-    if math.isnan(entry.deviation):
-        return f"{entry.mean:.3f}"
-    return f"{entry.mean:.3f} ± {entry.deviation:.3f}"
-
-
-def _counted(entry: Entry, findings: Findings) -> str:
-    """The value, and of how many repetitions where others have more."""
-    count = len(entry.values)
-    return _value(entry) + (f" ({count})" if count < findings.repetitions else "")
+    deviation = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    few = f" ({len(values)})" if len(values) < findings.repetitions else ""
+    return f"{mean:.3f}{deviation}{few}"
 
 
 def _over_repetitions(findings: Findings) -> str:
@@ -331,10 +333,6 @@ def _notes(published: Published | None) -> tuple[str, ...]:
         return ()
     source = f"{PAPER}: {published.source} of Taleb et al. 2020; {published.score}"
     return (source, *published.caveats)
-
-
-def _comparable(study: Study, score: str) -> bool:
-    return study.published is not None and study.beside == score
 
 
 def _of(record: Record, key: Key, amount: str, score: str) -> list[float]:

@@ -32,12 +32,12 @@ _FREE = (
 
 
 def check_config(
-    config: ml_collections.ConfigDict, workdir: Path, data: Mapping[str, str] | None = None
+    config: ml_collections.ConfigDict, workdir: Path, data: Mapping[str, Any] | None = None
 ) -> None:
     """Writes `config.json`, or compares it with the one of an earlier run.
 
     Args:
-      data: what tells the cases apart, `sources.fingerprint`; kept in the same file.
+      data: what else decides it: the cases, how they are drawn; kept in the same file.
 
     Raises:
       UserError: the earlier run had another value for a key that decides the result.

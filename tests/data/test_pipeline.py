@@ -78,6 +78,14 @@ def test_the_order_is_a_function_of_the_seed(batches):
     assert any((a["case"] != b["case"]).any() for a, b in zip(batches(3), other, strict=True))
 
 
+def test_the_draws_are_those_of_their_number(batches):
+    # Where this fails on purpose, raise pipeline.DRAWS: results of both do not compare.
+    assert pipeline.DRAWS == 2
+    stream = batches(2)
+    assert [batch["case"].tolist() for batch in stream] == [[2, 4, 3, 6], [5, 0, 1, 7]]
+    assert stream[1]["record"]["start"][0].tolist() == [19, 8, 6]
+
+
 @pytest.mark.parametrize("threads", [2, 5])
 def test_the_number_of_threads_changes_nothing(batches, threads):
     assert_equal(batches(6), batches(6, threads=threads))

@@ -13,14 +13,18 @@ FULL = Size(("scratch", "untrained-frozen", "rpl3d", "rotation3d"), ("2", "8", "
 BRIEF = ("scratch", "rpl3d")
 
 
+def validated(steps, times):
+    return {"steps": steps, "validate_every": steps // times}
+
+
 def runs_of(size, steps=1000):
     """A grid's runs, and a pretraining of each method but scratch."""
     cells = [
-        Job(f"cells/{i}", "segment", "3d", {}, {"steps": steps})
+        Job(f"cells/{i}", "segment", "3d", validated(steps, 8), {"steps": steps})
         for i in range(len(size.methods) * len(size.labels) * size.repetitions)
     ]
     before = [
-        Job(f"pretraining/{name}", name, "", {}, {"steps": steps, "method": name})
+        Job(f"pretraining/{name}", name, "", validated(steps, 5), {"steps": steps, "method": name})
         for name in size.methods
         if name.endswith("3d")
     ]
@@ -36,7 +40,7 @@ def choose(seconds, cost=None, measured=None):
         return cost or Cost(10, 1, 0.1)
 
     tried = budget.sizes(FULL, BRIEF)
-    return budget.choose(tried, runs_of, measure, lambda: seconds, budget.VALIDATIONS)
+    return budget.choose(tried, runs_of, measure, lambda: seconds)
 
 
 def seconds_of(size, scale, cost=None):
@@ -115,6 +119,17 @@ def test_every_run_counts_once(volumes):
         "rotation3d",
         "rpl2d",
     }
+
+
+def test_a_longer_run_validates_more_often(volumes):
+    """As often as the others in as many steps, so that their curves have the same steps."""
+    plan = Plan(tiny(finetuning_of={"2": {"steps": 12}}), volumes, volumes)
+    cells = [grid.Cell(name, "random", "2", 1) for name in ("scratch", "scratch-double")]
+    jobs = grid.jobs(plan, cells)
+    assert [budget._validations(job) for job in jobs] == [3, 6]
+    once = Cost(0, 1, 0)
+    assert budget.scale_to_fit(jobs, lambda job: Cost(0, 1, 1), 47) == 1
+    assert sum(once.of(0, budget._validations(job)) for job in jobs) == 4 + 7
 
 
 def test_the_clock_lets_only_start_what_ends(monkeypatch):

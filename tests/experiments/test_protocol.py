@@ -19,10 +19,8 @@ from small_study import tiny
 
 from experiments import budget, protocol, record, report, runs, worker
 from experiments.hippocampus import STUDY
+from ssl3d.data import pipeline
 from ssl3d.errors import RunError, UserError
-
-# Whole studies, also small ones, take minutes: none is part of the default run.
-pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
 CELLS = 6 * 2 * 2
@@ -112,7 +110,9 @@ def test_the_report_names_the_command_and_no_folder(call, tmp_path):
         assert str(tmp_path) not in text
     text = (call.output / "tables.md").read_text()
     command = "python -m experiments.hippocampus --data=DIR --output=DIR --methods=scratch,rpl3d"
-    assert f"- last command: {command} --repetitions=2\n" in text
+    assert f"- command: {command} --repetitions=2\n" in text
+    call("--methods=scratch,rpl3d", "--report-only", "--repetitions=2")
+    assert f"- command: {command} --repetitions=2\n" in (call.output / "tables.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -189,6 +189,23 @@ def test_narrowed(call):
     assert "single repetition" in (call.output / "tables.md").read_text()
 
 
+def test_fractions_in_any_order(call):
+    call("--methods=scratch", "--fractions=100%,2,50%", "--repetitions=1")
+    before = done(call.output)
+    assert [name.split("-")[2] for name in before] == ["2", "50pc", "all"]
+
+
+def test_draws_of_two_versions_are_told(call, monkeypatch):
+    said = "draw training data differently"
+    call("--methods=scratch", "--repetitions=1")
+    assert said not in (call.output / "tables.md").read_text()
+    monkeypatch.setattr(pipeline, "DRAWS", 3)
+    call("--methods=scratch,rpl3d", "--repetitions=1")
+    assert {row["draws"] for row in rows(call.output)} == {"2", "3"}
+    for file in ("tables.md", "tables.tex", "report.html"):
+        assert said in (call.output / file).read_text()
+
+
 def test_transductive_says_so_everywhere(call):
     call("--methods=scratch,rpl3d", "--transductive")
     flags = {row["method"]: row["transductive"] for row in rows(call.output)}
@@ -215,6 +232,7 @@ def test_a_part_reports_what_is_missing(call):
     assert f"Not complete: {CELLS - CELLS // 4} of {CELLS} cells are missing." in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [([], []), (["--part=1/2"], ["--part=2/2"])])
 def test_processes_share_a_folder(volumes, tmp_path, options):
     """No job twice, none left out, and each of them writes the whole report at the end."""
@@ -230,6 +248,7 @@ def test_processes_share_a_folder(volumes, tmp_path, options):
     assert all("[1 of" in out for out, _ in said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_study_goes_on(volumes, tmp_path, number):
     options = ["--methods=scratch", "--fractions=2,all", "--repetitions=1"]
@@ -249,6 +268,7 @@ def test_a_killed_study_goes_on(volumes, tmp_path, number):
     assert len(rows(tmp_path)) == 2
 
 
+@pytest.mark.slow
 def test_a_signal_while_others_are_waited_for(volumes, tmp_path):
     options = ["--methods=scratch", "--fractions=2", "--repetitions=1"]
     busy = start(tmp_path, volumes.path, *options, STAND_IN_SECONDS="60")
