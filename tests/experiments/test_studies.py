@@ -82,7 +82,9 @@ def test_three_methods_as_they_are(volumes, tmp_path):
         assert float(row["peak_memory_mb"]) > 100
         assert float(row["device_seconds"]) > 0
     for method in ("rotation3d", "rpl2d"):
-        assert re.search(rf"\| {method} \| 2 \| scratch \| no gain shown: .* a single repetition", table)
+        assert re.search(
+            rf"\| {method} \| 2 \| scratch \| no gain shown: .* a single repetition", table
+        )
 
 
 @pytest.mark.slow
