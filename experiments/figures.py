@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from experiments import statistics
 from experiments.findings import Findings, Key
-from experiments.study import METHODS, SCRATCH, SCRATCH_DOUBLE, Study
+from experiments.study import DOUBLES, METHODS, SCRATCH, Study
 from ssl3d.files import appearing
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; one for each task of either rank.
@@ -121,11 +121,11 @@ def _finish(figure: Figure, last: Axes) -> Figure:
 def _styles(findings: Findings) -> Iterator[tuple[Key, dict[str, object]]]:
     """Each row with its line: a colour per task, a dash per rank and mode.
 
-    Not `SCRATCH_DOUBLE`, which seldom has as many repetitions: beside means of more, that of a
+    Not `DOUBLES`, which seldom have as many repetitions: beside means of more, that of a
     lucky label subset would look like a method.
     """
     for key in findings.rows:
-        if key.method == SCRATCH_DOUBLE:
+        if key.method in DOUBLES:
             continue
         task = key.method[:-2]
         colour = _COLOURS.get(task, _OTHERS.get(key.method, "black"))

@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments import statistics
 from experiments.record import Record, Row, numbers
-from experiments.study import METHODS, SCRATCH, SCRATCH_2D, SCRATCH_DOUBLE, Study, scratch_of
+from experiments.study import DOUBLES, METHODS, SCRATCH, SCRATCH_2D, Study, scratch_of
 
 # Doubling scratch's steps may move its score by less than this at a plateau.
 PLATEAU = 0.005
@@ -65,7 +65,7 @@ class Findings:
       convergence: validated step at which 95 % of the final validation score of the scratch with
         the method's own network is reached, of each repetition (infinite: never).
       curves: (steps [T], scores [R, T]), likewise.
-      plateau: what doubling its steps adds to scratch, by amount.
+      plateau: what doubling its steps adds to scratch and to scratch2d, by that name and amount.
     """
 
     rows: tuple[Key, ...]
@@ -75,7 +75,7 @@ class Findings:
     against: dict[tuple[Key, str], str]
     convergence: dict[tuple[Key, str], tuple[float, ...]]
     curves: dict[tuple[Key, str], tuple[np.ndarray, np.ndarray]]
-    plateau: dict[str, Doubled]
+    plateau: dict[tuple[str, str], Doubled]
 
     @property
     def repetitions(self) -> int:
@@ -121,8 +121,8 @@ def find(study: Study, record: Record, classes: int, draws: int = statistics.DRA
             both = _of_both(own, rows_of.get((other, amount), []))
             if key == other or not both:
                 continue
-            if key.method == SCRATCH_DOUBLE:  # p-values are not corrected for it
-                plateau[amount] = _doubled(study, both)
+            if key.method in DOUBLES:  # p-values are not corrected for them
+                plateau[other.method, amount] = _doubled(study, both)
                 continue
             pairs[key] = tuple(
                 [tables.score(row) for row in rows] for rows in zip(*both, strict=True)

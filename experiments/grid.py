@@ -21,8 +21,8 @@ from experiments.plan import (
     short_hash,
 )
 from experiments.study import (
+    DOUBLES,
     METHODS,
-    SCRATCH_DOUBLE,
     Settings,
     Study,
     finetuning_with,
@@ -253,7 +253,7 @@ def _resolve(
 
 def _more_steps(plan: Plan, method: str, file: str, argument: str, settings: Settings) -> float:
     """How many times the usual steps a method trains for."""
-    if method == SCRATCH_DOUBLE:
+    if method in DOUBLES:
         return 2.0
     if method != "scratch-long":
         return 1.0

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import statistics
-from experiments.findings import Findings
+from experiments.findings import Findings, Key
 from experiments.record import Record
-from experiments.study import METHODS
+from experiments.study import METHODS, SCRATCH, SCRATCH_2D
 from experiments.tables import Table
 from ssl3d.files import appearing
 
@@ -121,13 +121,20 @@ _LIMITS = (
 
 def _unchecked(findings: Findings) -> list[str]:
     """A gain may be that of an under-trained scratch, where nobody has looked."""
-    amounts = [amount for amount in findings.labels if amount not in findings.plateau]
-    if not amounts:
-        return []
-    return [
-        f"Whether scratch was trained to its plateau with {', '.join(amounts)} labels was not "
-        "checked here (--methods=scratch,scratch-double checks it)."
-    ]
+    words = []
+    for method in (SCRATCH, SCRATCH_2D):
+        amounts = [
+            amount
+            for amount in findings.labels
+            if (Key(method, "random"), amount) in findings.entries
+            and (method, amount) not in findings.plateau
+        ]
+        if amounts:
+            words.append(
+                f"Whether {method} was trained to its plateau with {', '.join(amounts)} labels was "
+                f"not checked here (--methods={method},{method}-double checks it)."
+            )
+    return words
 
 
 def _html_table(table: Table) -> str:

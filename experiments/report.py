@@ -10,7 +10,7 @@ from experiments import figures, findings, grid, page, record, tables
 from experiments.budget import Size
 from experiments.plan import Plan, is_elsewhere, labelled_cases
 from experiments.record import Record
-from experiments.study import Study
+from experiments.study import DOUBLES, Study
 from ssl3d.data import store
 from ssl3d.errors import UserError
 from ssl3d.files import appearing
@@ -28,7 +28,8 @@ def write(plan: Plan, found: Record, limits: Sequence[str], typed: str, output: 
     notes = list(limits)
     if plan.transductive:
         notes.append("Transductive: pretraining saw the images of validation and test cases.")
-    if len({row.get("draws") or "1" for row in found.results}) > 1:
+    compared = [row for row in found.results if row["method"] not in DOUBLES]
+    if len({row.get("draws") or "1" for row in compared}) > 1:
         notes.append(
             "Cells were run with versions of the code that draw training data differently (draws "
             "in results.csv): in a repetition not all methods have seen the same."
@@ -63,7 +64,7 @@ def describe(plan: Plan, found: Record, facts: findings.Findings) -> list[tuple[
         else "training and unlabelled cases"
     )
     spent = sum(record.numbers([*found.results, *found.pretraining], "seconds"))
-    # Others than scratch-long and scratch-double have the fewest.
+    # Others than scratch-long and those of twice the steps have the fewest.
     steps = {
         amount: min(int(row["steps"]) for row in found.results if row["labels"] == amount)
         for amount in facts.labels

@@ -15,10 +15,10 @@ Settings = Mapping[str, Any]
 
 TASKS = ("cpc", "exemplar", "jigsaw", "rotation", "rpl")
 SCRATCH = "scratch"
-# Is scratch at its plateau? A check of it, and no method to be compared.
-SCRATCH_DOUBLE = "scratch-double"
 # What 2D networks on the slices of volumes are compared with.
 SCRATCH_2D = "scratch2d"
+# Is scratch at its plateau? Checks of it, and no methods to be compared.
+DOUBLES = (f"{SCRATCH}-double", f"{SCRATCH_2D}-double")
 
 
 class Method(NamedTuple):
@@ -42,10 +42,11 @@ METHODS = {
     "scratch-long": Method(
         "", 0, "random", "random weights, as many steps as pretraining and fine-tuning together"
     ),
-    SCRATCH_DOUBLE: Method(
-        "", 0, "random", "random weights, twice the steps: is scratch at its plateau?"
-    ),
+    DOUBLES[0]: Method("", 0, "random", "random weights, twice the steps: a check of the plateau"),
     SCRATCH_2D: Method("", 2, "random", "random weights, a 2D network on slices"),
+    DOUBLES[1]: Method(
+        "", 2, "random", "random weights, a 2D network on slices, twice the steps: likewise"
+    ),
     "untrained-frozen": Method("", 0, "frozen", "a random encoder that never learns"),
     "supervised": Method("segment", 3, "", "the encoder of a segmentation of another data set"),
     **{

@@ -169,19 +169,20 @@ def plateau(study: Study, findings: Findings) -> Table:
     """What doubling its steps adds to scratch."""
     rows = tuple(
         (
+            method,
             amount,
             *(f"{change:+.4f}" for change in doubled.changes),
             str(doubled.repetitions),
             "at its plateau" if abs(doubled.changes[0]) < PLATEAU else "not at its plateau",
         )
-        for amount, doubled in findings.plateau.items()
+        for (method, amount), doubled in findings.plateau.items()
     )
     names = [column.name for column in study.columns]
     notes = (
         "change of each score, mean over the repetitions",
         f"at its plateau: less than {PLATEAU} of {names[0]} either way",
     )
-    header = ("labels", *names, "repetitions", "scratch is")
+    header = ("method", "labels", *names, "repetitions", "is")
     return Table("scratch with twice the steps", header, rows, notes)
 
 

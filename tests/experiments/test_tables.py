@@ -215,8 +215,8 @@ def test_convergence_and_plateau(study, found):
         ("scratch-double", "–", "6"),
     )
     table = tables.plateau(study, found)
-    assert table.header == ("labels", "dice", "repetitions", "scratch is")
-    assert table.rows == (("all", "+0.0030", "2", "at its plateau"),)
+    assert table.header == ("method", "labels", "dice", "repetitions", "is")
+    assert table.rows == (("scratch", "all", "+0.0030", "2", "at its plateau"),)
     never = tables._steps((100.0, np.inf, np.inf))
     assert never == "never (1 of 3)"
     assert tables._steps((100.0, 200.0, np.inf)) == "200 (2 of 3)"
@@ -230,12 +230,12 @@ def test_the_plateau_of_every_score(study, record):
         if row["cell"] != "scratch-double-all-2"
     ]
     table = tables.plateau(study, findings.find(study, record_of(rows), 2, draws=200))
-    assert table.rows == (("all", "+0.0030", "+0.2900", "1", "at its plateau"),)
+    assert table.rows == (("scratch", "all", "+0.0030", "+0.2900", "1", "at its plateau"),)
 
 
 def with_2d(record, method, score):
     """Rows of a 2D method beside those that there are, its curves on slices above all."""
-    mode = "random" if method == "scratch2d" else "finetune"
+    mode = "random" if method.startswith("scratch2d") else "finetune"
     own = [result(method, "5%", number, score + number / 100, mode=mode) for number in (1, 2)]
     more = record_of(record.results + own)
     curves = [
@@ -262,6 +262,18 @@ def test_2d_methods_are_judged_against_2d_scratch(study, record):
         text.startswith("With 5% labels significantly worse than scratch: scratch2d")
         for text in words
     )
+
+
+def test_2d_scratch_has_a_plateau_of_its_own(study, record):
+    more = with_2d(with_2d(record, "scratch2d", 0.3), "scratch2d-double", 0.32)
+    facts = findings.find(study, more, 2, draws=200)
+    row = ("scratch2d", "5%", "+0.0200", "2", "not at its plateau")
+    assert tables.plateau(study, facts).rows[0] == row
+    assert not any(key.method == "scratch2d-double" for key, _ in facts.comparisons)
+    assert page._unchecked(facts) == [
+        "Whether scratch was trained to its plateau with 5% labels was not checked here "
+        "(--methods=scratch,scratch-double checks it)."
+    ]
 
 
 def test_2d_methods_without_2d_scratch(study, record):
