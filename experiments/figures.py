@@ -125,7 +125,7 @@ def _styles(findings: Findings) -> Iterator[tuple[Key, dict[str, object]]]:
     lucky label subset would look like a method.
     """
     for key in findings.rows:
-        if key.method in DOUBLES:
+        if key.method in DOUBLES.values():
             continue
         task = key.method[:-2]
         colour = _COLOURS.get(task, _OTHERS.get(key.method, "black"))

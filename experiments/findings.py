@@ -61,11 +61,14 @@ class Findings:
       labels: amounts, in order; those with any finished cell.
       entries: of the first column, by row and amount.
       comparisons: likewise, with the scratch named in `against`.
-      against: that of the method's own network, 2D or not; where it was not run, the data's.
+      against: scratch2d of 2D methods on volumes where it was run; else, and of scratch2d, scratch.
       convergence: validated step at which 95 % of the final validation score of the scratch with
         the method's own network is reached, of each repetition (infinite: never).
       curves: (steps [T], scores [R, T]), likewise.
       plateau: what doubling its steps adds to scratch and to scratch2d, by that name and amount.
+      sliced: rows of 2D networks on the slices of volumes.
+      mixed: rows with training data drawn by another version of the code than that of the scratch
+        that they are compared with.
     """
 
     rows: tuple[Key, ...]
@@ -76,6 +79,8 @@ class Findings:
     convergence: dict[tuple[Key, str], tuple[float, ...]]
     curves: dict[tuple[Key, str], tuple[np.ndarray, np.ndarray]]
     plateau: dict[tuple[str, str], Doubled]
+    sliced: tuple[Key, ...]
+    mixed: tuple[Key, ...]
 
     @property
     def repetitions(self) -> int:
@@ -104,7 +109,7 @@ def find(study: Study, record: Record, classes: int, draws: int = statistics.DRA
     order = sorted(present, key=lambda key: (methods.index(key.method), key.mode != "finetune"))
     amounts = sorted({amount for _, amount in rows_of}, key=lambda text: _size(rows_of, text))
     tables = _Cases(study, record, classes)
-    entries, comparisons, against, plateau = {}, {}, {}, {}
+    entries, comparisons, against, plateau, mixed = {}, {}, {}, {}, []
     for amount in amounts:
         pairs = {}
         for key in order:
@@ -115,24 +120,42 @@ def find(study: Study, record: Record, classes: int, draws: int = statistics.DRA
             found = statistics.estimate(scores, None, tables.subjects, draws)
             low, high = found.interval() if found else (np.nan, np.nan)
             entries[key, amount] = Entry(tuple(numbers(own, study.columns[0].name)), low, high)
-            other = _random(scratch_of(key.method, study.rank))
-            if key.method == SCRATCH_2D or (other, amount) not in rows_of:
-                other = _random(SCRATCH)
-            both = _of_both(own, rows_of.get((other, amount), []))
-            if key == other or not both:
+            other = scratch_of(key.method, study.rank)
+            if key.method in DOUBLES.values():  # p-values are not corrected for them
+                both = _of_both(own, rows_of.get((_random(other), amount), []))
+                if both:
+                    plateau[other, amount] = _doubled(study, both)
+                    mixed += [key] * _draw_differently(both)
                 continue
-            if key.method in DOUBLES:  # p-values are not corrected for them
-                plateau[other.method, amount] = _doubled(study, both)
+            both = (
+                []
+                if key.method == other
+                else _of_both(own, rows_of.get((_random(other), amount), []))
+            )
+            if not both and other == SCRATCH_2D:
+                other = SCRATCH
+                both = _of_both(own, rows_of.get((_random(other), amount), []))
+            if not both:
                 continue
+            mixed += [key] * _draw_differently(both)
             pairs[key] = tuple(
                 [tables.score(row) for row in rows] for rows in zip(*both, strict=True)
             )
-            against[key, amount] = other.method
+            against[key, amount] = other
         for key, comparison in statistics.compare(pairs, tables.subjects, draws).items():
             comparisons[key, amount] = comparison
     convergence, curves = _converge(study, record, rows_of)
     return Findings(
-        tuple(order), tuple(amounts), entries, comparisons, against, convergence, curves, plateau
+        tuple(order),
+        tuple(amounts),
+        entries,
+        comparisons,
+        against,
+        convergence,
+        curves,
+        plateau,
+        tuple(key for key in order if scratch_of(key.method, study.rank) == SCRATCH_2D),
+        tuple(dict.fromkeys(mixed)),
     )
 
 
@@ -144,6 +167,11 @@ def _of_both(rows: Sequence[Row], others: Sequence[Row]) -> list[tuple[Row, Row]
     """The rows of the repetitions that both have, side by side."""
     other = {row["repetition"]: row for row in others}
     return [(row, other[row["repetition"]]) for row in rows if row["repetition"] in other]
+
+
+def _draw_differently(both: Sequence[tuple[Row, Row]]) -> bool:
+    """Rows of before the versions were counted are of the first."""
+    return any((row.get("draws") or "1") != (other.get("draws") or "1") for row, other in both)
 
 
 def _doubled(study: Study, both: Sequence[tuple[Row, Row]]) -> Doubled:

@@ -131,7 +131,7 @@ def pretraining_job(plan: Plan, method: str) -> Job | None:
         "dataset": plan.corpus.name,
         "transductive": transductive,
         "config_hash": digest,
-        "draws": pipeline.DRAWS,
+        "draws": pipeline.DRAW_VERSION,
         "code": code_version(),
     }
     return Job(f"{PRETRAINING}/{method}-{digest}", about.task, argument, settings, row)
@@ -204,7 +204,7 @@ def cell_job(plan: Plan, cell: Cell, needs: Job | None) -> Job:
         "val_hash": case_hash(validation),
         "test_hash": case_hash(test),
         "pretraining_hash": before.get("cases_hash", ""),
-        "draws": pipeline.DRAWS,
+        "draws": pipeline.DRAW_VERSION,
         "code": code_version(),
     }
     return Job(f"{CELLS}/{name}-{digest}", study.downstream, argument, settings, row, needs)
@@ -253,7 +253,7 @@ def _resolve(
 
 def _more_steps(plan: Plan, method: str, file: str, argument: str, settings: Settings) -> float:
     """How many times the usual steps a method trains for."""
-    if method in DOUBLES:
+    if method in DOUBLES.values():
         return 2.0
     if method != "scratch-long":
         return 1.0

@@ -7,10 +7,9 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import statistics
 from experiments.findings import Findings, Key
 from experiments.record import Record
-from experiments.study import METHODS, SCRATCH, SCRATCH_2D
+from experiments.study import DOUBLES, METHODS, SCRATCH, SCRATCH_2D
 from experiments.tables import Table
 from ssl3d.files import appearing
 
@@ -88,8 +87,13 @@ def write(
     parts.append(
         "<p class=notes>Bands: 95 % intervals. Data efficiency: Student's t over repetitions and "
         "resampled test subjects, as far as the axis goes. Convergence: over repetitions, within "
-        "what was observed; 2D networks are validated on slices of volumes, and compare with one "
-        "another alone.</p>"
+        "what was observed"
+        + (
+            "; 2D networks are validated on slices, their curves compare with one another alone"
+            if findings.sliced
+            else ""
+        )
+        + ".</p>"
     )
     for table in tables:
         parts.append(f"<h2>{html.escape(table.title[:1].upper() + table.title[1:])}</h2>")
@@ -113,7 +117,6 @@ def write(
 _LIMITS = (
     "Each pretraining was done once, with one seed: the repetitions vary label subsets and the "
     "downstream initial weights, not the pretraining.",
-    statistics.FEW_REPETITIONS[:1].upper() + statistics.FEW_REPETITIONS[1:] + ".",
     "Equal steps are not equal computation: a pretraining step costs more or less than a "
     "downstream one. Seconds of either are in the tables.",
 )
@@ -132,7 +135,7 @@ def _unchecked(findings: Findings) -> list[str]:
         if amounts:
             words.append(
                 f"Whether {method} was trained to its plateau with {', '.join(amounts)} labels was "
-                f"not checked here (--methods={method},{method}-double checks it)."
+                f"not checked here (--methods={method},{DOUBLES[method]} checks it)."
             )
     return words
 

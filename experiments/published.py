@@ -52,11 +52,10 @@ class Published:
 
 
 _NO_DEVIATION = "No standard deviations, confidence intervals or seeds were published."
-_FIGURE = "Read off a raster figure, to within 0.005; values with ~ more roughly."
+_FIGURE = "Read off a raster figure, to within 0.005; values with ≈ more roughly."
 
 _BRATS_SCORES = (
-    "The released code's own scores of regions average in the background and read higher; these "
-    "presumably come from the evaluation portal.",
+    "The released code's own scores of regions average in the background and read higher"
 )
 
 BRATS_TABLE = Published(
@@ -86,7 +85,7 @@ BRATS_TABLE = Published(
         "The labels of that validation set are hidden: these are not our test cases, and the "
         "paper's pretraining saw 22 000 private UK Biobank scans.",
         "The text says that all five methods outperform scratch; 3D jigsaw does not on TC.",
-        *_BRATS_SCORES,
+        _BRATS_SCORES + "; these presumably come from the evaluation portal.",
         "The supervised row was pretrained on tissue labels (FAST) of UK Biobank.",
     ),
 )
@@ -112,8 +111,9 @@ BRATS_FIGURE = Published(
         _NO_DEVIATION + " One repetition.",
         "The 3D rows are hard-coded in the released plotting script, the 2D rows were read off.",
         "The text discusses 5 % of the labels, which the figure does not have.",
-        "The values at 100 % disagree with Table 1 (2D rotation .85 and .888).",
-        *_BRATS_SCORES,
+        "The values at 100 % disagree with Table 1 (2D rotation .85 and .888): the split or the "
+        "metric may be another.",
+        _BRATS_SCORES + ".",
     ),
 )
 
@@ -142,7 +142,7 @@ PANCREAS_FIGURE = Published(
         "about .45 over the foreground, .46 about .19, .36 about .04. The text says classes 1 "
         "and 2. We show the same score under the name reference_dice, and ours beside it.",
         "The shipped configuration trains scratch for 150 epochs and the others for 400; Figure 5 "
-        "has 400 of scratch too, so the paper's may have been another; test scores are of the last "
+        "has 400 of scratch too, so the paper's run may have differed; test scores are of the last "
         "epoch; repetitions share one label subset; labels were resized with linear "
         "interpolation.",
         "An independent re-implementation found no gain by best-epoch validation Dice: scratch "
@@ -152,7 +152,7 @@ PANCREAS_FIGURE = Published(
 
 PANCREAS_CONVERGENCE = Published(
     source="Figures 5 and 8",
-    score="validation Dice, mean of background, pancreas and tumour, by epoch (means of ten)",
+    score="mean validation Dice of background, pancreas and tumour, by epoch (over ten each)",
     columns=("epoch 0", "epoch 10", "epoch 20", "epoch 400"),
     rows={
         "scratch": "~.165 ~.12 ~.35 ~.55",
@@ -183,7 +183,8 @@ RETINA_CONVERGENCE = Published(
         _FIGURE,
         "Bits that nearly all pictures share count as much as the others, so it says less than a "
         "kappa. No score of ours is defined alike.",
-        "All dip at epoch 3, after which the encoder learns (the text says 5 epochs of warm-up).",
+        "The dip at epoch 3 fits an encoder that learns from there on; the text says 5 epochs of "
+        "warm-up.",
     ),
 )
 

@@ -10,7 +10,7 @@ from experiments import figures, findings, grid, page, record, tables
 from experiments.budget import Size
 from experiments.plan import Plan, is_elsewhere, labelled_cases
 from experiments.record import Record
-from experiments.study import DOUBLES, Study
+from experiments.study import Study
 from ssl3d.data import store
 from ssl3d.errors import UserError
 from ssl3d.files import appearing
@@ -28,15 +28,15 @@ def write(plan: Plan, found: Record, limits: Sequence[str], typed: str, output: 
     notes = list(limits)
     if plan.transductive:
         notes.append("Transductive: pretraining saw the images of validation and test cases.")
-    compared = [row for row in found.results if row["method"] not in DOUBLES]
-    if len({row.get("draws") or "1" for row in compared}) > 1:
-        notes.append(
-            "Cells were run with versions of the code that draw training data differently (draws "
-            "in results.csv): in a repetition not all methods have seen the same."
-        )
     facts = findings.find(study, found, len(plan.dataset.classes))
+    if facts.mixed:
+        names = ", ".join(map(facts.label, facts.mixed))
+        notes.append(
+            f"Not run by the same version of the code as scratch, but by one that draws training "
+            f"data differently: {names} (draws in results.csv)."
+        )
     shown = tables.all_tables(study, found, facts)
-    about = [("command", typed), *describe(plan, found, facts)]
+    about = [("to go on", typed), *describe(plan, found, facts)]
     head = [f"# {study.title}", *notes, *page.summary(facts)]
     introduction = "\n\n".join(head) + "\n\n" + "\n".join(f"- {a}: {b}" for a, b in about)
     for name, text in (

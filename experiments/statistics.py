@@ -35,8 +35,8 @@ SHARE = 0.95
 # By simulation, where repetitions differ more than subjects do.
 FEW_REPETITIONS = (
     "few repetitions tell little of how repetitions vary: where they differ much, a study of ten "
-    "methods that are all like scratch finds one or more of them different 20 times in a hundred "
-    "with three repetitions, 41 times with two, and 5 times, as it should, with ten"
+    "methods that are all like scratch finds one or more of them different in 20 % of "
+    "studies of three repetitions, in 41 % of two and, as it should, in 5 % of ten"
 )
 # Draws weighed together, to bound the memory.
 _BLOCK = 500
@@ -154,13 +154,6 @@ def paired(
     return own - np.stack([score(weights) for score in scratch], axis=1)
 
 
-def of_all(
-    method: Sequence[Score], scratch: Sequence[Score] | None, subjects: Sequence[str]
-) -> np.ndarray:
-    """`paired` on the whole test set, whose cases are of `subjects`: [R]."""
-    return paired(method, scratch, np.ones((1, len(subjects))))[0]
-
-
 def estimate(
     method: Sequence[Score],
     scratch: Sequence[Score] | None,
@@ -177,7 +170,7 @@ def estimate(
       subjects: of the cases, in the scores' order.
       seed: the same one gives all methods the same draws.
     """
-    whole = of_all(method, scratch, subjects)
+    whole = paired(method, scratch, np.ones((1, len(subjects))))[0]
     if np.isnan(whole).any():
         return None
     # Each the square of a standard error, and the degrees of freedom it is known with. Of a single

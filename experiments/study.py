@@ -18,7 +18,7 @@ SCRATCH = "scratch"
 # What 2D networks on the slices of volumes are compared with.
 SCRATCH_2D = "scratch2d"
 # Is scratch at its plateau? Checks of it, and no methods to be compared.
-DOUBLES = (f"{SCRATCH}-double", f"{SCRATCH_2D}-double")
+DOUBLES = {name: f"{name}-double" for name in (SCRATCH, SCRATCH_2D)}
 
 
 class Method(NamedTuple):
@@ -42,10 +42,12 @@ METHODS = {
     "scratch-long": Method(
         "", 0, "random", "random weights, as many steps as pretraining and fine-tuning together"
     ),
-    DOUBLES[0]: Method("", 0, "random", "random weights, twice the steps: a check of the plateau"),
+    DOUBLES[SCRATCH]: Method(
+        "", 0, "random", "random weights, twice the steps: is scratch at its plateau?"
+    ),
     SCRATCH_2D: Method("", 2, "random", "random weights, a 2D network on slices"),
-    DOUBLES[1]: Method(
-        "", 2, "random", "random weights, a 2D network on slices, twice the steps: likewise"
+    DOUBLES[SCRATCH_2D]: Method(
+        "", 2, "random", "random weights, a 2D network on slices, twice the steps"
     ),
     "untrained-frozen": Method("", 0, "frozen", "a random encoder that never learns"),
     "supervised": Method("segment", 3, "", "the encoder of a segmentation of another data set"),
@@ -145,6 +147,9 @@ def check_methods(names: tuple[str, ...], rank: int) -> None:
             raise UserError(f"--methods: no method {name!r}; the nearest is {near}")
         if METHODS[name].rank > rank:
             raise UserError(f"--methods: {name} needs volumes, and these data are pictures")
+        if rank == 2 and name in (SCRATCH_2D, DOUBLES[SCRATCH_2D]):
+            other = name.replace(SCRATCH_2D, SCRATCH)
+            raise UserError(f"--methods: {name} is of volumes; of pictures it is {other}")
 
 
 def label_fraction(amount: str, subjects: int) -> float:

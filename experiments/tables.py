@@ -96,7 +96,7 @@ def _scores(
     keys = [key for key in findings.rows if any((key, column) in scores for column in columns)]
     header, rows, width = ["method"], [], 2 if published else 1
     for column in columns:
-        header += [column, PAPER][:width]
+        header += [column, PAPER] if published else [column]
     for key in keys:
         row = [findings.label(key)]
         for column in columns:
@@ -110,7 +110,7 @@ def _scores(
         if (best := _best([scores.get((key, column), ()) for key in keys])) is not None
     }
     if published:
-        rows += _only_published(published, findings, columns)
+        rows += _only_published(published, keys, columns)
     notes = (_over_repetitions(findings), *_notes(published))
     return Table(title, tuple(header), tuple(rows), notes, frozenset(bold))
 
@@ -128,14 +128,19 @@ def comparisons(findings: Findings) -> Table:
         for key in findings.rows
         if (key, amount) in findings.comparisons
     )
-    notes = (
+    notes = [
         "difference [interval at the level of Holm's procedure over the methods at this amount of "
-        "labels], over repetitions and resampled test subjects, paired",
-        "against: scratch with the network that the method has; 2D methods against 3D scratch, "
-        "where there is no 2D one, are judged by their network more than by their pretraining",
-        statistics.FEW_REPETITIONS,
-    )
-    return Table("against scratch", ("method", "labels", "against", "verdict"), rows, notes)
+        "labels], over repetitions and resampled test subjects, paired"
+    ]
+    if findings.sliced:
+        notes.append(
+            "2D networks on slices are compared with scratch2d, which has the same network; that "
+            "one, and all of them where it was not run, with scratch in 3D"
+        )
+    if findings.repetitions < 10:
+        notes.append(statistics.FEW_REPETITIONS)
+    header = ("method", "labels", "against", "verdict")
+    return Table("against scratch", header, rows, tuple(notes))
 
 
 def convergence(findings: Findings) -> Table:
@@ -146,13 +151,17 @@ def convergence(findings: Findings) -> Table:
         cells = [_steps(findings.convergence.get((key, amount), ())) for amount in amounts]
         if any(cell != NONE for cell in cells):
             rows.append((findings.label(key), *cells))
-    notes = (
+    notes = [
         "median over repetitions, to the next validation; (n of m) reached it",
-        "of 2D networks on volumes: validated on slices, and of the score of scratch2d",
         "downstream steps alone: those of the pretraining are not counted, see its table",
-    )
+    ]
+    if findings.sliced:
+        notes.append(
+            "2D networks are validated on slices: theirs are steps to 95 % of scratch2d's score, "
+            "left out where it was not run"
+        )
     title = "steps to reach 95 % of scratch's final validation score"
-    return Table(title, ("method", *amounts), tuple(rows), notes)
+    return Table(title, ("method", *amounts), tuple(rows), tuple(notes))
 
 
 def published_convergence(published: Published) -> Table:
@@ -161,29 +170,35 @@ def published_convergence(published: Published) -> Table:
         (name, *(_published(published.value(name, column)) for column in published.columns))
         for name in published.rows
     )
-    title = f"convergence in the paper: {published.score}"
+    title = "convergence in the paper"
     return Table(title, ("method", *published.columns), rows, _notes(published))
 
 
 def plateau(study: Study, findings: Findings) -> Table:
     """What doubling its steps adds to scratch."""
+    names = [column.name for column in study.columns]
     rows = tuple(
         (
             method,
             amount,
-            *(f"{change:+.4f}" for change in doubled.changes),
+            *(NONE if math.isnan(change) else f"{change:+.4f}" for change in doubled.changes),
             str(doubled.repetitions),
-            "at its plateau" if abs(doubled.changes[0]) < PLATEAU else "not at its plateau",
+            _at_plateau(doubled.changes[0], names[0]),
         )
         for (method, amount), doubled in findings.plateau.items()
     )
-    names = [column.name for column in study.columns]
     notes = (
         "change of each score, mean over the repetitions",
-        f"at its plateau: less than {PLATEAU} of {names[0]} either way",
+        f"at its plateau: less than {PLATEAU} either way",
     )
-    header = ("method", "labels", *names, "repetitions", "is")
+    header = ("method", "labels", *names, "repetitions", "verdict")
     return Table("scratch with twice the steps", header, rows, notes)
+
+
+def _at_plateau(change: float, name: str) -> str:
+    if math.isnan(change):
+        return NONE
+    return f"{'' if abs(change) < PLATEAU else 'not '}at its plateau in {name}"
 
 
 def pretrainings(record: Record) -> Table:
@@ -311,10 +326,10 @@ def _published(value: Value | None) -> str:
 
 
 def _only_published(
-    published: Published, findings: Findings, columns: Sequence[str]
+    published: Published, keys: Sequence[Key], columns: Sequence[str]
 ) -> list[tuple[str, ...]]:
     """Rows that the paper has and we have not."""
-    ours = {key.method for key in findings.rows}
+    ours = {key.method for key in keys}
     return [
         (
             name,

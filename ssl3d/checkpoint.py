@@ -18,6 +18,9 @@ from ssl3d.files import appearing
 # Two, so that one that does not read has one before it.
 _KEPT = 2
 
+# The key of `config.json` under which a run says by which version its training data are drawn.
+DRAWS = "draws"
+
 # What a later run in the same workdir may change: nothing that decides the result.
 _FREE = (
     "log_every",
@@ -52,6 +55,11 @@ def check_config(
         after = _flatten(now)
         for key in sorted(before.keys() | after.keys()):
             old, new = before.get(key), after.get(key)
+            if key == DRAWS and old != new:
+                raise UserError(
+                    f"{workdir} holds a run of a version of the code that draws training data "
+                    "differently: finish it with that one, or begin anew in another folder"
+                )
             if old != new and key not in _FREE:
                 raise UserError(
                     f"{workdir} holds a run with {key}={old!r}, this one has {new!r}: "

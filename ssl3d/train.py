@@ -178,7 +178,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
     first = next(validation_batches())
     record = jax.tree.map(lambda leaf: leaf[0], first["record"])
     _check(config, task, record, mesh)
-    drawn_from = sources.fingerprint(train_cases, validation_cases) | {"draws": pipeline.DRAWS}
+    drawn_from = sources.fingerprint(train_cases, validation_cases) | {
+        checkpoint.DRAWS: pipeline.DRAW_VERSION
+    }
     checkpoint.check_config(config, workdir, drawn_from)
     optimizers = make_optimizers(config)
     state = init_state(config, task, optimizers, record, mesh)

@@ -21,7 +21,7 @@ from ssl3d.data import store
 from ssl3d.errors import UserError
 
 # Raised whenever the same seed draws other cases or crops than before: runs say what they drew.
-DRAWS = 2
+DRAW_VERSION = 2
 # Endless for any run.
 _EXAMPLES = 2**48
 

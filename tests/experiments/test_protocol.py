@@ -110,9 +110,9 @@ def test_the_report_names_the_command_and_no_folder(call, tmp_path):
         assert str(tmp_path) not in text
     text = (call.output / "tables.md").read_text()
     command = "python -m experiments.hippocampus --data=DIR --output=DIR --methods=scratch,rpl3d"
-    assert f"- command: {command} --repetitions=2\n" in text
+    assert f"- to go on: {command} --repetitions=2\n" in text
     call("--methods=scratch,rpl3d", "--report-only", "--repetitions=2")
-    assert f"- command: {command} --repetitions=2\n" in (call.output / "tables.md").read_text()
+    assert f"- to go on: {command} --repetitions=2\n" in (call.output / "tables.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -196,10 +196,10 @@ def test_fractions_in_any_order(call):
 
 
 def test_draws_of_two_versions_are_told(call, monkeypatch):
-    said = "draw training data differently"
+    said = "draws training data differently: rpl3d (draws in results.csv)"
     call("--methods=scratch", "--repetitions=1")
     assert said not in (call.output / "tables.md").read_text()
-    monkeypatch.setattr(pipeline, "DRAWS", 3)
+    monkeypatch.setattr(pipeline, "DRAW_VERSION", 3)
     call("--methods=scratch,rpl3d", "--repetitions=1")
     assert {row["draws"] for row in rows(call.output)} == {"2", "3"}
     for file in ("tables.md", "tables.tex", "report.html"):

@@ -199,6 +199,9 @@ def test_methods_that_there_are_not():
         check_methods(("rpl3",), 3)
     with pytest.raises(UserError, match="rpl3d needs volumes"):
         check_methods(("rpl3d",), 2)
+    for name, other in (("scratch2d", "scratch"), ("scratch2d-double", "scratch-double")):
+        with pytest.raises(UserError, match=f"{name} is of volumes; of pictures it is {other}$"):
+            check_methods((name,), 2)
 
 
 def test_images_that_are_in_both_data_sets(study, volumes, tmp_path):

@@ -215,8 +215,8 @@ def test_convergence_and_plateau(study, found):
         ("scratch-double", "–", "6"),
     )
     table = tables.plateau(study, found)
-    assert table.header == ("method", "labels", "dice", "repetitions", "is")
-    assert table.rows == (("scratch", "all", "+0.0030", "2", "at its plateau"),)
+    assert table.header == ("method", "labels", "dice", "repetitions", "verdict")
+    assert table.rows == (("scratch", "all", "+0.0030", "2", "at its plateau in dice"),)
     never = tables._steps((100.0, np.inf, np.inf))
     assert never == "never (1 of 3)"
     assert tables._steps((100.0, 200.0, np.inf)) == "200 (2 of 3)"
@@ -230,7 +230,7 @@ def test_the_plateau_of_every_score(study, record):
         if row["cell"] != "scratch-double-all-2"
     ]
     table = tables.plateau(study, findings.find(study, record_of(rows), 2, draws=200))
-    assert table.rows == (("scratch", "all", "+0.0030", "+0.2900", "1", "at its plateau"),)
+    assert table.rows == (("scratch", "all", "+0.0030", "+0.2900", "1", "at its plateau in dice"),)
 
 
 def with_2d(record, method, score):
@@ -267,13 +267,38 @@ def test_2d_methods_are_judged_against_2d_scratch(study, record):
 def test_2d_scratch_has_a_plateau_of_its_own(study, record):
     more = with_2d(with_2d(record, "scratch2d", 0.3), "scratch2d-double", 0.32)
     facts = findings.find(study, more, 2, draws=200)
-    row = ("scratch2d", "5%", "+0.0200", "2", "not at its plateau")
+    row = ("scratch2d", "5%", "+0.0200", "2", "not at its plateau in dice")
     assert tables.plateau(study, facts).rows[0] == row
     assert not any(key.method == "scratch2d-double" for key, _ in facts.comparisons)
+    # Without it there is nothing to compare its double with, least of all 3D scratch.
+    alone = findings.find(study, with_2d(record, "scratch2d-double", 0.32), 2, draws=200)
+    assert set(alone.plateau) == {("scratch", "all")}
     assert page._unchecked(facts) == [
         "Whether scratch was trained to its plateau with 5% labels was not checked here "
         "(--methods=scratch,scratch-double checks it)."
     ]
+
+
+def test_an_undefined_score_has_no_plateau(study, record):
+    rows = [row | {"dice": ""} if row["labels"] == "all" else row for row in record.results]
+    facts = findings.find(study, record._replace(results=rows), 2, draws=200)
+    assert tables.plateau(study, facts).rows == (("scratch", "all", "–", "2", "–"),)
+
+
+def test_2d_methods_of_repetitions_that_2d_scratch_lacks(study, record):
+    more = with_2d(with_2d(record, "scratch2d", 0.3), "rpl2d", 0.4)
+    rows = [row for row in more.results if row["cell"] not in ("scratch2d-5%-1", "rpl2d-5%-2")]
+    facts = findings.find(study, more._replace(results=rows), 2, draws=200)
+    assert facts.against[findings.Key("rpl2d", "finetune"), "5%"] == "scratch"
+
+
+def test_draws_of_another_version_are_told_of_what_is_compared(study, record):
+    """Others in other repetitions are no harm, as long as those of one are alike."""
+    rows = [row | {"draws": "2" if row["repetition"] == "2" else ""} for row in record.results]
+    assert findings.find(study, record._replace(results=rows), 2, draws=200).mixed == ()
+    rows = [row | {"draws": "2"} if row["method"] == "scratch-double" else row for row in rows]
+    facts = findings.find(study, record._replace(results=rows), 2, draws=200)
+    assert facts.mixed == (findings.Key("scratch-double", "random"),)
 
 
 def test_2d_methods_without_2d_scratch(study, record):
@@ -306,7 +331,9 @@ def test_the_convergence_of_the_paper():
     assert table.header == ("method", "epoch 0", "epoch 10", "epoch 20", "epoch 400")
     assert table.rows[0] == ("scratch", "≈ 0.165", "≈ 0.120", "≈ 0.350", "≈ 0.550")
     assert table.rows[1][3] == "–"
-    assert table.notes[0].startswith("paper: Figures 5 and 8 of Taleb et al. 2020; validation Dice")
+    assert table.notes[0].startswith(
+        "paper: Figures 5 and 8 of Taleb et al. 2020; mean validation Dice"
+    )
 
 
 def test_pretrainings_and_costs(record, found):
@@ -347,6 +374,28 @@ def test_kappa_is_compared_by_cases(study):
     assert comparison.shown() == 1
     assert 0.6 < comparison.difference < 1
     assert facts.curves == {}
+
+
+def test_pictures_have_one_scratch(study):
+    """Of rank 2 all networks are 2D ones: scratch is theirs, of plateau and convergence too."""
+    study = dataclasses.replace(study, rank=2, columns=(Column("kappa", "kappa"),), published=None)
+    rows = []
+    for method, score in (("scratch", 0.5), ("rotation2d", 0.6), ("scratch-double", 0.503)):
+        mode = "finetune" if method.endswith("2d") else "random"
+        for number in (1, 2):
+            rows.append(result(method, "all", number, score, mode=mode, kappa=str(score)))
+    record = record_of(rows)
+    graded = [
+        row | {"grade": str(i % 3), "predicted": str((i + (i % 5 == 0)) % 3)}
+        for i, row in enumerate(record.cases)
+    ]
+    facts = findings.find(study, record._replace(cases=graded), 3, draws=200)
+    key = findings.Key("rotation2d", "finetune")
+    assert facts.sliced == facts.mixed == ()
+    assert facts.against == {(key, "all"): "scratch"}
+    assert facts.plateau["scratch", "all"].changes == (pytest.approx(0.003),)
+    assert facts.convergence[key, "all"] == (6.0, 6.0)
+    assert len(tables.comparisons(facts).notes) == len(tables.convergence(facts).notes) == 2
 
 
 def test_figures_show_methods_and_no_check_of_scratch(study, found):
