@@ -6,7 +6,7 @@ DIR as python -m ssl3d.prepare --layout=msd --source=Task04_Hippocampus writes i
 """
 
 from experiments import protocol
-from experiments.study import SCRATCH, SCRATCH_2D, THREE_D, Column, Study
+from experiments.study import SCRATCH, THREE_D, Column, Study
 from ssl3d import command
 
 STUDY = Study(
@@ -15,15 +15,7 @@ STUDY = Study(
     preset="hippocampus",
     downstream="segment",
     rank=3,
-    methods=(
-        SCRATCH,
-        "scratch-long",
-        "untrained-frozen",
-        *THREE_D,
-        SCRATCH_2D,
-        "rpl2d",
-        "rotation2d",
-    ),
+    methods=(SCRATCH, "scratch-long", "untrained-frozen", *THREE_D, "rpl2d", "rotation2d"),
     labels=("2", "8", "32", "all"),
     repetitions=3,
     columns=(Column("dice", "mean"), Column("anterior", 1), Column("posterior", 2)),
