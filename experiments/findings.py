@@ -120,28 +120,17 @@ def find(study: Study, record: Record, classes: int, draws: int = statistics.DRA
             found = statistics.estimate(scores, None, tables.subjects, draws)
             low, high = found.interval() if found else (np.nan, np.nan)
             entries[key, amount] = Entry(tuple(numbers(own, study.columns[0].name)), low, high)
-            other = scratch_of(key.method, study.rank)
-            if key.method in DOUBLES.values():  # p-values are not corrected for them
-                both = _of_both(own, rows_of.get((_random(other), amount), []))
-                if both:
-                    plateau[other, amount] = _doubled(study, both)
-                    mixed += [key] * _draw_differently(both)
-                continue
-            both = (
-                []
-                if key.method == other
-                else _of_both(own, rows_of.get((_random(other), amount), []))
-            )
-            if not both and other == SCRATCH_2D:
-                other = SCRATCH
-                both = _of_both(own, rows_of.get((_random(other), amount), []))
+            name, both = _against(rows_of, key, amount, study.rank)
             if not both:
                 continue
             mixed += [key] * _draw_differently(both)
+            if key.method in DOUBLES.values():  # p-values are not corrected for them
+                plateau[name, amount] = _doubled(study, both)
+                continue
+            against[key, amount] = name
             pairs[key] = tuple(
                 [tables.score(row) for row in rows] for rows in zip(*both, strict=True)
             )
-            against[key, amount] = other
         for key, comparison in statistics.compare(pairs, tables.subjects, draws).items():
             comparisons[key, amount] = comparison
     convergence, curves = _converge(study, record, rows_of)
@@ -161,6 +150,20 @@ def find(study: Study, record: Record, classes: int, draws: int = statistics.DRA
 
 def _random(method: str) -> Key:
     return Key(method, "random")
+
+
+def _against(
+    rows_of: dict[tuple[Key, str], list[Row]], key: Key, amount: str, rank: int
+) -> tuple[str, list[tuple[Row, Row]]]:
+    """The scratch that a row is compared with, and the pairs of rows; none where it was not run."""
+    own = scratch_of(key.method, rank)
+    # What doubling its steps adds to one scratch the other cannot tell.
+    choices = [own] if key.method in DOUBLES.values() else [own, SCRATCH]
+    for name in choices:
+        both = _of_both(rows_of[key, amount], rows_of.get((_random(name), amount), []))
+        if both and name != key.method:
+            return name, both
+    return "", []
 
 
 def _of_both(rows: Sequence[Row], others: Sequence[Row]) -> list[tuple[Row, Row]]:
