@@ -48,7 +48,10 @@ def summary(findings: Findings) -> list[str]:
         if pretrained and not any(c.shown() > 0 for c in pretrained):
             words.append(f"With {amount} labels no gain of any pretraining over scratch is shown.")
     if not findings.comparisons:
-        words.append("Nothing to compare yet: scratch or every other method is still missing.")
+        words.append(
+            "Nothing to compare yet: scratch or every other method is missing, or there is but one "
+            "repetition with one test subject."
+        )
     return words
 
 

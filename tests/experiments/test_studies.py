@@ -113,7 +113,7 @@ def test_pancreas(tmp_path):
     assert len(rows) == 3
     assert "Reference_dice: mean Dice of background, pancreas and tumour" in table
     assert "| scratch2d |" in table
-    assert "mean validation Dice of background, by epoch" in table
+    assert "mean validation Dice of background, pancreas and tumour, by epoch" in table
 
 
 def test_retina(tmp_path):
