@@ -123,7 +123,8 @@ def find(study: Study, record: Record, classes: int, draws: int = statistics.DRA
             name, both = _against(rows_of, key, amount, study.rank)
             if not both:
                 continue
-            mixed += [key] * _draw_differently(both)
+            if _draw_differently(both):
+                mixed.append(key)
             if key.method in DOUBLES.values():  # p-values are not corrected for them
                 plateau[name, amount] = _doubled(study, both)
                 continue

@@ -20,14 +20,7 @@ from experiments.plan import (
     labelled_cases,
     short_hash,
 )
-from experiments.study import (
-    DOUBLES,
-    METHODS,
-    Settings,
-    Study,
-    finetuning_with,
-    label_fraction,
-)
+from experiments.study import DOUBLES, METHODS, Settings, Study, finetuning_with, label_fraction
 from ssl3d.data import pipeline, sources
 from ssl3d.errors import UserError
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from experiments.findings import Findings, Key
 from experiments.record import Record
 from experiments.study import DOUBLES, METHODS, SCRATCH, SCRATCH_2D
-from experiments.tables import Table
+from experiments.tables import Table, capital
 from ssl3d.files import appearing
 
 _STYLE = """
@@ -99,7 +99,7 @@ def write(
         + ".</p>"
     )
     for table in tables:
-        parts.append(f"<h2>{html.escape(table.title[:1].upper() + table.title[1:])}</h2>")
+        parts.append(f"<h2>{html.escape(capital(table.title))}</h2>")
         parts.append(_html_table(table))
     limits = [*_LIMITS, *_unchecked(findings)]
     parts.append("<h2>Limits</h2><ul>" + "".join(f"<li>{html.escape(x)}" for x in limits))

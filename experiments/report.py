@@ -32,7 +32,7 @@ def write(plan: Plan, found: Record, limits: Sequence[str], typed: str, output: 
     if facts.mixed:
         names = ", ".join(map(facts.label, facts.mixed))
         notes.append(
-            f"Not run by the same version of the code as scratch, but by one that draws training "
+            "Not run by the same version of the code as scratch, but by one that draws training "
             f"data differently: {names} (draws in results.csv)."
         )
     shown = tables.all_tables(study, found, facts)

@@ -76,8 +76,8 @@ def scores_by_column(study: Study, record: Record, findings: Findings) -> Table:
     scores = {
         (key, name): _of(record, key, amount, name)
         for key in findings.rows
-        for name in names
         if (key, amount) in findings.entries
+        for name in names
     }
     # The paper's are of all labels: beside fewer of ours they would compare nothing.
     published = study.published_scores if amount == "all" else None
@@ -243,7 +243,7 @@ def markdown(tables: Sequence[Table], introduction: str) -> str:
     """All tables as one Markdown document."""
     parts = [introduction]
     for table in tables:
-        lines = [f"## {_capital(table.title)}", ""]
+        lines = [f"## {capital(table.title)}", ""]
         lines.append("| " + " | ".join(table.header) + " |")
         lines.append("|" + "---|" * len(table.header))
         for i, row in enumerate(table.rows):
@@ -270,7 +270,7 @@ def _latex_table(table: Table) -> str:
     columns = "".join("p{8cm}" if name == "verdict" else "l" for name in table.header)
     lines = [
         "\\begin{table}",
-        f"\\caption{{{_escape(_capital(table.title))}}}",
+        f"\\caption{{{_escape(capital(table.title))}}}",
         f"\\begin{{tabular}}{{{columns}}}",
         "\\toprule",
         " & ".join(map(_escape, table.header)) + " \\\\",
@@ -385,5 +385,6 @@ def _number(text: str) -> str:
     return f"{float(text):.3f}" if text else NONE
 
 
-def _capital(text: str) -> str:
+def capital(text: str) -> str:
+    """As the heading of a table: its first letter a capital, the others as they are."""
     return text[:1].upper() + text[1:]

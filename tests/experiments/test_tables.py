@@ -313,10 +313,8 @@ def test_2d_methods_without_2d_scratch(study, record):
 
 def test_the_convergence_of_2d_methods_is_that_to_2d_scratch(study, record):
     more = with_2d(with_2d(record, "scratch2d", 0.3), "rpl2d", 0.4)
-    rows = dict(
-        (row[0], row[1])
-        for row in tables.convergence(findings.find(study, more, 2, draws=200)).rows
-    )
+    facts = findings.find(study, more, 2, draws=200)
+    rows = {row[0]: row[1] for row in tables.convergence(facts).rows}
     # Of 0.81 that scratch2d ends at, 0.77: rpl2d is there at step 4, scratch2d at the end.
     assert (rows["scratch2d"], rows["rpl2d"], rows["rpl3d"]) == ("6", "4", "6")
 
