@@ -42,6 +42,7 @@ class Size(NamedTuple):
     labels: tuple[str, ...]
     repetitions: int
     modes: tuple[str, ...]
+    first: int = 1  # repetition
 
 
 class Cost(NamedTuple):
@@ -59,16 +60,17 @@ class Cost(NamedTuple):
 def sizes(full: Size, brief: Sequence[str]) -> list[Size]:
     """The grids to try, the full one first, each with fewer cells than the one before."""
     few = tuple(name for name in full.methods if name in brief) or full.methods
+    small = full._replace(methods=few, labels=full.labels[:1], modes=full.modes[:1])
     ends = tuple(dict.fromkeys((full.labels[0], full.labels[-1])))
     fewer = min(full.repetitions, 2)
     smaller = (
         full._replace(repetitions=fewer),
         full._replace(repetitions=fewer, labels=ends, modes=full.modes[:1]),
-        Size(few, ends, full.repetitions, full.modes[:1]),
-        Size(few, ends, fewer, full.modes[:1]),
-        Size(few, ends[:1], full.repetitions, full.modes[:1]),
-        Size(few, ends[:1], fewer, full.modes[:1]),
-        Size(few, ends[:1], 1, full.modes[:1]),
+        small._replace(labels=ends),
+        small._replace(labels=ends, repetitions=fewer),
+        small,
+        small._replace(repetitions=fewer),
+        small._replace(repetitions=1),
     )
     kept = [full]
     for size in smaller:
@@ -255,7 +257,11 @@ def _as_json(size: Size) -> dict[str, Any]:
 
 def _from_json(kept: dict[str, Any]) -> Size:
     return Size(
-        tuple(kept["methods"]), tuple(kept["labels"]), kept["repetitions"], tuple(kept["modes"])
+        tuple(kept["methods"]),
+        tuple(kept["labels"]),
+        kept["repetitions"],
+        tuple(kept["modes"]),
+        kept["first"],
     )
 
 

@@ -41,7 +41,7 @@ _LENGTHS = ("steps", "optimizer.warmup_steps", "transfer.warmup_steps")
 
 
 class Cell(NamedTuple):
-    """One downstream run of the grid; `repetition` counts from 1."""
+    """One downstream run of the grid; `repetition` counts from the study's first, mostly 1."""
 
     method: str
     mode: str
@@ -78,12 +78,16 @@ class Job:
 
 
 def cells(
-    methods: Sequence[str], labels: Sequence[str], repetitions: int, modes: Sequence[str]
+    methods: Sequence[str],
+    labels: Sequence[str],
+    repetitions: int,
+    modes: Sequence[str],
+    first: int = 1,
 ) -> tuple[Cell, ...]:
     """All cells, whole repetitions one after the other, so that a part of them is a fair part."""
     return tuple(
         Cell(method, mode, amount, repetition)
-        for repetition in range(1, repetitions + 1)
+        for repetition in range(first, first + repetitions)
         for amount in labels
         for method in methods
         for mode in ([METHODS[method].mode] if METHODS[method].mode else modes)

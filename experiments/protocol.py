@@ -198,7 +198,8 @@ def choose_size(plan: Plan, options: argparse.Namespace) -> Size:
         labels = tuple(sorted(given, key=lambda amount: label_fraction(amount, subjects)))
     else:
         labels = tuple(x for x in study.labels if not x.isdigit() or int(x) < subjects)
-    return Size(methods, labels, options.repetitions or study.repetitions, modes)
+    repetitions = options.repetitions or study.repetitions
+    return Size(methods, labels, repetitions, modes, study.first_repetition)
 
 
 def current(plan: Plan, everything: Record) -> set[str]:

@@ -432,7 +432,9 @@ def test_the_record_reads_as_it_was_written(call, tmp_path):
     assert record.read(tmp_path / "copy") == kept
 
 
-@pytest.mark.parametrize("name", ["brats", "hippocampus", "pancreas", "phantom", "retina"])
+@pytest.mark.parametrize(
+    "name", ["brats", "hippocampus", "hippocampus_slices", "pancreas", "phantom", "retina"]
+)
 def test_help(name, in_repository):
     study = __import__(f"experiments.{name}", fromlist=["STUDY"]).STUDY
     text = protocol.parser(study).format_help()

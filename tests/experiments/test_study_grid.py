@@ -8,14 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_study import tiny
 
-from experiments import brats, grid, hippocampus, pancreas, phantom, retina
+from experiments import brats, grid, hippocampus, hippocampus_slices, pancreas, phantom, retina
 from experiments.grid import Cell
 from experiments.plan import Plan, case_hash, check_data
 from experiments.study import METHODS, check_methods, finetuning_with, label_fraction
 from ssl3d.data import sources, store
 from ssl3d.errors import UserError
 
-STUDIES = [module.STUDY for module in (brats, hippocampus, pancreas, phantom, retina)]
+STUDIES = [
+    module.STUDY for module in (brats, hippocampus, hippocampus_slices, pancreas, phantom, retina)
+]
 
 
 @pytest.fixture
