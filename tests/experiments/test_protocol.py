@@ -189,6 +189,20 @@ def test_narrowed(call):
     assert "single repetition" in (call.output / "tables.md").read_text()
 
 
+def test_fresh_repetitions(call):
+    """Under their own numbers, with a budget too, and when it is asked for again."""
+    fresh = tiny(first_repetition=14, pretraining={"steps": 30}, finetuning={"steps": 30})
+    narrow = ("--methods=scratch,rpl3d", "--fractions=2", "--budget=60")
+    call(*narrow, study=fresh)
+    call(*narrow, study=fresh)
+    call("--report-only", study=fresh)
+    assert {row["repetition"] for row in rows(call.output)} == {"14", "15"}
+    assert set(done(call.output).values()) == {1}
+    tables = (call.output / "tables.md").read_text()
+    assert "over 2 repetitions" in tables
+    assert "Not complete" not in tables
+
+
 def test_fractions_in_any_order(call):
     call("--methods=scratch", "--fractions=100%,2,50%", "--repetitions=1")
     before = done(call.output)

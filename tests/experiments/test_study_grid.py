@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from small_study import tiny
 
 from experiments import brats, grid, hippocampus, hippocampus_slices, pancreas, phantom, retina
+from experiments.budget import Size
 from experiments.grid import Cell
 from experiments.plan import Plan, case_hash, check_data
 from experiments.study import METHODS, check_methods, finetuning_with, label_fraction
@@ -86,6 +87,31 @@ def test_all_methods_are_treated_alike(plan):
             assert all(config == configs[0] for config in configs)
     assert len({job.row["test_hash"] for job in jobs}) == 1
     assert len({job.row["val_hash"] for job in jobs}) == 1
+
+
+def test_fresh_repetitions_have_other_labels_and_seeds(plan):
+    """None of theirs is of those that the repetitions from 1 on have drawn."""
+
+    def seen(study):
+        methods, labels = ("scratch2d", "rotation2d"), ("2",)
+        size = Size(methods, labels, 3, study.modes, study.first_repetition)
+        return [job.row for job in grid.jobs(plan, grid.cells(*size))]
+
+    usual, fresh = seen(plan.study), seen(changed(plan, first_repetition=4).study)
+    assert [row["repetition"] for row in usual] == [1, 1, 2, 2, 3, 3]
+    assert [row["repetition"] for row in fresh] == [4, 4, 5, 5, 6, 6]
+    assert all(row["seed"] == row["label_seed"] == row["repetition"] for row in usual + fresh)
+    (further,) = grid.jobs(plan, [Cell("scratch2d", "random", "2", 4)])
+    assert further.name == f"cells/{fresh[0]['cell']}"  # the very cell of a longer study
+
+
+def test_the_slices_of_the_hippocampus_are_tested_on_fresh_repetitions():
+    """The study of two labels, docs/results/hippocampus-two-labels, chose with 1 to 13."""
+    study = hippocampus_slices.STUDY
+    size = Size(study.methods, study.labels, study.repetitions, study.modes, study.first_repetition)
+    cells = grid.cells(*size)
+    assert {cell.repetition for cell in cells} == set(range(14, 54))
+    assert len(cells) == 80
 
 
 def test_scratch_long_has_the_steps_of_both(plan):
