@@ -46,10 +46,13 @@ class Doubled(NamedTuple):
     Attributes:
       repetitions: that have both.
       changes: of the score of each column, means over them.
+      low, high: 95 % interval of the first column's; NaN of a single repetition.
     """
 
     repetitions: int
     changes: tuple[float, ...]
+    low: float
+    high: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Findings:
         the method's own network is reached, of each repetition (infinite: never).
       curves: (steps [T], scores [R, T]), likewise.
       plateau: what doubling its steps adds to scratch and to scratch2d, by that name and amount.
+      beyond: the gains of `comparisons` again, against that scratch with twice the steps.
       sliced: rows of 2D networks on the slices of volumes.
       mixed: rows with training data drawn by another version of the code than that of the scratch
         that they are compared with.
@@ -79,6 +83,7 @@ class Findings:
     convergence: dict[tuple[Key, str], tuple[float, ...]]
     curves: dict[tuple[Key, str], tuple[np.ndarray, np.ndarray]]
     plateau: dict[tuple[str, str], Doubled]
+    beyond: dict[tuple[Key, str], statistics.Comparison]
     sliced: tuple[Key, ...]
     mixed: tuple[Key, ...]
 
@@ -109,7 +114,7 @@ def find(study: Study, record: Record, classes: int, draws: int = statistics.DRA
     order = sorted(present, key=lambda key: (methods.index(key.method), key.mode != "finetune"))
     amounts = sorted({amount for _, amount in rows_of}, key=lambda text: _size(rows_of, text))
     tables = _Cases(study, record, classes)
-    entries, comparisons, against, plateau, mixed = {}, {}, {}, {}, []
+    entries, comparisons, against, plateau, beyond, mixed = {}, {}, {}, {}, {}, []
     for amount in amounts:
         pairs = {}
         for key in order:
@@ -126,14 +131,19 @@ def find(study: Study, record: Record, classes: int, draws: int = statistics.DRA
             if _draw_differently(both):
                 mixed.append(key)
             if key.method in DOUBLES.values():  # p-values are not corrected for them
-                plateau[name, amount] = _doubled(study, both)
+                plateau[name, amount] = _doubled(study, tables, both, draws)
                 continue
             against[key, amount] = name
-            pairs[key] = tuple(
-                [tables.score(row) for row in rows] for rows in zip(*both, strict=True)
-            )
+            pairs[key] = tables.pair(both)
+        gains = {}
         for key, comparison in statistics.compare(pairs, tables.subjects, draws).items():
             comparisons[key, amount] = comparison
+            double = rows_of.get((_random(DOUBLES[against[key, amount]]), amount), [])
+            both = _of_both(rows_of[key, amount], double)
+            if comparison.shown() > 0 and both:
+                gains[key] = tables.pair(both)
+        for key, comparison in statistics.compare(gains, tables.subjects, draws).items():
+            beyond[key, amount] = comparison
     convergence, curves = _converge(study, record, rows_of)
     return Findings(
         tuple(order),
@@ -144,6 +154,7 @@ def find(study: Study, record: Record, classes: int, draws: int = statistics.DRA
         convergence,
         curves,
         plateau,
+        beyond,
         tuple(key for key in order if scratch_of(key.method, study.rank) == SCRATCH_2D),
         tuple(dict.fromkeys(mixed)),
     )
@@ -178,15 +189,15 @@ def _draw_differently(both: Sequence[tuple[Row, Row]]) -> bool:
     return any((row.get("draws") or "1") != (other.get("draws") or "1") for row, other in both)
 
 
-def _doubled(study: Study, both: Sequence[tuple[Row, Row]]) -> Doubled:
+def _doubled(study: Study, tables: _Cases, both: Sequence[tuple[Row, Row]], draws: int) -> Doubled:
     double, scratch = zip(*both, strict=True)
-    return Doubled(
-        len(both),
-        tuple(
-            float(np.mean(np.subtract(numbers(double, name), numbers(scratch, name))))
-            for name, _ in study.columns
-        ),
+    changes = tuple(
+        float(np.mean(np.subtract(numbers(double, name), numbers(scratch, name))))
+        for name, _ in study.columns
     )
+    found = statistics.estimate(*tables.pair(both), tables.subjects, draws)
+    known = found and len(both) > 1
+    return Doubled(len(both), changes, *(found.interval() if known else (np.nan, np.nan)))
 
 
 def _size(rows_of: dict[tuple[Key, str], list[Row]], amount: str) -> int:
@@ -204,6 +215,13 @@ class _Cases:
         first = next(iter(self._rows.values()), {})
         self._ids = sorted(first)
         self.subjects = [first[name]["subject"] for name in self._ids]
+
+    def pair(
+        self, both: Sequence[tuple[Row, Row]]
+    ) -> tuple[list[statistics.Score], list[statistics.Score]]:
+        """The scores of a method and those of what it is compared with."""
+        own, other = zip(*both, strict=True)
+        return [self.score(row) for row in own], [self.score(row) for row in other]
 
     def score(self, result: Row) -> statistics.Score:
         rows = [self._rows[result["cell"]][name] for name in self._ids]

@@ -44,6 +44,12 @@ def summary(findings: Findings) -> list[str]:
                 f"With {amount} labels significantly {text} than {other}: {'; '.join(names)}."
                 for other, names in found.items()
             ]
+        words += [
+            f"{findings.label(key)} against {DOUBLES[findings.against[key, amount]]}, twice its "
+            f"steps: {comparison.verdict()}."
+            for (key, a), comparison in findings.beyond.items()
+            if a == amount
+        ]
         pretrained = [c for key, c in own if METHODS[key.method].task]
         if pretrained and not any(c.shown() > 0 for c in pretrained):
             words.append(f"With {amount} labels no gain of any pretraining over scratch is shown.")

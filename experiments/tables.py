@@ -12,7 +12,7 @@ from experiments import statistics
 from experiments.findings import PLATEAU, Findings, Key
 from experiments.published import Published, Value
 from experiments.record import Record, numbers
-from experiments.study import Study
+from experiments.study import DOUBLES, Study
 
 NONE = "–"
 PAPER = "paper"
@@ -46,7 +46,12 @@ def all_tables(study: Study, record: Record, findings: Findings) -> list[Table]:
     tables += [comparisons(findings), convergence(findings)]
     if study.published_convergence:
         tables.append(published_convergence(study.published_convergence))
-    tables += [plateau(study, findings), pretrainings(record), costs(findings, record)]
+    tables += [
+        plateau(study, findings),
+        beyond(findings),
+        pretrainings(record),
+        costs(findings, record),
+    ]
     return [table for table in tables if table.rows]
 
 
@@ -182,17 +187,38 @@ def plateau(study: Study, findings: Findings) -> Table:
             method,
             amount,
             *(NONE if math.isnan(change) else f"{change:+.4f}" for change in doubled.changes),
+            NONE if math.isnan(doubled.low) else f"[{doubled.low:+.4f}, {doubled.high:+.4f}]",
             str(doubled.repetitions),
             _at_plateau(doubled.changes[0], names[0]),
         )
         for (method, amount), doubled in findings.plateau.items()
     )
     notes = (
-        "change of each score, mean over the repetitions",
+        f"change of each score, mean over the repetitions; 95 % interval of that of {names[0]}",
         f"at its plateau: less than {PLATEAU} either way",
     )
-    header = ("method", "labels", *names, "repetitions", "verdict")
+    header = ("method", "labels", *names, "interval", "repetitions", "verdict")
     return Table("scratch with twice the steps", header, rows, notes)
+
+
+def beyond(findings: Findings) -> Table:
+    """Does a gain hold against scratch with twice the steps?"""
+    rows = tuple(
+        (
+            findings.label(key),
+            amount,
+            DOUBLES[findings.against[key, amount]],
+            comparison.verdict(),
+            str(comparison.repetitions),
+        )
+        for (key, amount), comparison in findings.beyond.items()
+    )
+    notes = (
+        "the methods that gain alone, with the steps they had; corrected for their number at this "
+        "amount of labels",
+    )
+    header = ("method", "labels", "against", "verdict", "repetitions")
+    return Table("gains against scratch with twice the steps", header, rows, notes)
 
 
 def _at_plateau(change: float, name: str) -> str:

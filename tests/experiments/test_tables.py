@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy import stats
 from small_study import tiny
 
 from experiments import figures, findings, page, tables
@@ -215,8 +216,10 @@ def test_convergence_and_plateau(study, found):
         ("scratch-double", "–", "6"),
     )
     table = tables.plateau(study, found)
-    assert table.header == ("method", "labels", "dice", "repetitions", "verdict")
-    assert table.rows == (("scratch", "all", "+0.0030", "2", "at its plateau in dice"),)
+    assert table.header == ("method", "labels", "dice", "interval", "repetitions", "verdict")
+    ((*row, verdict),) = table.rows
+    assert row == ["scratch", "all", "+0.0030", "[+0.0030, +0.0030]", "2"]
+    assert verdict == "at its plateau in dice"
     never = tables._steps((100.0, np.inf, np.inf))
     assert never == "never (1 of 3)"
     assert tables._steps((100.0, 200.0, np.inf)) == "200 (2 of 3)"
@@ -230,7 +233,8 @@ def test_the_plateau_of_every_score(study, record):
         if row["cell"] != "scratch-double-all-2"
     ]
     table = tables.plateau(study, findings.find(study, record_of(rows), 2, draws=200))
-    assert table.rows == (("scratch", "all", "+0.0030", "+0.2900", "1", "at its plateau in dice"),)
+    row = ("scratch", "all", "+0.0030", "+0.2900", "–", "1", "at its plateau in dice")
+    assert table.rows == (row,)  # a single repetition has no interval
 
 
 def with_2d(record, method, score):
@@ -267,8 +271,8 @@ def test_2d_methods_are_judged_against_2d_scratch(study, record):
 def test_2d_scratch_has_a_plateau_of_its_own(study, record):
     more = with_2d(with_2d(record, "scratch2d", 0.3), "scratch2d-double", 0.32)
     facts = findings.find(study, more, 2, draws=200)
-    row = ("scratch2d", "5%", "+0.0200", "2", "not at its plateau in dice")
-    assert tables.plateau(study, facts).rows[0] == row
+    row = tables.plateau(study, facts).rows[0]
+    assert (*row[:3], *row[4:]) == ("scratch2d", "5%", "+0.0200", "2", "not at its plateau in dice")
     assert not any(key.method == "scratch2d-double" for key, _ in facts.comparisons)
     # Without it there is nothing to compare its double with, least of all 3D scratch.
     alone = findings.find(study, with_2d(record, "scratch2d-double", 0.32), 2, draws=200)
@@ -279,10 +283,41 @@ def test_2d_scratch_has_a_plateau_of_its_own(study, record):
     ]
 
 
+@pytest.mark.parametrize(("double", "said"), [(0.55, "gain: +0.050 "), (0.60, "no gain shown: ")])
+def test_gains_are_looked_at_against_twice_the_steps(study, record, double, said):
+    """They have to be 0.1 of scratch, in all repetitions; of others nobody asks."""
+    doubles = [result("scratch-double", "5%", n, double + n / 100, 12) for n in (1, 2)]
+    facts = findings.find(study, record_of(record.results + doubles), 2, draws=2000)
+    assert set(facts.beyond) == {(findings.Key("rpl3d", "finetune"), "5%")}
+    ((*row, verdict, repetitions),) = tables.beyond(facts).rows
+    assert (*row, repetitions) == ("rpl3d", "5%", "scratch-double", "2")
+    assert verdict.startswith(said)
+    assert f"rpl3d against scratch-double, twice its steps: {verdict}." in page.summary(facts)
+    assert facts.plateau["scratch", "5%"].changes == (pytest.approx(double - 0.5),)
+
+
+def test_gains_without_twice_the_steps_have_no_table(study, found):
+    assert found.beyond == {}
+    assert tables.beyond(found).rows == ()
+
+
+def test_the_interval_of_doubled_steps_is_that_of_a_comparison(study, record):
+    """Scipy's t where subjects are alike and repetitions differ."""
+    changes = (0.01, 0.03, 0.04)
+    rows = []
+    for n, change in enumerate(changes, 1):
+        rows.append(result("scratch", "5%", n, 0.5))
+        rows.append(result("scratch-double", "5%", n, 0.5 + change, 12))
+    doubled = findings.find(study, record_of(rows), 2, draws=200).plateau["scratch", "5%"]
+    wanted = stats.t.interval(0.95, 2, np.mean(changes), stats.sem(changes))
+    assert (doubled.low, doubled.high) == pytest.approx(wanted)
+
+
 def test_an_undefined_score_has_no_plateau(study, record):
     rows = [row | {"dice": ""} if row["labels"] == "all" else row for row in record.results]
-    facts = findings.find(study, record._replace(results=rows), 2, draws=200)
-    assert tables.plateau(study, facts).rows == (("scratch", "all", "–", "2", "–"),)
+    cases = [row | {"dice": ""} if "-all-" in row["cell"] else row for row in record.cases]
+    facts = findings.find(study, record._replace(results=rows, cases=cases), 2, draws=200)
+    assert tables.plateau(study, facts).rows == (("scratch", "all", "–", "–", "2", "–"),)
 
 
 def test_2d_methods_of_repetitions_that_2d_scratch_lacks(study, record):
