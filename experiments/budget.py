@@ -1,9 +1,10 @@
 """What fits into a number of minutes: how many cells, of how many steps.
 
 A few steps of the study's own runs are measured first. Then the grid is cut down, the least loss
-first, until its steps need not be cut to less than a half: repetitions to two, amounts of labels
-to the lowest and the highest, methods to the study's brief list, labels to the lowest amount alone.
-What is left over scales the steps of all runs alike, so that the comparison stays fair at any size.
+first, until its steps need not be cut to less than a half: repetitions, by halves, to two; amounts
+of labels to the lowest and the highest; methods to the study's brief list; labels to the lowest
+amount alone. What is left over scales the steps of all runs alike, so that the comparison stays
+fair at any size.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def sizes(full: Size, brief: Sequence[str]) -> list[Size]:
     small = full._replace(methods=few, labels=full.labels[:1], modes=full.modes[:1])
     ends = tuple(dict.fromkeys((full.labels[0], full.labels[-1])))
     fewer = min(full.repetitions, 2)
+    halves = [full.repetitions >> i for i in range(1, full.repetitions.bit_length())]
     smaller = (
+        *(full._replace(repetitions=count) for count in halves if count > fewer),
         full._replace(repetitions=fewer),
         full._replace(repetitions=fewer, labels=ends, modes=full.modes[:1]),
         small._replace(labels=ends),
