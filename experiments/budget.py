@@ -43,7 +43,7 @@ class Size(NamedTuple):
     labels: tuple[str, ...]
     repetitions: int
     modes: tuple[str, ...]
-    first: int = 1  # repetition
+    first_repetition: int = 1
 
 
 class Cost(NamedTuple):
@@ -244,6 +244,7 @@ def plan_for(
                 partial.write_text(json.dumps(document, indent=1) + "\n")
     else:
         document = found
+    document["full"] = _as_json(_from_json(document["full"]))
     for key, value in asked.items():
         if document[key] != value:
             raise UserError(
@@ -264,7 +265,7 @@ def _from_json(kept: dict[str, Any]) -> Size:
         tuple(kept["labels"]),
         kept["repetitions"],
         tuple(kept["modes"]),
-        kept["first"],
+        kept.get("first_repetition", 1),  # which older plans lack
     )
 
 

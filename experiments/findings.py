@@ -135,15 +135,16 @@ def find(study: Study, record: Record, classes: int, draws: int = statistics.DRA
                 continue
             against[key, amount] = name
             pairs[key] = tables.pair(both)
-        gains = {}
+        doubled = {}
         for key, comparison in statistics.compare(pairs, tables.subjects, draws).items():
             comparisons[key, amount] = comparison
             double = rows_of.get((_random(DOUBLES[against[key, amount]]), amount), [])
-            both = _of_both(rows_of[key, amount], double)
-            if comparison.shown() > 0 and both:
-                gains[key] = tables.pair(both)
-        for key, comparison in statistics.compare(gains, tables.subjects, draws).items():
-            beyond[key, amount] = comparison
+            if both := _of_both(rows_of[key, amount], double):
+                doubled[key] = tables.pair(both)
+        # Corrected for all: those that gain are chosen by the same noise.
+        for key, comparison in statistics.compare(doubled, tables.subjects, draws).items():
+            if comparisons[key, amount].shown() > 0:
+                beyond[key, amount] = comparison
     convergence, curves = _converge(study, record, rows_of)
     return Findings(
         tuple(order),
@@ -196,8 +197,8 @@ def _doubled(study: Study, tables: _Cases, both: Sequence[tuple[Row, Row]], draw
         for name, _ in study.columns
     )
     found = statistics.estimate(*tables.pair(both), tables.subjects, draws)
-    known = found and len(both) > 1
-    return Doubled(len(both), changes, *(found.interval() if known else (np.nan, np.nan)))
+    low, high = found.interval() if found and len(both) > 1 else (np.nan, np.nan)
+    return Doubled(len(both), changes, low, high)
 
 
 def _size(rows_of: dict[tuple[Key, str], list[Row]], amount: str) -> int:

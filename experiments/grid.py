@@ -82,12 +82,12 @@ def cells(
     labels: Sequence[str],
     repetitions: int,
     modes: Sequence[str],
-    first: int = 1,
+    first_repetition: int = 1,
 ) -> tuple[Cell, ...]:
     """All cells, whole repetitions one after the other, so that a part of them is a fair part."""
     return tuple(
         Cell(method, mode, amount, repetition)
-        for repetition in range(first, first + repetitions)
+        for repetition in range(first_repetition, first_repetition + repetitions)
         for amount in labels
         for method in methods
         for mode in ([METHODS[method].mode] if METHODS[method].mode else modes)

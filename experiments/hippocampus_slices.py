@@ -3,8 +3,8 @@
 python -m experiments.hippocampus_slices --data=DIR --output=DIR [--budget=20]
 
 Of all that was tried on the hippocampus (docs/results/attempts.md) this was the most promising, and
-this is its test, planned before it was run: one task, its number of repetitions, and repetitions
-of their own, with which nothing had been chosen.
+this is its test, planned before it was run: one task, and forty fresh repetitions, on which nothing
+had been chosen.
 """
 
 import dataclasses

@@ -45,8 +45,9 @@ def summary(findings: Findings) -> list[str]:
                 for other, names in found.items()
             ]
         words += [
-            f"{findings.label(key)} against {DOUBLES[findings.against[key, amount]]}, twice its "
-            f"steps: {comparison.verdict()}."
+            f"With {amount} labels {findings.label(key)} against "
+            f"{DOUBLES[findings.against[key, amount]]}, scratch with twice the steps, in "
+            f"{comparison.repetitions} repetitions: {comparison.verdict()}."
             for (key, a), comparison in findings.beyond.items()
             if a == amount
         ]

@@ -88,8 +88,8 @@ class Study:
       methods: names of `METHODS`, in the tables' order.
       labels: amounts of labelled training subjects: "5%", a number of them, or "all".
       repetitions: each with its own label subsets and its own initial weights.
-      first_repetition: their numbers, which seed both, count from here. A study that tests what
-        other repetitions had suggested needs fresh ones.
+      first_repetition: number of the first one; the numbers seed labels and weights. A study that
+        tests what other repetitions have suggested needs fresh ones.
       modes: of the pretrained methods, "finetune" and "frozen".
       columns: scores; the first is the one that methods are compared by.
       encoder: the network that every method has.

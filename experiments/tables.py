@@ -214,8 +214,8 @@ def beyond(findings: Findings) -> Table:
         for (key, amount), comparison in findings.beyond.items()
     )
     notes = (
-        "the methods that gain alone, with the steps they had; corrected for their number at this "
-        "amount of labels",
+        "the methods that gain, with the steps they had, in the repetitions that both have; "
+        "corrected for all methods at this amount of labels",
     )
     header = ("method", "labels", "against", "verdict", "repetitions")
     return Table("gains against scratch with twice the steps", header, rows, notes)

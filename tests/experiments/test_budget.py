@@ -64,7 +64,7 @@ def test_sizes_shrink_step_by_step():
     assert tried[-1] == Size(BRIEF, ("2",), 1, ("a",))
     many = budget.sizes(Size(BRIEF, ("2",), 40, ("a",), 14), BRIEF)
     assert [size.repetitions for size in many] == [40, 20, 10, 5, 2, 1]
-    assert {size.first for size in many} == {14}
+    assert {size.first_repetition for size in many} == {14}
     small = Size(("cpc3d",), ("all",), 1, ("a",))
     assert budget.sizes(small, BRIEF) == [small]  # nothing left to cut
 

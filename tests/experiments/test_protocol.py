@@ -203,6 +203,20 @@ def test_fresh_repetitions(call):
     assert "Not complete" not in tables
 
 
+def test_a_budget_of_before_repetitions_had_a_first(call):
+    short = tiny(pretraining={"steps": 30}, finetuning={"steps": 30})
+    narrow = ("--methods=scratch,rpl3d", "--fractions=2", "--budget=60")
+    call(*narrow, study=short)
+    file = call.output / "plan.json"
+    plan = json.loads(file.read_text())
+    for size in ("full", "size"):
+        assert plan[size].pop("first_repetition") == 1
+    file.write_text(json.dumps(plan))
+    before = done(call.output)
+    assert call(*narrow, study=short) == call("--report-only", study=short) == 0
+    assert done(call.output) == before
+
+
 def test_fractions_in_any_order(call):
     call("--methods=scratch", "--fractions=100%,2,50%", "--repetitions=1")
     before = done(call.output)

@@ -90,10 +90,10 @@ def test_all_methods_are_treated_alike(plan):
 
 
 def test_fresh_repetitions_have_other_labels_and_seeds(plan):
-    """None of theirs is of those that the repetitions from 1 on have drawn."""
+    """None of those of the repetitions from 1 on, and yet cells that a longer study would have."""
 
     def seen(study):
-        methods, labels = ("scratch2d", "rotation2d"), ("2",)
+        methods, labels = ("scratch2d", "rotation2d"), ("4",)
         size = Size(methods, labels, 3, study.modes, study.first_repetition)
         return [job.row for job in grid.jobs(plan, grid.cells(*size))]
 
@@ -101,8 +101,9 @@ def test_fresh_repetitions_have_other_labels_and_seeds(plan):
     assert [row["repetition"] for row in usual] == [1, 1, 2, 2, 3, 3]
     assert [row["repetition"] for row in fresh] == [4, 4, 5, 5, 6, 6]
     assert all(row["seed"] == row["label_seed"] == row["repetition"] for row in usual + fresh)
-    (further,) = grid.jobs(plan, [Cell("scratch2d", "random", "2", 4)])
-    assert further.name == f"cells/{fresh[0]['cell']}"  # the very cell of a longer study
+    assert len({row["train_hash"] for row in usual + fresh}) == 6
+    (further,) = grid.jobs(plan, [Cell("scratch2d", "random", "4", 4)])
+    assert further.name == f"cells/{fresh[0]['cell']}"
 
 
 def test_the_slices_of_the_hippocampus_are_tested_on_fresh_repetitions():

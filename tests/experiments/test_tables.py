@@ -292,8 +292,30 @@ def test_gains_are_looked_at_against_twice_the_steps(study, record, double, said
     ((*row, verdict, repetitions),) = tables.beyond(facts).rows
     assert (*row, repetitions) == ("rpl3d", "5%", "scratch-double", "2")
     assert verdict.startswith(said)
-    assert f"rpl3d against scratch-double, twice its steps: {verdict}." in page.summary(facts)
+    words = "rpl3d against scratch-double, scratch with twice the steps, in 2 repetitions"
+    assert f"With 5% labels {words}: {verdict}." in page.summary(facts)
     assert facts.plateau["scratch", "5%"].changes == (pytest.approx(double - 0.5),)
+
+
+def test_gains_of_2d_methods_are_looked_at_against_2d_scratch(study, record):
+    """In the repetitions that both have; 3D scratch of twice the steps is beyond them by far."""
+    more = with_2d(with_2d(record, "scratch2d", 0.3), "rotation2d", 0.4)
+    doubles = [result("scratch2d-double", "5%", 1, 0.33, 12)]
+    doubles += [result("scratch-double", "5%", n, 0.9, 12) for n in (1, 2)]
+    facts = findings.find(study, record_of(more.results + doubles), 2, draws=2000)
+    found = facts.beyond[findings.Key("rotation2d", "finetune"), "5%"]
+    assert found.repetitions == 1
+    assert found.difference == pytest.approx(0.08)
+
+
+def test_gains_against_twice_the_steps_are_corrected_for_all_methods(study, record):
+    """Those that gain are chosen by the noise that the others have too."""
+    others = [result("jigsaw3d", "5%", n, 0.55 + 0.02 * (-1) ** n, mode="finetune") for n in (1, 2)]
+    doubles = [result("scratch-double", "5%", n, 0.51 + n / 100, 12) for n in (1, 2)]
+    facts = findings.find(study, record_of(record.results + others + doubles), 2, draws=2000)
+    (found,) = facts.beyond.values()
+    assert facts.comparisons[findings.Key("jigsaw3d", "finetune"), "5%"].shown() == 0
+    assert found.p_holm == pytest.approx(2 * found.p)
 
 
 def test_gains_without_twice_the_steps_have_no_table(study, found):
