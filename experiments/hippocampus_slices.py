@@ -1,4 +1,4 @@
-"""Where a proxy task may help: 2D networks that learn from the slices of two labelled cases.
+"""Does a proxy task help 2D networks that learn from the slices of two labelled cases?
 
 python -m experiments.hippocampus_slices --data=DIR --output=DIR [--budget=20]
 
@@ -21,7 +21,7 @@ STUDY = dataclasses.replace(
     labels=("2",),
     first_repetition=14,
     repetitions=40,
-    # 2D scratch is not at its plateau after the 400 that 3D scratch needs (docs/results).
+    # Twice those of 3D scratch, and 2D scratch turned out to want more still (docs/results).
     finetuning={**hippocampus.STUDY.finetuning, "steps": 800},
     brief=(SCRATCH_2D, "rotation2d"),
     notes=(
