@@ -7,7 +7,7 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.findings import Findings, Key
+from experiments.findings import PLATEAU, Findings, Key
 from experiments.record import Record
 from experiments.study import DOUBLES, METHODS, SCRATCH, SCRATCH_2D
 from experiments.tables import Table, capital
@@ -44,6 +44,12 @@ def summary(findings: Findings) -> list[str]:
                 f"With {amount} labels significantly {text} than {other}: {'; '.join(names)}."
                 for other, names in found.items()
             ]
+        words += [
+            f"With {amount} labels {method} is not at its plateau: twice the steps change it by "
+            f"{doubled.changes[0]:+.3f}."
+            for (method, a), doubled in findings.plateau.items()
+            if a == amount and abs(doubled.changes[0]) >= PLATEAU
+        ]
         words += [
             f"With {amount} labels {findings.label(key)} against "
             f"{DOUBLES[findings.against[key, amount]]}, scratch with twice the steps, in "

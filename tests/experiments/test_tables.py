@@ -274,6 +274,9 @@ def test_2d_scratch_has_a_plateau_of_its_own(study, record):
     row = tables.plateau(study, facts).rows[0]
     assert (*row[:3], *row[4:]) == ("scratch2d", "5%", "+0.0200", "2", "not at its plateau in dice")
     assert not any(key.method == "scratch2d-double" for key, _ in facts.comparisons)
+    (said,) = [line for line in page.summary(facts) if "plateau" in line]  # scratch is at its own
+    assert said.startswith("With 5% labels scratch2d is not at its plateau: twice the steps change")
+    assert said.endswith(" it by +0.020.")
     # Without it there is nothing to compare its double with, least of all 3D scratch.
     alone = findings.find(study, with_2d(record, "scratch2d-double", 0.32), 2, draws=200)
     assert set(alone.plateau) == {("scratch", "all")}
