@@ -243,8 +243,8 @@ def plan_for(
             with appearing(output / PLAN) as partial:
                 partial.write_text(json.dumps(document, indent=1) + "\n")
     else:
-        document = found
-    document["full"] = _as_json(_from_json(document["full"]))
+        # Plans of older versions lack what has a default now.
+        document = found | {"full": _as_json(_from_json(found["full"]))}
     for key, value in asked.items():
         if document[key] != value:
             raise UserError(
@@ -260,13 +260,7 @@ def _as_json(size: Size) -> dict[str, Any]:
 
 
 def _from_json(kept: dict[str, Any]) -> Size:
-    return Size(
-        tuple(kept["methods"]),
-        tuple(kept["labels"]),
-        kept["repetitions"],
-        tuple(kept["modes"]),
-        kept.get("first_repetition", 1),  # which older plans lack
-    )
+    return Size(**{k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()})
 
 
 def _plan_or_claim(output: Path, say: Callable[[str], None]) -> dict[str, Any] | claims.Claim:

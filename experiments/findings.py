@@ -54,6 +54,11 @@ class Doubled(NamedTuple):
     low: float
     high: float
 
+    @property
+    def moved(self) -> bool:
+        """Whether the first column's says that scratch is not at its plateau; not if undefined."""
+        return abs(self.changes[0]) >= PLATEAU
+
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
@@ -135,16 +140,19 @@ def find(study: Study, record: Record, classes: int, draws: int = statistics.DRA
                 continue
             against[key, amount] = name
             pairs[key] = tables.pair(both)
+        compared = statistics.compare(pairs, tables.subjects, draws)
+        comparisons |= {(key, amount): comparison for key, comparison in compared.items()}
+        gains = [key for key, comparison in compared.items() if comparison.shown() > 0]
+        if not gains:
+            continue
+        # All methods, and not the gains alone: those are chosen by the same noise.
         doubled = {}
-        for key, comparison in statistics.compare(pairs, tables.subjects, draws).items():
-            comparisons[key, amount] = comparison
+        for key in compared:
             double = rows_of.get((_random(DOUBLES[against[key, amount]]), amount), [])
             if both := _of_both(rows_of[key, amount], double):
                 doubled[key] = tables.pair(both)
-        # Corrected for all: those that gain are chosen by the same noise.
-        for key, comparison in statistics.compare(doubled, tables.subjects, draws).items():
-            if comparisons[key, amount].shown() > 0:
-                beyond[key, amount] = comparison
+        again = statistics.compare(doubled, tables.subjects, draws)
+        beyond |= {(key, amount): again[key] for key in gains if key in again}
     convergence, curves = _converge(study, record, rows_of)
     return Findings(
         tuple(order),

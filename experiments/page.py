@@ -7,7 +7,7 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.findings import PLATEAU, Findings, Key
+from experiments.findings import Findings, Key
 from experiments.record import Record
 from experiments.study import DOUBLES, METHODS, SCRATCH, SCRATCH_2D
 from experiments.tables import Table, capital
@@ -48,7 +48,7 @@ def summary(findings: Findings) -> list[str]:
             f"With {amount} labels {method} is not at its plateau: twice the steps change it by "
             f"{doubled.changes[0]:+.3f}."
             for (method, a), doubled in findings.plateau.items()
-            if a == amount and abs(doubled.changes[0]) >= PLATEAU
+            if a == amount and doubled.moved
         ]
         words += [
             f"With {amount} labels {findings.label(key)} against "

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from experiments import statistics
-from experiments.findings import PLATEAU, Findings, Key
+from experiments.findings import PLATEAU, Doubled, Findings, Key
 from experiments.published import Published, Value
 from experiments.record import Record, numbers
 from experiments.study import DOUBLES, Study
@@ -189,7 +189,7 @@ def plateau(study: Study, findings: Findings) -> Table:
             *(NONE if math.isnan(change) else f"{change:+.4f}" for change in doubled.changes),
             NONE if math.isnan(doubled.low) else f"[{doubled.low:+.4f}, {doubled.high:+.4f}]",
             str(doubled.repetitions),
-            _at_plateau(doubled.changes[0], names[0]),
+            _at_plateau(doubled, names[0]),
         )
         for (method, amount), doubled in findings.plateau.items()
     )
@@ -221,10 +221,10 @@ def beyond(findings: Findings) -> Table:
     return Table("gains against scratch with twice the steps", header, rows, notes)
 
 
-def _at_plateau(change: float, name: str) -> str:
-    if math.isnan(change):
+def _at_plateau(doubled: Doubled, name: str) -> str:
+    if math.isnan(doubled.changes[0]):
         return NONE
-    return f"{'' if abs(change) < PLATEAU else 'not '}at its plateau in {name}"
+    return f"{'not ' if doubled.moved else ''}at its plateau in {name}"
 
 
 def pretrainings(record: Record) -> Table:

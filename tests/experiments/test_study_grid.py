@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from small_study import tiny
 
 from experiments import brats, grid, hippocampus, hippocampus_slices, pancreas, phantom, retina
-from experiments.budget import Size
 from experiments.grid import Cell
 from experiments.plan import Plan, case_hash, check_data
 from experiments.study import METHODS, check_methods, finetuning_with, label_fraction
@@ -27,7 +26,9 @@ def plan(study, volumes):
 
 
 def cells_of(study):
-    return grid.cells(study.methods, study.labels, study.repetitions, study.modes)
+    return grid.cells(
+        study.methods, study.labels, study.repetitions, study.modes, study.first_repetition
+    )
 
 
 def changed(plan, **changes):
@@ -92,12 +93,12 @@ def test_all_methods_are_treated_alike(plan):
 def test_fresh_repetitions_have_other_labels_and_seeds(plan):
     """None of those of the repetitions from 1 on, and yet cells that a longer study would have."""
 
-    def seen(study):
-        methods, labels = ("scratch2d", "rotation2d"), ("4",)
-        size = Size(methods, labels, 3, study.modes, study.first_repetition)
-        return [job.row for job in grid.jobs(plan, grid.cells(*size))]
+    def seen(first):
+        narrow = tiny(methods=("scratch2d", "rotation2d"), labels=("4",), repetitions=3)
+        study = dataclasses.replace(narrow, first_repetition=first)
+        return [job.row for job in grid.jobs(plan, cells_of(study))]
 
-    usual, fresh = seen(plan.study), seen(changed(plan, first_repetition=4).study)
+    usual, fresh = seen(1), seen(4)
     assert [row["repetition"] for row in usual] == [1, 1, 2, 2, 3, 3]
     assert [row["repetition"] for row in fresh] == [4, 4, 5, 5, 6, 6]
     assert all(row["seed"] == row["label_seed"] == row["repetition"] for row in usual + fresh)
@@ -108,9 +109,7 @@ def test_fresh_repetitions_have_other_labels_and_seeds(plan):
 
 def test_the_slices_of_the_hippocampus_are_tested_on_fresh_repetitions():
     """Its settings were chosen in docs/results by those up to 53."""
-    study = hippocampus_slices.STUDY
-    size = Size(study.methods, study.labels, study.repetitions, study.modes, study.first_repetition)
-    cells = grid.cells(*size)
+    cells = cells_of(hippocampus_slices.STUDY)
     assert {cell.repetition for cell in cells} == set(range(54, 94))
     assert len(cells) == 80
 
