@@ -18,7 +18,7 @@ from clu import parameter_overview
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from ssl3d import checkpoint, checks, report, sharding, tasks, transfer
+from ssl3d import backend, checkpoint, checks, report, sharding, tasks, transfer
 from ssl3d.data import pipeline, sources, store
 from ssl3d.errors import RunError, UserError
 from ssl3d.models import export, model
@@ -158,6 +158,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
     train_cases, validation_cases = sources.choose_cases(config, dataset)
     task = tasks.build(config, sources.labels_of(dataset, train_cases))
     mesh = sharding.make_mesh(config.mesh.space)
+    backend.keep_memory()
     process = (jax.process_index(), jax.process_count())
     shared = {
         "record": task.record,

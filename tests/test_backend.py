@@ -78,3 +78,37 @@ def test_import_touches_no_device():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+# Page faults of a second block of 64 MB, freed and allocated again.
+FAULTS = """
+import resource
+import numpy as np
+from ssl3d import backend
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(2**23)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+freed_at_once = [faults(), faults()][1]
+keeps = backend.keep_memory()
+print(keeps, freed_at_once, [faults(), faults()][1])
+"""
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="accelerators have memory of their own")
+def test_memory_that_was_freed_is_used_again():
+    run = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    keeps, before, after = run.stdout.split()
+    if keeps == "False":
+        pytest.skip("not the malloc of a glibc that takes large thresholds")
+    assert int(after) < int(before) / 10
+
+
+def test_a_malloc_that_takes_no_wishes_is_left_alone(monkeypatch):
+    def no_library(name):
+        raise OSError("no such library")
+
+    monkeypatch.setattr(backend.ctypes, "CDLL", no_library)
+    assert not backend.keep_memory()
