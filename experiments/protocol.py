@@ -105,6 +105,8 @@ def carry_out(study: Study, options: argparse.Namespace, typed: str, started: fl
         limits.append(f"Not complete: {left} of {len(jobs)} cells are missing.")
     if found.results or not (stopped or failed):
         report.write(plan, found, limits, typed, output)
+    if options.report_only:
+        record.update(output)  # by cells whose process was killed before it did
     if stopped:
         return _stopped()
     runs.failures(failed)

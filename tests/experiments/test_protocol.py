@@ -217,6 +217,16 @@ def test_a_budget_of_before_repetitions_had_a_first(call):
     assert done(call.output) == before
 
 
+def test_tables_of_a_killed_study(call):
+    """It was killed before it merged its last cells: the report merges them."""
+    call("--methods=scratch", "--repetitions=2")
+    whole = {name: (call.output / name).read_text() for name in ("results.csv", "cases.csv")}
+    for name, text in whole.items():
+        (call.output / name).write_text(text.splitlines(keepends=True)[0])
+    call("--methods=scratch", "--repetitions=2", "--report-only")
+    assert {name: (call.output / name).read_text() for name in whole} == whole
+
+
 def test_fractions_in_any_order(call):
     call("--methods=scratch", "--fractions=100%,2,50%", "--repetitions=1")
     before = done(call.output)
