@@ -155,25 +155,35 @@ def make_plan(study: Study, options: argparse.Namespace, output: Path) -> Plan:
 
 
 def open_dataset(study: Study, path: Path | None, output: Path) -> store.Dataset:
-    """The downstream data; a phantom is drawn on first use, by one process alone."""
+    """The downstream data; a phantom is drawn on first use, and what is derived is derived."""
     if study.preset.startswith("phantom"):
         folder = path or output / "data"
         settings = dict(study.data) | {"data.path": str(folder)}
         config = grid.load_config(study.downstream, study.preset, settings)
-        if (folder / store.MANIFEST).exists():
-            return sources.open_dataset(config)
-        while (claim := claims.take(output / "drawing")) is None:
-            time.sleep(runs.LOOK)
-        with claims.kept_alive(claim, lambda: None):
-            return sources.open_dataset(config)
+        return _made_once(output, folder, lambda: sources.open_dataset(config))
     if path is None:
         raise UserError("--data: give the folder that python -m ssl3d.prepare has written")
     dataset = store.read(path)
+    if study.derive:
+        derive, folder = study.derive, output / "data"
+        return _made_once(output, folder, lambda: derive(dataset, folder))
     if dataset.rank != study.rank:
         raise UserError(
             f"{path}: holds {dataset.rank}D images, {study.name} is a study of {study.rank}D ones"
         )
     return dataset
+
+
+def _made_once(
+    output: Path, folder: Path, make_or_open: Callable[[], store.Dataset]
+) -> store.Dataset:
+    """A data set that the study makes itself, by one process alone."""
+    if (folder / store.MANIFEST).exists():
+        return make_or_open()
+    while (claim := claims.take(output / "drawing")) is None:
+        time.sleep(runs.LOOK)
+    with claims.kept_alive(claim, lambda: None):
+        return make_or_open()
 
 
 def choose_size(plan: Plan, options: argparse.Namespace) -> Size:

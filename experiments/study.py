@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.published import Published
+from ssl3d.data import store
 from ssl3d.errors import UserError
 
 # Dotted key of a config -> value, as `--config.KEY=VALUE` has it.
@@ -85,6 +87,8 @@ class Study:
         another, for the pretraining.
       downstream: config of the downstream problem, "segment" or "classify".
       rank: of the downstream data.
+      derive: makes them of the prepared data that the user has, in a folder, or opens them where
+        they are made; None: they are these themselves.
       methods: names of `METHODS`, in the tables' order.
       labels: amounts of labelled training subjects: "5%", a number of them, or "all".
       repetitions: each with its own label subsets and its own initial weights.
@@ -118,6 +122,7 @@ class Study:
     labels: tuple[str, ...]
     repetitions: int
     columns: tuple[Column, ...]
+    derive: Callable[[store.Dataset, Path], store.Dataset] | None = None
     first_repetition: int = 1
     modes: tuple[str, ...] = ("finetune",)
     encoder: Settings = dataclasses.field(default_factory=dict)

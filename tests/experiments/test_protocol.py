@@ -471,7 +471,16 @@ def test_the_record_reads_as_it_was_written(call, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["brats", "hippocampus", "hippocampus_slices", "pancreas", "phantom", "retina"]
+    "name",
+    [
+        "brats",
+        "hippocampus",
+        "hippocampus_levels",
+        "hippocampus_slices",
+        "pancreas",
+        "phantom",
+        "retina",
+    ],
 )
 def test_help(name, in_repository):
     study = __import__(f"experiments.{name}", fromlist=["STUDY"]).STUDY

@@ -9,8 +9,9 @@ import pytest
 import source_files
 from small_study import tiny
 
-from experiments import brats, pancreas, phantom, protocol, retina
+from experiments import brats, hippocampus_levels, pancreas, phantom, protocol, retina
 from ssl3d import prepare
+from ssl3d.data import store
 
 # Seconds on a quiet machine; a busy one takes minutes to compile each run.
 pytestmark = pytest.mark.timeout(1800)
@@ -125,6 +126,20 @@ def test_retina(tmp_path):
     assert "| ≈ 0.735 |" in table  # the paper's, pretrained on the same pictures as ours
     assert "| rotation2d on UK Biobank |" in table
     assert "validation accuracy of the five bits" in table
+
+
+def test_levels_of_the_hippocampus_are_of_slices_cut_on_first_use(tmp_path):
+    data = prepared(tmp_path, "msd", source_files.write_msd, "--recipe=mr")
+    study = small(hippocampus_levels.STUDY, (16, 16))
+    out = tmp_path / "out"
+    rows, _ = run(study, data, out, "--methods=scratch,rotation2d")
+    assert {row["mode"] for row in rows} == {"random", "finetune"}
+    pictures = store.read(out / "data")
+    graded = [case for case in pictures.split("train") if case.grade is not None]
+    assert {row["training_cases"] for row in rows} == {str(len(graded))}
+    assert all(-1 <= float(row["kappa"]) <= 1 for row in rows)
+    assert (out / "data" / ".gitignore").exists()
+    assert protocol.main(study, [f"--data={data}", f"--output={out}", "--report-only"]) == 0
 
 
 def test_the_phantom_is_drawn_on_first_use(tmp_path):

@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_study import tiny
 
-from experiments import brats, grid, hippocampus, hippocampus_slices, pancreas, phantom, retina
+from experiments import (
+    brats,
+    grid,
+    hippocampus,
+    hippocampus_levels,
+    hippocampus_slices,
+    pancreas,
+    phantom,
+    retina,
+)
 from experiments.grid import Cell
 from experiments.plan import Plan, case_hash, check_data
 from experiments.study import METHODS, check_methods, finetuning_with, label_fraction
@@ -16,7 +25,16 @@ from ssl3d.data import sources, store
 from ssl3d.errors import UserError
 
 STUDIES = [
-    module.STUDY for module in (brats, hippocampus, hippocampus_slices, pancreas, phantom, retina)
+    module.STUDY
+    for module in (
+        brats,
+        hippocampus,
+        hippocampus_levels,
+        hippocampus_slices,
+        pancreas,
+        phantom,
+        retina,
+    )
 ]
 
 

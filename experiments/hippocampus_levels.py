@@ -1,0 +1,163 @@
+"""Grades of pictures with few labels: where on the hippocampus' long axis is a coronal slice?
+
+python -m experiments.hippocampus_levels --data=DIR --output=DIR [--budget=20]
+
+DIR as python -m ssl3d.prepare --layout=msd --source=Task04_Hippocampus writes it. Every second
+coronal slice of its volumes becomes a picture, once, in OUTPUT/data; the labels grade it: in front
+of the hippocampus, at its anterior part (the head), at the posterior one (body and tail), behind.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from experiments import protocol
+from experiments.plan import fingerprint
+from experiments.study import SCRATCH, Column, Study
+from ssl3d import command
+from ssl3d.data import store
+from ssl3d.errors import UserError
+
+LEVELS = ("in front", "anterior", "posterior", "behind")
+# Label values of Task04.
+ANTERIOR, POSTERIOR = 1, 2
+# Of the prepared volumes, whose axes are right, anterior, superior.
+CORONAL, IN_PLANE = 1, (0, 2)
+EVERY = 2  # slices; neighbours of 1 mm are nearly alike
+
+
+def levels(label: np.ndarray) -> np.ndarray:
+    """Grades of the coronal slices of a label map [*S]: int [slices], values index `LEVELS`.
+
+    Where both parts are in a slice, the larger one counts. In front is beyond the anterior part,
+    whichever way the axis runs.
+
+    Raises:
+      ValueError: one of the parts is not there.
+    """
+    parts = [(label == value).sum(axis=IN_PLANE) for value in (ANTERIOR, POSTERIOR)]
+    if not all(part.any() for part in parts):
+        raise ValueError("no anterior or no posterior part")
+    place = np.arange(label.shape[CORONAL])
+    head, tail = (np.average(place, weights=part) for part in parts)
+    # From here on counted from the tail towards the head.
+    upright = place if tail < head else -place
+    organ = upright[sum(parts) > 0]
+    grades = np.where(parts[0] >= parts[1], LEVELS.index("anterior"), LEVELS.index("posterior"))
+    grades[upright > organ.max()] = LEVELS.index("in front")
+    grades[upright < organ.min()] = LEVELS.index("behind")
+    return grades
+
+
+def write_slices(volumes: store.Dataset, folder: Path) -> store.Dataset:
+    """Writes the pictures of prepared volumes, or returns those that are there already.
+
+    Each keeps its volume's subject and split; those of unlabelled volumes have no grade.
+
+    Raises:
+      UserError: other data than the hippocampus, or pictures of others in the folder.
+    """
+    origin = {"slices_of": fingerprint(volumes), "every": EVERY}
+    if (folder / store.MANIFEST).exists():
+        pictures = store.read(folder)
+        if pictures.extra != origin:
+            raise UserError(
+                f"{folder}: holds slices of other volumes than {volumes.path}; give another "
+                "--output, or remove the folder"
+            )
+        return pictures
+    if volumes.rank != 3 or len(volumes.classes) <= POSTERIOR:
+        raise UserError(
+            f"{volumes.path}: needs volumes with labels of the anterior and the posterior "
+            "hippocampus; prepare Task04 of the Decathlon"
+        )
+    cases = []
+    for volume in tqdm(volumes.cases, "cutting slices", unit="case", disable=None):
+        image, grades = store.load_image(volumes, volume), None
+        if volume.labelled:
+            try:
+                grades = levels(store.load_label(volumes, volume))
+            except ValueError as error:
+                raise UserError(f"{volumes.path}: {volume.id}: {error}; leave it out") from None
+        for place in range(0, volume.shape[CORONAL], EVERY):
+            grade = None if grades is None else int(grades[place])
+            cases.append(_write_slice(volume, image, place, grade, folder))
+    pictures = store.Dataset(
+        path=folder,
+        name=f"{volumes.name} levels",
+        rank=2,
+        modalities=volumes.modalities,
+        classes=LEVELS,
+        splits_by=volumes.splits_by,
+        cases=tuple(cases),
+        extra=origin,
+    )
+    store.write_manifest(pictures)
+    return pictures
+
+
+def _write_slice(
+    volume: store.Case, image: np.ndarray, place: int, grade: int | None, folder: Path
+) -> store.Case:
+    picture = np.take(image, place, axis=CORONAL)
+    name = f"{volume.id}_{place:03d}"
+    store.write_arrays(folder, name, picture)
+    kept = [*IN_PLANE, len(volume.shape)]
+    return store.Case(
+        id=name,
+        subject=volume.subject,
+        split=volume.split,
+        shape=picture.shape[:-1],
+        channels=volume.channels,
+        spacing=tuple(volume.spacing[axis] for axis in IN_PLANE),
+        affine=tuple(tuple(volume.affine[row][column] for column in kept) for row in kept),
+        grade=grade,
+        order=volume.order,
+        extra={"content": f"{volume.extra.get('content', volume.id)}-{place}"},
+    )
+
+
+STUDY = Study(
+    name="hippocampus_levels",
+    title="Hippocampus: the level of coronal slices with few labelled cases",
+    preset="hippocampus",
+    downstream="classify",
+    rank=2,
+    derive=write_slices,
+    methods=(SCRATCH, "cpc2d", "rpl2d"),
+    labels=("2",),
+    # Those before it have suggested the tasks (docs/results/attempts.md).
+    first_repetition=11,
+    repetitions=24,
+    columns=(Column("kappa", "kappa"),),
+    encoder={"width": 16, "depth": 4},
+    # Coronal slices are about 35 x 36 pixels of 1 mm.
+    pretraining={"batch_size": 32},
+    pretraining_of={
+        "cpc2d": {"steps": 400, "data.crop": (35, 35), "batch_size": 16},
+        "exemplar2d": {"steps": 600, "data.crop": (36, 36)},
+        "jigsaw2d": {"steps": 600, "data.crop": (33, 33)},
+        "rotation2d": {"steps": 600, "data.crop": (36, 36)},
+        "rpl2d": {"steps": 1000, "data.crop": (33, 33)},
+    },
+    finetuning={
+        "data.crop": (36, 36),
+        "batch_size": 32,
+        "steps": 400,
+        "task.head": "ordinal",
+    },
+    validations=8,
+    brief=(SCRATCH, "cpc2d"),
+    notes=(
+        "The paper has no numbers on these data. Grades are of slices and derived from label maps.",
+        "The source has no subject ids: splits are by case, left and right of one person may be "
+        "on both sides.",
+        "Its repetitions count from 11: the first few had suggested the tasks.",
+    ),
+)
+
+if __name__ == "__main__":
+    command.run(lambda arguments: protocol.main(STUDY, arguments))
