@@ -15,16 +15,17 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import protocol
-from experiments.plan import fingerprint
+from experiments.plan import short_hash
 from experiments.study import SCRATCH, Column, Study
 from ssl3d import command
 from ssl3d.data import store
 from ssl3d.errors import UserError
 
 LEVELS = ("in front", "anterior", "posterior", "behind")
-# Label values of Task04.
+# Task04's classes, and their label values.
+PARTS = ("Anterior", "Posterior")
 ANTERIOR, POSTERIOR = 1, 2
-# Of the prepared volumes, whose axes are right, anterior, superior.
+# Axes of the prepared volumes, which run to the right, to the front and up.
 CORONAL, IN_PLANE = 1, (0, 2)
 EVERY = 2  # slices; neighbours of 1 mm are nearly alike
 
@@ -32,23 +33,20 @@ EVERY = 2  # slices; neighbours of 1 mm are nearly alike
 def levels(label: np.ndarray) -> np.ndarray:
     """Grades of the coronal slices of a label map [*S]: int [slices], values index `LEVELS`.
 
-    Where both parts are in a slice, the larger one counts. In front is beyond the anterior part,
-    whichever way the axis runs.
+    Where both parts are in a slice, the larger one counts, of equal ones the anterior.
 
     Raises:
-      ValueError: one of the parts is not there.
+      ValueError: one of the parts is not there, or a slice between others has neither.
     """
-    parts = [(label == value).sum(axis=IN_PLANE) for value in (ANTERIOR, POSTERIOR)]
-    if not all(part.any() for part in parts):
+    anterior, posterior = ((label == value).sum(axis=IN_PLANE) for value in (ANTERIOR, POSTERIOR))
+    if not anterior.any() or not posterior.any():
         raise ValueError("no anterior or no posterior part")
-    place = np.arange(label.shape[CORONAL])
-    head, tail = (np.average(place, weights=part) for part in parts)
-    # From here on counted from the tail towards the head.
-    upright = place if tail < head else -place
-    organ = upright[sum(parts) > 0]
-    grades = np.where(parts[0] >= parts[1], LEVELS.index("anterior"), LEVELS.index("posterior"))
-    grades[upright > organ.max()] = LEVELS.index("in front")
-    grades[upright < organ.min()] = LEVELS.index("behind")
+    organ = np.flatnonzero(anterior + posterior)
+    if len(organ) < organ[-1] + 1 - organ[0]:
+        raise ValueError("a coronal slice within the hippocampus has no label")
+    grades = np.where(anterior >= posterior, LEVELS.index("anterior"), LEVELS.index("posterior"))
+    grades[organ[-1] + 1 :] = LEVELS.index("in front")
+    grades[: organ[0]] = LEVELS.index("behind")
     return grades
 
 
@@ -60,7 +58,9 @@ def write_slices(volumes: store.Dataset, folder: Path) -> store.Dataset:
     Raises:
       UserError: other data than the hippocampus, or pictures of others in the folder.
     """
-    origin = {"slices_of": fingerprint(volumes), "every": EVERY}
+    # The manifest has checksums of images and labels, and how they were prepared.
+    manifest = (volumes.path / store.MANIFEST).read_text()
+    origin = {"slices_of": short_hash(manifest), "every": EVERY}
     if (folder / store.MANIFEST).exists():
         pictures = store.read(folder)
         if pictures.extra != origin:
@@ -69,7 +69,7 @@ def write_slices(volumes: store.Dataset, folder: Path) -> store.Dataset:
                 "--output, or remove the folder"
             )
         return pictures
-    if volumes.rank != 3 or len(volumes.classes) <= POSTERIOR:
+    if volumes.rank != 3 or volumes.classes[1:] != PARTS:
         raise UserError(
             f"{volumes.path}: needs volumes with labels of the anterior and the posterior "
             "hippocampus; prepare Task04 of the Decathlon"
@@ -85,18 +85,19 @@ def write_slices(volumes: store.Dataset, folder: Path) -> store.Dataset:
         for place in range(0, volume.shape[CORONAL], EVERY):
             grade = None if grades is None else int(grades[place])
             cases.append(_write_slice(volume, image, place, grade, folder))
-    pictures = store.Dataset(
-        path=folder,
-        name=f"{volumes.name} levels",
-        rank=2,
-        modalities=volumes.modalities,
-        classes=LEVELS,
-        splits_by=volumes.splits_by,
-        cases=tuple(cases),
-        extra=origin,
+    store.write_manifest(
+        store.Dataset(
+            path=folder,
+            name=f"{volumes.name} levels",
+            rank=2,
+            modalities=volumes.modalities,
+            classes=LEVELS,
+            splits_by=volumes.splits_by,
+            cases=tuple(cases),
+            extra=origin,
+        )
     )
-    store.write_manifest(pictures)
-    return pictures
+    return store.read(folder)
 
 
 def _write_slice(
@@ -106,6 +107,7 @@ def _write_slice(
     name = f"{volume.id}_{place:03d}"
     store.write_arrays(folder, name, picture)
     kept = [*IN_PLANE, len(volume.shape)]
+    content = volume.extra.get("content")
     return store.Case(
         id=name,
         subject=volume.subject,
@@ -116,7 +118,7 @@ def _write_slice(
         affine=tuple(tuple(volume.affine[row][column] for column in kept) for row in kept),
         grade=grade,
         order=volume.order,
-        extra={"content": f"{volume.extra.get('content', volume.id)}-{place}"},
+        extra={"content": f"{content}-{place}", "volume_content": content} if content else {},
     )
 
 
@@ -129,16 +131,15 @@ STUDY = Study(
     derive=write_slices,
     methods=(SCRATCH, "cpc2d", "rpl2d"),
     labels=("2",),
-    # Those before it have suggested the tasks (docs/results/attempts.md).
+    # The first four have suggested the tasks (docs/results/attempts.md).
     first_repetition=11,
     repetitions=24,
     columns=(Column("kappa", "kappa"),),
     encoder={"width": 16, "depth": 4},
-    # Coronal slices are about 35 x 36 pixels of 1 mm.
+    # The preset's crops of patches are of axial slices; coronal ones are about 35 x 36 mm.
     pretraining={"batch_size": 32},
     pretraining_of={
         "cpc2d": {"steps": 400, "data.crop": (35, 35), "batch_size": 16},
-        "exemplar2d": {"steps": 600, "data.crop": (36, 36)},
         "jigsaw2d": {"steps": 600, "data.crop": (33, 33)},
         "rotation2d": {"steps": 600, "data.crop": (36, 36)},
         "rpl2d": {"steps": 1000, "data.crop": (33, 33)},
@@ -155,7 +156,9 @@ STUDY = Study(
         "The paper has no numbers on these data. Grades are of slices and derived from label maps.",
         "The source has no subject ids: splits are by case, left and right of one person may be "
         "on both sides.",
-        "Its repetitions count from 11: the first few had suggested the tasks.",
+        "Its repetitions count from 11: the first four had suggested the tasks.",
+        "Its cases are slices. All of a hippocampus are in one split, and the statistics resample "
+        "hippocampi.",
     ),
 )
 

@@ -65,17 +65,20 @@ def check_data(plan: Plan, methods: Sequence[str]) -> None:
     else:
         return
     held_out = {
-        case.extra["content"]: case
-        for case in plan.dataset.split("val", "test")
-        if "content" in case.extra
+        content: case for case in plan.dataset.split("val", "test") for content in _contents(case)
     }
     for case in plan.corpus.split(*splits):
-        double = held_out.get(case.extra.get("content"))
+        double = next((held_out[x] for x in _contents(case) if x in held_out), None)
         if double:
             raise UserError(
                 f"{plan.corpus.path}: {case.id} is the same image as {double.id}, a {double.split} "
                 f"case of {plan.dataset.path}; take it out, or {remedy}"
             )
+
+
+def _contents(case: store.Case) -> list[str]:
+    """Checksums of the image, and of the volume that it is a slice of."""
+    return [case.extra[key] for key in ("content", "volume_content") if key in case.extra]
 
 
 def can_supervise(plan: Plan) -> bool:

@@ -32,12 +32,12 @@ def parser(study: Study) -> command.Parser:
     about = f"{study.title}.\n\n{__doc__}"
     result = command.Parser(prog=f"python -m experiments.{study.name}", description=about)
     add = result.add_argument
-    drawn = study.preset.startswith("phantom")
-    add(
-        "--data",
-        type=Path,
-        help="prepared downstream data" + (" (default: drawn into OUTPUT/data)" if drawn else ""),
-    )
+    about_data = "prepared downstream data"
+    if study.preset.startswith("phantom"):
+        about_data += " (default: drawn into OUTPUT/data)"
+    elif study.derive:
+        about_data = "prepared volumes, of which the downstream data are cut into OUTPUT/data"
+    add("--data", type=Path, help=about_data)
     add("--output", type=Path, default=Path("runs") / study.name, help="default: %(default)s")
     add("--pretrain-data", type=Path, help="another prepared data set to pretrain on")
     add("--source", type=Path, help="files the data were prepared from, to score on their grid")
@@ -148,6 +148,8 @@ def make_plan(study: Study, options: argparse.Namespace, output: Path) -> Plan:
     """The data of a study. Raises `UserError` where they are missing or do not fit."""
     dataset = open_dataset(study, options.data, output)
     corpus = store.read(options.pretrain_data) if options.pretrain_data else dataset
+    if options.source and study.downstream == "classify":
+        raise UserError(f"--source: scores label maps, and {study.name} has grades; leave it out")
     source = str(options.source.resolve()) if options.source else ""
     if options.source and not options.source.is_dir():
         raise UserError(f"--source={options.source}: no such folder")
@@ -155,7 +157,7 @@ def make_plan(study: Study, options: argparse.Namespace, output: Path) -> Plan:
 
 
 def open_dataset(study: Study, path: Path | None, output: Path) -> store.Dataset:
-    """The downstream data; a phantom is drawn on first use, and what is derived is derived."""
+    """The downstream data. A phantom is drawn on first use, and slices are cut."""
     if study.preset.startswith("phantom"):
         folder = path or output / "data"
         settings = dict(study.data) | {"data.path": str(folder)}
@@ -180,6 +182,9 @@ def _made_once(
     """A data set that the study makes itself, by one process alone."""
     if (folder / store.MANIFEST).exists():
         return make_or_open()
+    if folder.parent == output:
+        folder.mkdir(exist_ok=True)
+        _keep_out_of_repositories(output)
     while (claim := claims.take(output / "drawing")) is None:
         time.sleep(runs.LOOK)
     with claims.kept_alive(claim, lambda: None):

@@ -87,8 +87,8 @@ class Study:
         another, for the pretraining.
       downstream: config of the downstream problem, "segment" or "classify".
       rank: of the downstream data.
-      derive: makes them of the prepared data that the user has, in a folder, or opens them where
-        they are made; None: they are these themselves.
+      derive: (prepared data, folder) -> the downstream data, written into the folder on first use.
+        None: the prepared data are the downstream ones.
       methods: names of `METHODS`, in the tables' order.
       labels: amounts of labelled training subjects: "5%", a number of them, or "all".
       repetitions: each with its own label subsets and its own initial weights.

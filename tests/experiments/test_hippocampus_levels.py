@@ -1,6 +1,7 @@
 """The pictures of the study of levels: which slice gets which grade, and whose it is."""
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 
@@ -8,68 +9,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from long_axis import ANTERIOR, GRADES, POSTERIOR, label_map, write_hippocampi
 
-from experiments.hippocampus_levels import EVERY, LEVELS, levels, write_slices
+from experiments.hippocampus_levels import EVERY, LEVELS, STUDY, levels, write_slices
+from experiments.plan import Plan, check_data
 from ssl3d import prepare
 from ssl3d.data import store
 from ssl3d.errors import UserError
 
 TASK04 = Path(os.environ.get("SSL3D_TEST_DATA", "nowhere")) / "Task04_Hippocampus"
-# Voxels of each part in the coronal slices of a label map, from behind to the front.
-POSTERIOR, ANTERIOR = [0, 0, 3, 4, 5, 2, 0, 0, 0], [0, 0, 0, 0, 1, 6, 4, 0, 0]
-GRADES = [3, 3, 2, 2, 2, 1, 1, 0, 0]
 
 
-def label_map(anterior, posterior):
-    """Volumes [10, slices, 3] whose coronal slices hold so many voxels of each part."""
-    label = np.zeros((10, len(anterior), 3), np.uint8)
-    for place, (front, back) in enumerate(zip(anterior, posterior, strict=True)):
-        label[:front, place, 0] = 1
-        label[:back, place, 1] = 2
-    return label
-
-
-def hippocampi(folder, seed=0):
-    """Prepared volumes of three split cases and one unlabelled case, of unlike lengths."""
-    rng = np.random.default_rng(seed)
-    cases = []
-    for number, split in enumerate(["train", "train", "val", "test", "unlabelled"]):
-        anterior, posterior = [0] * number + ANTERIOR, [0] * number + POSTERIOR
-        label = label_map(anterior, posterior)
-        image = rng.normal(size=(*label.shape, 1))
-        image[..., 0] += label
-        labelled = split != "unlabelled"
-        name = f"case_{number}"
-        store.write_arrays(folder, name, image, label if labelled else None)
-        cases.append(
-            store.Case(
-                id=name,
-                subject=f"subject_{number}",
-                split=split,
-                shape=label.shape,
-                channels=1,
-                spacing=(1.0, 2.0, 3.0),
-                affine=tuple(map(tuple, np.diag([1.0, 2.0, 3.0, 1.0]).tolist())),
-                labelled=labelled,
-                order=number,
-            )
-        )
-    volumes = store.Dataset(
-        path=folder,
-        name="hippocampi",
-        rank=3,
-        modalities=("MRI",),
-        classes=("background", "Anterior", "Posterior"),
-        splits_by="case",
-        cases=tuple(cases),
-    )
-    store.write_manifest(volumes)
-    return volumes
-
-
-def test_levels_from_the_front_to_the_back():
+def test_levels_from_behind_to_the_front():
     assert levels(label_map(ANTERIOR, POSTERIOR)).tolist() == GRADES
-    assert levels(label_map(ANTERIOR[::-1], POSTERIOR[::-1])).tolist() == GRADES[::-1]
 
 
 @given(
@@ -77,15 +29,12 @@ def test_levels_from_the_front_to_the_back():
     st.lists(st.integers(1, 9), min_size=1, max_size=6),
     st.lists(st.integers(1, 9), min_size=1, max_size=6),
     st.integers(0, 4),
-    st.booleans(),
 )
-def test_each_level_is_where_its_label_is(behind, tail, head, front, turned):
+def test_each_level_is_where_its_label_is(behind, tail, head, front):
     posterior = [0] * behind + tail + [0] * (len(head) + front)
     anterior = [0] * (behind + len(tail)) + head + [0] * front
     expected = [3] * behind + [2] * len(tail) + [1] * len(head) + [0] * front
-    step = -1 if turned else 1
-    found = levels(label_map(anterior[::step], posterior[::step]))
-    assert found.tolist() == expected[::step]
+    assert levels(label_map(anterior, posterior)).tolist() == expected
 
 
 @pytest.mark.parametrize("missing", [1, 2])
@@ -96,8 +45,15 @@ def test_a_part_that_is_missing_is_refused(missing):
         levels(label)
 
 
+def test_a_gap_is_refused():
+    label = label_map(ANTERIOR, POSTERIOR)
+    label[:, 3] = 0
+    with pytest.raises(ValueError, match="within the hippocampus has no label"):
+        levels(label)
+
+
 def test_pictures_are_slices_of_the_same_subject_and_split(tmp_path):
-    volumes = hippocampi(tmp_path / "volumes")
+    volumes = write_hippocampi(tmp_path / "volumes", content="of ")
     pictures = write_slices(volumes, tmp_path / "pictures")
     assert store.read(tmp_path / "pictures") == pictures
     assert (pictures.rank, pictures.classes) == (2, LEVELS)
@@ -110,7 +66,7 @@ def test_pictures_are_slices_of_the_same_subject_and_split(tmp_path):
         expected = store.load_image(volumes, volume)[:, place]
         np.testing.assert_array_equal(store.load_image(pictures, case), expected)
         if volume.labelled:
-            assert case.grade == ([3] * int(volume.id[-1]) + GRADES)[place]
+            assert case.grade == ([3] * volume.order + GRADES)[place]
         else:
             assert case.grade is None
         seen[case.subject] += 1
@@ -120,27 +76,47 @@ def test_pictures_are_slices_of_the_same_subject_and_split(tmp_path):
 
 
 def test_pictures_are_made_once_and_of_these_volumes(tmp_path):
-    volumes = hippocampi(tmp_path / "volumes")
+    volumes = write_hippocampi(tmp_path / "volumes")
     made = write_slices(volumes, tmp_path / "pictures")
     file = store.image_path(made.path, made.cases[0].id)
     before = file.stat().st_mtime_ns
     assert write_slices(volumes, tmp_path / "pictures") == made
     assert file.stat().st_mtime_ns == before
-    others = dataclasses.replace(volumes, cases=volumes.cases[1:])
+    manifest = volumes.path / store.MANIFEST
+    document = json.loads(manifest.read_text())
+    document["cases"][0]["spacing"] = [2.0, 2.0, 2.0]  # prepared anew, otherwise
+    manifest.write_text(json.dumps(document))
     with pytest.raises(UserError, match=r"pictures: holds slices of other volumes"):
-        write_slices(others, tmp_path / "pictures")
+        write_slices(store.read(volumes.path), tmp_path / "pictures")
 
 
 def test_other_data_are_refused(volumes, pictures, tmp_path):
-    for dataset in (volumes, pictures):
+    pancreas = write_hippocampi(tmp_path / "pancreas", classes=("background", "pancreas", "tumour"))
+    for dataset in (volumes, pictures, pancreas):
         with pytest.raises(UserError, match="prepare Task04 of the Decathlon"):
             write_slices(dataset, tmp_path / "slices")
-    volumes = hippocampi(tmp_path / "volumes")
+    spoilt = write_hippocampi(tmp_path / "spoilt")
     label = label_map(ANTERIOR, [0] * len(POSTERIOR))
-    np.save(store.label_path(volumes.path, "case_0"), label)
-    with pytest.raises(UserError, match=r"case_0: no anterior or no posterior part; leave it out"):
-        write_slices(volumes, tmp_path / "slices")
+    np.save(store.label_path(spoilt.path, "case_7"), label)
+    with pytest.raises(UserError, match=r"case_7: no anterior or no posterior part; leave it out"):
+        write_slices(spoilt, tmp_path / "slices")
     assert not (tmp_path / "slices" / store.MANIFEST).exists()
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["the volume", "its slices"])
+def test_pretraining_elsewhere_sees_no_test_hippocampus(tmp_path, cut):
+    """In whatever split it is there, as a volume or cut too."""
+    pictures = write_slices(write_hippocampi(tmp_path / "a", content="of "), tmp_path / "pictures")
+    volumes = write_hippocampi(tmp_path / "b", content="of ")
+    corpus = write_slices(volumes, tmp_path / "others") if cut else volumes
+    check_data(Plan(STUDY, pictures, corpus), STUDY.methods)
+    moved = tuple(dataclasses.replace(case, split="train") for case in corpus.cases)
+    leaking = Plan(STUDY, pictures, dataclasses.replace(corpus, cases=moved))
+    with pytest.raises(UserError, match=r"is the same image as case_10_\d+, a val case"):
+        check_data(leaking, STUDY.methods)
+    # Where nothing is known of the images, nothing is alike.
+    unknown = write_slices(write_hippocampi(tmp_path / "c"), tmp_path / "unknown")
+    check_data(Plan(STUDY, unknown, leaking.corpus), STUDY.methods)
 
 
 @pytest.mark.skipif(not TASK04.is_dir(), reason="SSL3D_TEST_DATA has no Task04_Hippocampus")
@@ -151,7 +127,6 @@ def test_real_hippocampi_go_from_behind_to_the_front(tmp_path):
     for case in volumes.cases:
         if case.labelled:
             grades = levels(store.load_label(volumes, case))
-            # Towards the front in RAS+, a grade of the next level each time.
             assert (np.diff(grades) <= 0).all(), case.id
             assert {1, 2} <= set(grades.tolist())
             graded += 1

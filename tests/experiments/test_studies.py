@@ -2,16 +2,20 @@
 
 import csv
 import dataclasses
+import itertools
 import json
 import re
+from collections import Counter
 
 import pytest
 import source_files
+from long_axis import write_hippocampi
 from small_study import tiny
 
 from experiments import brats, hippocampus_levels, pancreas, phantom, protocol, retina
 from ssl3d import prepare
 from ssl3d.data import store
+from ssl3d.errors import UserError
 
 # Seconds on a quiet machine; a busy one takes minutes to compile each run.
 pytestmark = pytest.mark.timeout(1800)
@@ -129,17 +133,40 @@ def test_retina(tmp_path):
 
 
 def test_levels_of_the_hippocampus_are_of_slices_cut_on_first_use(tmp_path):
-    data = prepared(tmp_path, "msd", source_files.write_msd, "--recipe=mr")
-    study = small(hippocampus_levels.STUDY, (16, 16))
+    data = write_hippocampi(tmp_path / "volumes").path
+    study = small(hippocampus_levels.STUDY, (8, 8), labels=("2",))
     out = tmp_path / "out"
     rows, _ = run(study, data, out, "--methods=scratch,rotation2d")
     assert {row["mode"] for row in rows} == {"random", "finetune"}
-    pictures = store.read(out / "data")
-    graded = [case for case in pictures.split("train") if case.grade is not None]
-    assert {row["training_cases"] for row in rows} == {str(len(graded))}
-    assert all(-1 <= float(row["kappa"]) <= 1 for row in rows)
-    assert (out / "data" / ".gitignore").exists()
-    assert protocol.main(study, [f"--data={data}", f"--output={out}", "--report-only"]) == 0
+    slices = Counter((case.split, case.subject) for case in store.read(out / "data").cases)
+    of_training = sorted(count for (split, _), count in slices.items() if split == "train")
+    assert len(of_training) == 3
+    sums = {str(a + b) for a, b in itertools.combinations(of_training, 2)}
+    assert {row["training_cases"] for row in rows} <= sums
+    with (out / "pretraining.csv").open(newline="") as file:
+        (pretraining,) = csv.DictReader(file)
+    seen = sum(n for (split, _), n in slices.items() if split in ("train", "unlabelled"))
+    assert int(pretraining["cases"]) == seen < slices.total()
+
+
+def test_cut_slices_are_kept_out_of_repositories_from_the_start(tmp_path):
+    volumes = write_hippocampi(tmp_path / "volumes")
+    out = tmp_path / "out"
+
+    def cut(dataset, folder):
+        assert (folder / ".gitignore").read_text() == "*\n"
+        raise UserError("killed")
+
+    study = small(dataclasses.replace(hippocampus_levels.STUDY, derive=cut), (8, 8))
+    with pytest.raises(UserError, match="killed"):
+        protocol.main(study, [f"--data={volumes.path}", f"--output={out}", "--report-only"])
+
+
+def test_grades_have_no_source_to_be_scored_on(tmp_path):
+    volumes = write_hippocampi(tmp_path / "volumes")
+    options = [f"--data={volumes.path}", f"--output={tmp_path / 'out'}", f"--source={tmp_path}"]
+    with pytest.raises(UserError, match="--source: scores label maps, and hippocampus_levels has"):
+        protocol.main(hippocampus_levels.STUDY, options)
 
 
 def test_the_phantom_is_drawn_on_first_use(tmp_path):
