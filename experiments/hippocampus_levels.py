@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from experiments import protocol
+from experiments import hippocampus, protocol
 from experiments.plan import short_hash
 from experiments.study import SCRATCH, Column, Study
 from ssl3d import command
@@ -154,9 +154,8 @@ STUDY = Study(
     validations=8,
     brief=(SCRATCH, "cpc2d"),
     notes=(
-        "The paper has no numbers on these data. Grades are of slices and derived from label maps.",
-        "The source has no subject ids: splits are by case, left and right of one person may be "
-        "on both sides.",
+        *hippocampus.STUDY.notes,
+        "Grades are of slices and derived from label maps.",
         "Its repetitions count from 35: those before had suggested the task and the steps.",
         "Its cases are slices. All of a hippocampus are in one split, and the statistics resample "
         "hippocampi.",

@@ -146,13 +146,14 @@ def _say(text: str) -> None:
 
 def make_plan(study: Study, options: argparse.Namespace, output: Path) -> Plan:
     """The data of a study. Raises `UserError` where they are missing or do not fit."""
-    dataset = open_dataset(study, options.data, output)
-    corpus = store.read(options.pretrain_data) if options.pretrain_data else dataset
     if options.source and study.downstream == "classify":
         raise UserError(f"--source: scores label maps, and {study.name} has grades; leave it out")
-    source = str(options.source.resolve()) if options.source else ""
     if options.source and not options.source.is_dir():
         raise UserError(f"--source={options.source}: no such folder")
+    # Opening may draw or cut them, so what is wrong with the options is said before.
+    dataset = open_dataset(study, options.data, output)
+    corpus = store.read(options.pretrain_data) if options.pretrain_data else dataset
+    source = str(options.source.resolve()) if options.source else ""
     return Plan(study, dataset, corpus, options.transductive, source=source)
 
 

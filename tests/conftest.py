@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 # Before jax is imported. Tests compile far more than they run, and LLVM's optimisation of XLA's
 # code is most of that time; convolutions run in a library and do not notice.
@@ -192,6 +193,15 @@ def volumes(tmp_path_factory):
 def pictures(tmp_path_factory):
     """A 2D data set with three channels."""
     return write_dataset(tmp_path_factory.mktemp("data") / "pictures", rank=2, channels=3)
+
+
+@pytest.fixture(scope="session")
+def task04():
+    """The hippocampus data of the Decathlon; tests on them are skipped where there are none."""
+    folder = os.environ.get("SSL3D_TEST_DATA")
+    if not folder:
+        pytest.skip("set SSL3D_TEST_DATA to the folder that holds Task04_Hippocampus")
+    return Path(folder) / "Task04_Hippocampus"
 
 
 @pytest.fixture(scope="session")

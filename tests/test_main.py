@@ -2,9 +2,7 @@
 
 import functools
 import json
-import os
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -142,21 +140,17 @@ def test_stopping_where_the_run_already_is(call, tiny_options, pictures, tmp_pat
     assert "at step 2 of 3" in said.splitlines()[-1]
 
 
-@pytest.mark.skipif(
-    "SSL3D_TEST_DATA" not in os.environ,
-    reason="set SSL3D_TEST_DATA to the folder that holds Task04_Hippocampus",
-)
-def test_real_volumes_from_nifti_to_an_encoder(call, tiny_options, tmp_path):
+def test_real_volumes_from_nifti_to_an_encoder(task04, call, tiny_options, tmp_path):
     """Prepare and pretrain on a dozen hippocampi."""
     from ssl3d import prepare
 
-    source, few = Path(os.environ["SSL3D_TEST_DATA"]) / "Task04_Hippocampus", tmp_path / "few"
-    document = json.loads((source / "dataset.json").read_text())
+    few = tmp_path / "few"
+    document = json.loads((task04 / "dataset.json").read_text())
     document |= {"training": document["training"][:12], "test": [], "numTraining": 12, "numTest": 0}
     for entry in document["training"]:
         for file in entry.values():
             (few / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source / file, few / file)
+            shutil.copy(task04 / file, few / file)
     (few / "dataset.json").write_text(json.dumps(document))
     prepared = tmp_path / "prepared"
     assert prepare.main(["--layout=msd", f"--source={few}", f"--output={prepared}"]) in (0, None)

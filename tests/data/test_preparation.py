@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import filecmp
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,11 +16,6 @@ from source_files import run_prepare as run
 
 from ssl3d.data import collection, preparation, store
 from ssl3d.errors import UserError
-
-REAL = os.environ.get("SSL3D_TEST_DATA")
-needs_data = pytest.mark.skipif(
-    not REAL, reason="SSL3D_TEST_DATA is not set (folder that contains Task04_Hippocampus)"
-)
 
 
 def assert_same_bytes(first, second):
@@ -245,10 +238,9 @@ def test_peak_memory_of_a_large_ct(tmp_path, recipe):
     assert peak < 4 * 4 * image.size
 
 
-@needs_data
-def test_hippocampus(tmp_path):
+def test_hippocampus(task04, tmp_path):
     started = time.monotonic()
-    dataset = run("msd", Path(REAL) / "Task04_Hippocampus", tmp_path / "out", workers=2)
+    dataset = run("msd", task04, tmp_path / "out", workers=2)
     seconds = time.monotonic() - started
     sizes = [len(dataset.split(name)) for name in store.SPLITS]
     assert sizes == [96, 32, 32, 100]

@@ -14,6 +14,17 @@ from experiments.hippocampus import STUDY
 from experiments.study import Column
 from ssl3d import command
 
+# Files of experiments/ that hold a study.
+NAMES = (
+    "brats",
+    "hippocampus",
+    "hippocampus_levels",
+    "hippocampus_slices",
+    "pancreas",
+    "phantom",
+    "retina",
+)
+
 # Reads the job, writes a made-up result and a line of its name. Its scores: a little better with
 # more labels, better still when pretrained; different for each case and repetition.
 STAND_IN = """

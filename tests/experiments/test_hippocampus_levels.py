@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +14,6 @@ from experiments.plan import Plan, check_data
 from ssl3d import prepare
 from ssl3d.data import store
 from ssl3d.errors import UserError
-
-TASK04 = Path(os.environ.get("SSL3D_TEST_DATA", "nowhere")) / "Task04_Hippocampus"
 
 
 def test_levels_from_behind_to_the_front():
@@ -119,9 +115,8 @@ def test_pretraining_elsewhere_sees_no_test_hippocampus(tmp_path, cut):
     check_data(Plan(STUDY, unknown, leaking.corpus), STUDY.methods)
 
 
-@pytest.mark.skipif(not TASK04.is_dir(), reason="SSL3D_TEST_DATA has no Task04_Hippocampus")
-def test_real_hippocampi_go_from_behind_to_the_front(tmp_path):
-    prepare.main(["--layout=msd", f"--source={TASK04}", f"--output={tmp_path / 'volumes'}"])
+def test_real_hippocampi_go_from_behind_to_the_front(task04, tmp_path):
+    prepare.main(["--layout=msd", f"--source={task04}", f"--output={tmp_path / 'volumes'}"])
     volumes = store.read(tmp_path / "volumes")
     graded = 0
     for case in volumes.cases:

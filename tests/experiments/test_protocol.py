@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from small_study import tiny
+from small_study import NAMES, tiny
 
 from experiments import budget, protocol, record, report, runs, worker
 from experiments.hippocampus import STUDY
@@ -470,18 +470,7 @@ def test_the_record_reads_as_it_was_written(call, tmp_path):
     assert record.read(tmp_path / "copy") == kept
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "brats",
-        "hippocampus",
-        "hippocampus_levels",
-        "hippocampus_slices",
-        "pancreas",
-        "phantom",
-        "retina",
-    ],
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_help(name, in_repository):
     study = __import__(f"experiments.{name}", fromlist=["STUDY"]).STUDY
     text = protocol.parser(study).format_help()

@@ -167,6 +167,7 @@ def test_grades_have_no_source_to_be_scored_on(tmp_path):
     options = [f"--data={volumes.path}", f"--output={tmp_path / 'out'}", f"--source={tmp_path}"]
     with pytest.raises(UserError, match="--source: scores label maps, and hippocampus_levels has"):
         protocol.main(hippocampus_levels.STUDY, options)
+    assert not (tmp_path / "out" / "data").exists()  # said before anything is cut
 
 
 def test_the_phantom_is_drawn_on_first_use(tmp_path):

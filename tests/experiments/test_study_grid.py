@@ -1,4 +1,5 @@
 import dataclasses
+import importlib
 import itertools
 import json
 
@@ -6,36 +7,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_study import tiny
+from small_study import NAMES, tiny
 
-from experiments import (
-    brats,
-    grid,
-    hippocampus,
-    hippocampus_levels,
-    hippocampus_slices,
-    pancreas,
-    phantom,
-    retina,
-)
+from experiments import grid, hippocampus_slices
 from experiments.grid import Cell
 from experiments.plan import Plan, case_hash, check_data
 from experiments.study import METHODS, check_methods, finetuning_with, label_fraction
 from ssl3d.data import sources, store
 from ssl3d.errors import UserError
 
-STUDIES = [
-    module.STUDY
-    for module in (
-        brats,
-        hippocampus,
-        hippocampus_levels,
-        hippocampus_slices,
-        pancreas,
-        phantom,
-        retina,
-    )
-]
+STUDIES = [importlib.import_module(f"experiments.{name}").STUDY for name in NAMES]
 
 
 @pytest.fixture
