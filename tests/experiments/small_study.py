@@ -5,6 +5,7 @@ Also a command, as two processes that share a folder need it: python small_study
 
 import contextlib
 import dataclasses
+import importlib
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -14,16 +15,19 @@ from experiments.hippocampus import STUDY
 from experiments.study import Column
 from ssl3d import command
 
-# Files of experiments/ that hold a study.
-NAMES = (
-    "brats",
-    "hippocampus",
-    "hippocampus_levels",
-    "hippocampus_slices",
-    "pancreas",
-    "phantom",
-    "retina",
-)
+# By the file of experiments/ that holds it.
+STUDIES = {
+    name: importlib.import_module(f"experiments.{name}").STUDY
+    for name in (
+        "brats",
+        "hippocampus",
+        "hippocampus_levels",
+        "hippocampus_slices",
+        "pancreas",
+        "phantom",
+        "retina",
+    )
+}
 
 # Reads the job, writes a made-up result and a line of its name. Its scores: a little better with
 # more labels, better still when pretrained; different for each case and repetition.

@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from small_study import NAMES, tiny
+from small_study import STUDIES, tiny
 
 from experiments import budget, protocol, record, report, runs, worker
 from experiments.hippocampus import STUDY
@@ -470,9 +470,8 @@ def test_the_record_reads_as_it_was_written(call, tmp_path):
     assert record.read(tmp_path / "copy") == kept
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_help(name, in_repository):
-    study = __import__(f"experiments.{name}", fromlist=["STUDY"]).STUDY
+@pytest.mark.parametrize(("name", "study"), STUDIES.items(), ids=STUDIES)
+def test_help(name, study, in_repository):
     text = protocol.parser(study).format_help()
     assert f"python -m experiments.{name}" in text
     assert "--part" in text

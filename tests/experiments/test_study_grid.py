@@ -1,5 +1,4 @@
 import dataclasses
-import importlib
 import itertools
 import json
 
@@ -7,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_study import NAMES, tiny
+from small_study import STUDIES, tiny
 
 from experiments import grid, hippocampus_slices
 from experiments.grid import Cell
@@ -15,8 +14,6 @@ from experiments.plan import Plan, case_hash, check_data
 from experiments.study import METHODS, check_methods, finetuning_with, label_fraction
 from ssl3d.data import sources, store
 from ssl3d.errors import UserError
-
-STUDIES = [importlib.import_module(f"experiments.{name}").STUDY for name in NAMES]
 
 
 @pytest.fixture
@@ -264,7 +261,7 @@ def test_supervised_pretraining_needs_other_labels(plan, tmp_path):
     assert told.row["transductive"] is False
 
 
-@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
 def test_every_study_has_a_config_for_each_of_its_cells(study, tmp_path):
     """On the data of a manifest alone, with the labels that the study needs."""
     random = np.random.default_rng(0)
