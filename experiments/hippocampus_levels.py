@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from experiments import hippocampus, protocol
-from experiments.plan import short_hash
-from experiments.study import SCRATCH, Column, Study
-from ssl3d import command
+from experiments import hippocampus
+from experiments.engine import protocol
+from experiments.engine.study import SCRATCH, Column, Study
+from experiments.engine.study_data import short_hash
+from ssl3d import cli
 from ssl3d.data import store
 from ssl3d.errors import UserError
 
@@ -163,4 +164,4 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    command.run(lambda arguments: protocol.main(STUDY, arguments))
+    cli.run(lambda arguments: protocol.main(STUDY, arguments))

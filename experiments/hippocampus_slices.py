@@ -8,9 +8,10 @@ test, planned before it is run: one task, and forty fresh repetitions, on which 
 
 import dataclasses
 
-from experiments import hippocampus, protocol
-from experiments.study import SCRATCH_2D
-from ssl3d import command
+from experiments import hippocampus
+from experiments.engine import protocol
+from experiments.engine.study import SCRATCH_2D
+from ssl3d import cli
 
 STUDY = dataclasses.replace(
     hippocampus.STUDY,
@@ -31,4 +32,4 @@ STUDY = dataclasses.replace(
 )
 
 if __name__ == "__main__":
-    command.run(lambda arguments: protocol.main(STUDY, arguments))
+    cli.run(lambda arguments: protocol.main(STUDY, arguments))

@@ -4,9 +4,9 @@ python -m experiments.phantom [--output=DIR] [--budget=20]
 """
 
 from configs import datasets
-from experiments import protocol
-from experiments.study import SCRATCH, THREE_D, Column, Study
-from ssl3d import command
+from experiments.engine import protocol
+from experiments.engine.study import SCRATCH, THREE_D, Column, Study
+from ssl3d import cli
 
 STUDY = Study(
     name="phantom",
@@ -37,4 +37,4 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    command.run(lambda arguments: protocol.main(STUDY, arguments))
+    cli.run(lambda arguments: protocol.main(STUDY, arguments))

@@ -25,20 +25,23 @@ from typing import Any
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from ssl3d import case_pictures, command, evaluation, prediction
-from ssl3d.data import sources, store
+from ssl3d import cli
+from ssl3d.atomic import atomic_write
+from ssl3d.data import store
+from ssl3d.downstream import predictor, segmentation_scores
+from ssl3d.downstream.predictor import Trained
 from ssl3d.errors import UserError
-from ssl3d.files import appearing
-from ssl3d.prediction import Trained
+from ssl3d.figures import case_pictures
+from ssl3d.training import cases as sources
 
 CASES, SUMMARY = "cases.csv", "summary.json"
 PICTURES = ("best.png", "median.png", "worst.png", "confusion.png", "mistakes.png")
 _NAMES = {"accuracy": "accuracy", "kappa": "quadratic kappa", "auroc": "AUROC"}
 
 
-def parser() -> command.Parser:
+def parser() -> cli.Parser:
     """The command's options."""
-    result = command.Parser(prog="python -m ssl3d.evaluate", description=__doc__)
+    result = cli.Parser(prog="python -m ssl3d.evaluate", description=__doc__)
     add = result.add_argument
     add("--workdir", required=True, type=Path, help="folder of the run")
     add("--split", default="test", choices=store.SPLITS, help="default: test")
@@ -46,7 +49,7 @@ def parser() -> command.Parser:
     add("--source", type=Path, help="the folder the data set was prepared from")
     add("--output", type=Path, help="default: WORKDIR/evaluation")
     add("--no-pictures", action="store_true", help="tables alone, as for a grid of many runs")
-    prediction.add_options(result)
+    predictor.add_options(result)
     return result
 
 
@@ -103,14 +106,14 @@ def write(
     """Replaces an earlier evaluation in the folder; the summary is there when all is."""
     for name in (SUMMARY, CASES, *PICTURES):
         (output / name).unlink(missing_ok=True)
-    with appearing(output / CASES) as file, file.open("w", newline="", encoding="utf-8") as text:
+    with atomic_write(output / CASES) as file, file.open("w", newline="", encoding="utf-8") as text:
         table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
     for name, figure in figures.items():
-        with appearing(output / name) as file:
+        with atomic_write(output / name) as file:
             figure.savefig(file, dpi=120)
-    with appearing(output / SUMMARY) as file:
+    with atomic_write(output / SUMMARY) as file:
         file.write_text(json.dumps(_without_nan(summary), indent=1, allow_nan=False) + "\n")
 
 
@@ -154,8 +157,8 @@ def evaluate_segmentation(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of `cases.csv`, and what the summary says of the scores."""
     bar = tqdm(cases, "evaluating", unit="case", disable=None)
-    rows, confusion = evaluation.score_segmentations(trained, dataset, bar, grid, source)
-    summary = evaluation.summarise_segmentations(rows, confusion, trained, dataset)
+    rows, confusion = segmentation_scores.score_segmentations(trained, dataset, bar, grid, source)
+    summary = segmentation_scores.summarise_segmentations(rows, confusion, trained, dataset)
     return rows, {"grid": grid} | summary
 
 
@@ -167,10 +170,14 @@ def draw_segmentation(
 ) -> dict[str, Figure]:
     """The best, the median and the worst case of the rows, by name of the file."""
     figures = {}
-    for name, mean in best_median_worst(evaluation.mean_foreground(rows, dataset.classes)).items():
+    for name, mean in best_median_worst(
+        segmentation_scores.mean_foreground(rows, dataset.classes)
+    ).items():
         case = next(case for case in cases if case.id == mean["id"])
         # Predicted once more, as the label maps of all cases may not fit into the memory.
-        shown = evaluation.predict_case(trained, dataset, case, evaluation.PREPARED, None)
+        shown = segmentation_scores.predict_case(
+            trained, dataset, case, segmentation_scores.PREPARED, None
+        )
         own = [row for row in rows if row["id"] == case.id]
         each = ", ".join(f"{row['class']} {row['dice']:.3f}" for row in own)
         figures[f"{name}.png"] = case_pictures.outlines(
@@ -194,9 +201,9 @@ def evaluate_classification(
     trained: Trained, dataset: store.Dataset, cases: Sequence[store.Case]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """A row per case with the `probability` of each class, and what the summary says of them."""
-    answers = evaluation.score_classifications(trained, dataset, cases)
+    answers = segmentation_scores.score_classifications(trained, dataset, cases)
     rows = list(tqdm(answers, "evaluating", len(cases), unit="case", disable=None))
-    return rows, evaluation.summarise_classifications(rows, dataset.classes)
+    return rows, segmentation_scores.summarise_classifications(rows, dataset.classes)
 
 
 def draw_classification(
@@ -247,7 +254,7 @@ def headline(summary: dict[str, Any]) -> str:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Runs the command. Raises `UserError`, and OSError where the disk does."""
-    trained = prediction.load(options.workdir, options.model, options.mirror, options.overlap)
+    trained = predictor.load(options.workdir, options.model, options.mirror, options.overlap)
     dataset = open_dataset(trained, options.data)
     cases = choose_cases(trained, dataset, options.split)
     output = options.output or options.workdir / "evaluation"
@@ -260,7 +267,7 @@ def evaluate(options: argparse.Namespace) -> None:
     about = describe(trained, dataset, options.split, cases)
     figures: dict[str, Figure] = {}
     if about["task"] == "segmentation":
-        grid = evaluation.choose_grid(dataset, cases, options.source)
+        grid = segmentation_scores.choose_grid(dataset, cases, options.source)
         print(f"{introduction}; scored against {grid}", flush=True)
         rows, summary = evaluate_segmentation(trained, dataset, cases, grid, options.source)
         if not options.no_pictures:
@@ -288,4 +295,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -18,9 +18,10 @@ import matplotlib.pyplot as plt
 import ml_collections
 import numpy as np
 
-from ssl3d import command, tasks
-from ssl3d.data import pipeline, sources, store
+from ssl3d import cli, tasks
+from ssl3d.data import pipeline, store
 from ssl3d.errors import UserError
+from ssl3d.training.cases import labelled, labels_of, open_dataset
 
 # Of the values shown: the brightest and darkest hundredth saturate, as in a viewer's window.
 WINDOW = (1, 99)
@@ -67,7 +68,7 @@ def render(
     output: Path,
 ) -> None:
     """Writes one PNG: a block for each case, the whole image above what the network gets of it."""
-    task = tasks.build(config, sources.labels_of(dataset, dataset.cases))
+    task = tasks.build(config, labels_of(dataset, dataset.cases))
     blocks = []
     for number, case in enumerate(cases):
         rng = np.random.default_rng((config.seed, number))
@@ -159,19 +160,17 @@ def _outline(
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = command.Parser(
-        prog="python -m ssl3d.inspect", description=__doc__, epilog=command.CONFIG_HELP
-    )
+    parser = cli.Parser(prog="python -m ssl3d.inspect", description=__doc__, epilog=cli.CONFIG_HELP)
     parser.add_argument("--output", type=Path, help="the PNG (default: inspect_NAME.png)")
     parser.add_argument("--cases", type=int, default=2, help="how many cases (default: 2)")
     parser.add_argument("--split", default="train", choices=store.SPLITS)
-    options, config = command.parse_with_config(parser, arguments)
+    options, config = cli.parse_with_config(parser, arguments)
     if options.cases < 1:
         parser.error(f"--cases={options.cases}: must be 1 or more")
-    dataset = sources.open_dataset(config)
+    dataset = open_dataset(config)
     cases = dataset.split(options.split)
     if config.task.name in tasks.DOWNSTREAM_TASKS:
-        cases = sources.labelled(config, cases)
+        cases = labelled(config, cases)
     cases = cases[: options.cases]
     if not cases:
         raise UserError(f"{dataset.path}: no cases in the split {options.split}")
@@ -182,4 +181,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

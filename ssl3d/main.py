@@ -11,24 +11,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssl3d import command, sharding, train
+from ssl3d import cli
+from ssl3d.training import loop, sharding
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = command.Parser(
-        prog="python -m ssl3d.main", description=__doc__, epilog=command.CONFIG_HELP
-    )
+    parser = cli.Parser(prog="python -m ssl3d.main", description=__doc__, epilog=cli.CONFIG_HELP)
     parser.add_argument("--workdir", type=Path, help="the run's folder (default: runs/NAME)")
     parser.add_argument(
         "--stop_at", type=int, default=0, help="save and end after this many steps, to go on later"
     )
-    options, config = command.parse_with_config(parser, arguments)
+    options, config = cli.parse_with_config(parser, arguments)
     if options.stop_at < 0:
         parser.error(f"--stop_at={options.stop_at}: must be a step of the run")
     sharding.start()
     workdir = options.workdir or Path("runs") / config.name
-    return 0 if train.train(config, workdir, options.stop_at) else 1
+    return 0 if loop.train(config, workdir, options.stop_at) else 1
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

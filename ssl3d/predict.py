@@ -30,16 +30,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ssl3d import prediction
-from ssl3d.command import Parser, run
-from ssl3d.data import geometry, preparation, store, writers
+from ssl3d.atomic import atomic_write
+from ssl3d.cli import Parser, run
+from ssl3d.data import geometry, store, writers
 from ssl3d.data.layouts import LAYOUTS, list_cases
-from ssl3d.data.listing import Listing, Options, Source, SourceCase, finish, id_of
-from ssl3d.data.preparation import Job
+from ssl3d.data.layouts.listing import Listing, Options, Source, SourceCase, finish, id_of
+from ssl3d.data.preparation.case import Job, job_of_dataset, prepare_arrays
 from ssl3d.data.readers import PICTURE_SUFFIXES, VOLUME_SUFFIXES, stem
+from ssl3d.downstream import predictor
+from ssl3d.downstream.predictor import Trained
 from ssl3d.errors import UserError
-from ssl3d.files import appearing
-from ssl3d.prediction import Trained
 
 TABLE = "predictions.csv"
 # These say by a file of their own that a folder is one of theirs, the next by names in the tree.
@@ -69,7 +69,7 @@ def parser() -> Parser:
     )
     add("--probabilities", action="store_true", help="of a segmentation, write these too")
     add("--on-error", choices=("stop", "skip"), default="stop", help="skip leaves bad files out")
-    prediction.add_options(result)
+    predictor.add_options(result)
     return result
 
 
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str]) -> None:
 def predict(options: argparse.Namespace) -> str:
     """Predicts all inputs; returns the last line. Raises `UserError`, and OSError of the disk."""
     started = time.monotonic()
-    trained = prediction.load(options.workdir, options.model, options.mirror, options.overlap)
+    trained = predictor.load(options.workdir, options.model, options.mirror, options.overlap)
     dataset = trained.model.dataset
     segments = trained.model.config.task.name == "segmentation"
     if options.probabilities and not segments:
@@ -98,7 +98,7 @@ def predict(options: argparse.Namespace) -> str:
             f"{options.workdir}: was trained on built-in phantoms, of which there are no files to "
             "predict; python -m ssl3d.evaluate scores it"
         )
-    job = preparation.job_of_dataset(dataset, place if place.is_dir() else place.parent)
+    job = job_of_dataset(dataset, place if place.is_dir() else place.parent)
     listing = list_inputs(place, dataset, options.layout)
     for note in listing.notes:
         say(f"note: {note.name}: {note.reason}")
@@ -222,7 +222,7 @@ def prepared_cases(cases: Sequence[SourceCase], job: Job, skip: bool) -> Iterato
     """
 
     def prepare(case: SourceCase) -> Found:
-        prepared = preparation.prepare_arrays(case, job)
+        prepared = prepare_arrays(case, job)
         # The network was trained on images from the store, which keeps them in half precision.
         return case, prepared.case, prepared.image.astype(np.float16)
 
@@ -251,7 +251,7 @@ def segment_all(
     count = 0
     brats = trained.model.dataset.extra.get("layout") == "brats"
     for source, case, image in cases:
-        probabilities = prediction.segment(trained, image)
+        probabilities = predictor.segment(trained, image)
         if with_probabilities:
             parts = on_source_grid(trained, probabilities, case)
             channels = probabilities.shape[-1]
@@ -259,7 +259,7 @@ def segment_all(
                 output / "probabilities", source, case, parts, np.dtype(np.float32), channels
             )
         values = label_values(job, case.id, brats)
-        labels = prediction.to_source_grid(trained, probabilities, case)
+        labels = predictor.to_source_grid(trained, probabilities, case)
         writers.write_on_source_grid(output, source, case, [values[labels]], values.dtype)
         count += 1
     return count
@@ -305,11 +305,11 @@ def classify_all(trained: Trained, cases: Iterable[Found], job: Job, output: Pat
             entries.append(case)
             yield image
 
-    with appearing(output / TABLE) as path, path.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(output / TABLE) as path, path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["id", "file", "grade", "class", *(f"probability {c}" for c in classes)])
-        for number, probability in enumerate(prediction.classify(trained, images())):
-            case, answer = entries[number], int(prediction.grade_of(trained, probability))
+        for number, probability in enumerate(predictor.classify(trained, images())):
+            case, answer = entries[number], int(predictor.grade_of(trained, probability))
             row = [case.id, ";".join(case.extra["source"]), grades[answer], classes[answer]]
             table.writerow(row + [f"{p:.6f}" for p in probability])
     return len(entries)

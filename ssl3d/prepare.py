@@ -19,11 +19,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssl3d.command import Parser, run
-from ssl3d.data import collection, overview, planning, splits, store
+from ssl3d.cli import Parser, run
+from ssl3d.data import store
 from ssl3d.data.layouts import LAYOUTS, list_cases
-from ssl3d.data.listing import Listing, Options, Problem, class_names
-from ssl3d.data.recipes import RECIPES, Recipe
+from ssl3d.data.layouts.listing import Listing, Options, Problem, class_names
+from ssl3d.data.preparation import collection, overview, sizing, splits
+from ssl3d.data.preparation.recipes import RECIPES, Recipe
 from ssl3d.errors import UserError
 
 NOTES_SHOWN = 20
@@ -148,13 +149,13 @@ def prepare(options: argparse.Namespace) -> None:
         wanted = splits.read_split_file(options.splits)
         listing = check_split_file(listing, wanted, options.splits)
     print_notes(listing.notes)
-    listing = planning.complete(listing, recipe.rank, options.workers)
-    job = planning.job_of(listing, recipe, options.source.resolve(), options.output)
+    listing = sizing.complete(listing, recipe.rank, options.workers)
+    job = sizing.job_of(listing, recipe, options.source.resolve(), options.output)
     if options.dry_run:
-        problems = planning.print_plan(listing, job, options.workers)
+        problems = sizing.print_plan(listing, job, options.workers)
         report_problems([*listing.problems, *problems], options.on_error)
         return
-    collection.check_disk(options.output, planning.bytes_needed(listing, job, options.workers))
+    collection.check_disk(options.output, sizing.bytes_needed(listing, job, options.workers))
     result = collection.prepare_all(listing.cases, job, options.workers)
     problems = [*listing.problems, *result.problems]
     report_problems(problems, options.on_error)
@@ -196,7 +197,7 @@ def choose_recipe(options: argparse.Namespace, listing: Listing) -> Recipe:
     Raises:
       UserError: nothing tells the modality, or an option that does not fit the recipe.
     """
-    recipe = RECIPES[options.recipe or planning.suggest_recipe(options.layout, listing)]
+    recipe = RECIPES[options.recipe or sizing.suggest_recipe(options.layout, listing)]
     kinds = {2: "pictures", 3: "volumes"}
     if recipe.rank != listing.rank:
         raise UserError(

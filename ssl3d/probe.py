@@ -33,23 +33,16 @@ import ml_collections
 import numpy as np
 from jax import Array
 
-from ssl3d import (
-    backend,
-    checks,
-    command,
-    evaluation,
-    linear_readout,
-    metrics,
-    prediction,
-    tasks,
-    transfer,
-)
-from ssl3d.data import sources, store
+from ssl3d import cli, metrics, tasks, xla
+from ssl3d.data import store
+from ssl3d.downstream import predictor, segmentation_scores, voxel_features
+from ssl3d.downstream.voxel_features import Encode, Levels
 from ssl3d.errors import UserError
-from ssl3d.linear_readout import Encode, Levels
-from ssl3d.models import export, heads, model
+from ssl3d.models import export, heads
 from ssl3d.models.encoders import Features
 from ssl3d.tasks import classification
+from ssl3d.training import config_checks, trained_model, transfer
+from ssl3d.training.cases import choose_cases, labelled, labels_of, open_dataset
 
 
 class Cases(NamedTuple):
@@ -86,8 +79,8 @@ def segmentation_row(
     cases: Cases,
 ) -> Row:
     """Fits, chooses and scores, on whole images in overlapping windows."""
-    readouts = linear_readout.fit_voxels(encode, config, dataset, cases.train)
-    readout, threshold, dice = linear_readout.choose_voxels(
+    readouts = voxel_features.fit_voxels(encode, config, dataset, cases.train)
+    readout, threshold, dice = voxel_features.choose_voxels(
         encode, readouts, config, dataset, cases.validation
     )
     coefficients, intercept = readout.on_device()
@@ -96,12 +89,14 @@ def segmentation_row(
     trained = _trained(
         config,
         dataset,
-        lambda images: linear_readout.scores_of(encode(images), coefficients, intercept),
+        lambda images: voxel_features.scores_of(encode(images), coefficients, intercept),
     )
-    shown = linear_readout.progress(cases.test, "scoring")
-    rows, confusion = evaluation.score_segmentations(trained, dataset, shown, evaluation.PREPARED)
-    summary = evaluation.summarise_segmentations(rows, confusion, trained, dataset)
-    means = evaluation.mean_foreground(rows, dataset.classes)
+    shown = voxel_features.progress(cases.test, "scoring")
+    rows, confusion = segmentation_scores.score_segmentations(
+        trained, dataset, shown, segmentation_scores.PREPARED
+    )
+    summary = segmentation_scores.summarise_segmentations(rows, confusion, trained, dataset)
+    means = segmentation_scores.mean_foreground(rows, dataset.classes)
     values = np.array([mean["dice"] for mean in means])
     some = ~np.isnan(values)
 
@@ -146,7 +141,7 @@ def classification_row(
         scores = np.tile(counts / counts.sum(), (len(cases.test), 1))
     else:
         features = Cases(*(pooled(encode, config, dataset, part) for part in cases))
-        equations = linear_readout.NormalEquations(features.train.shape[1], classes)
+        equations = voxel_features.NormalEquations(features.train.shape[1], classes)
         weights = classification.class_weights(tuple(counts), config.task.class_weights)
         equations.add(features.train, np.eye(classes)[grades.train], weights[grades.train])
         readouts = equations.solve()
@@ -195,19 +190,19 @@ def pooled(
         features = Features(encode(images))
         return jnp.concatenate([heads.pooled(features, how) for how in ("mean", "max")], axis=-1)
 
-    shown = linear_readout.progress(cases, "encoding")
+    shown = voxel_features.progress(cases, "encoding")
     images = (store.load_image(dataset, case) for case in shown)
     # What goes through a trained network image by image, here features instead of probabilities.
-    return np.stack(list(prediction.classify(_trained(config, dataset, forward), images)))
+    return np.stack(list(predictor.classify(_trained(config, dataset, forward), images)))
 
 
 def _trained(
     config: ml_collections.ConfigDict,
     dataset: store.Dataset,
     forward: Callable[[np.ndarray], Array],
-) -> prediction.Trained:
+) -> predictor.Trained:
     """The probe in the place of a trained network, to predict and be scored like one."""
-    return prediction.Trained(model.Model({}, config, dataset, (), 0, "probe"), forward)
+    return predictor.Trained(trained_model.Model({}, config, dataset, (), 0, "probe"), forward)
 
 
 def build_encoders(
@@ -216,13 +211,13 @@ def build_encoders(
     """The pretrained encoder, and the same one with random weights. Raises `UserError`."""
     encoder = task.network.encoder
     example = np.zeros((1, *config.data.crop, len(dataset.modalities)), np.float32)
-    random = backend.jit_once(encoder.init)(jax.random.key(config.seed), example)
+    random = xla.jit_once(encoder.init)(jax.random.key(config.seed), example)
     nested = {name: {"encoder": tree} for name, tree in random.items()}
     _, pretrained = export.load_encoder(config.init.encoder)
     loaded, _ = transfer.load_into(nested, pretrained, config.init.encoder)
     loaded = {name: tree["encoder"] for name, tree in loaded.items()}
 
-    @backend.jit
+    @xla.jit
     def levels(variables: Mapping[str, Any], images: Array) -> Levels:
         return tuple(x.astype(jnp.float32) for x in encoder.apply(variables, images).levels)
 
@@ -276,17 +271,15 @@ def probe(config: ml_collections.ConfigDict, split: str) -> dict[str, Any]:
         )
     if not config.init.encoder:
         raise UserError("config.init.encoder is empty: give a run, --config.init.encoder=DIR")
-    checks.check(config)
-    dataset = sources.open_dataset(config)
+    config_checks.check(config)
+    dataset = open_dataset(config)
     transfer.adopt_architecture(config, len(dataset.modalities))
-    cases = Cases(
-        *sources.choose_cases(config, dataset), sources.labelled(config, dataset.split(split))
-    )
+    cases = Cases(*choose_cases(config, dataset), labelled(config, dataset.split(split)))
     if not cases.test:
         raise UserError(
             f"{dataset.path}: no labelled case in the split {split}; choose another, --split"
         )
-    task = tasks.build(config, sources.labels_of(dataset, cases.train))
+    task = tasks.build(config, labels_of(dataset, cases.train))
     encoders: dict[str, Encode | None] = dict(build_encoders(config, dataset, task))
     if config.task.name == "segmentation":
         config.task.regions = ()
@@ -336,12 +329,10 @@ def probe(config: ml_collections.ConfigDict, split: str) -> dict[str, Any]:
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the command. Raises `UserError`."""
-    parser = command.Parser(
-        prog="python -m ssl3d.probe", description=__doc__, epilog=command.CONFIG_HELP
-    )
+    parser = cli.Parser(prog="python -m ssl3d.probe", description=__doc__, epilog=cli.CONFIG_HELP)
     parser.add_argument("--split", default="test", choices=store.SPLITS, help="default: test")
     parser.add_argument("--output", type=Path, help="a JSON file for all numbers")
-    options, config = command.parse_with_config(parser, arguments)
+    options, config = cli.parse_with_config(parser, arguments)
     try:
         if options.output:
             # Before minutes of work whose numbers could not be written.
@@ -359,4 +350,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -16,9 +16,9 @@ import jax
 import numpy as np
 import pytest
 
-from ssl3d import command, tasks
+from ssl3d import cli, tasks
 from ssl3d.data import store
-from ssl3d.models import model
+from ssl3d.training import trained_model
 
 # The machine may be busy, and the first example of a test compiles.
 hypothesis.settings.register_profile("no deadline", deadline=None)
@@ -155,7 +155,7 @@ def save_random_model(workdir, dataset, name="segment", kind="best", **overrides
     shapes = jax.eval_shape(network.init, jax.random.key(0), inputs)
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
-    model.save(workdir, kind, variables, model.describe(config, dataset, (), 0, {}))
+    trained_model.save(workdir, kind, variables, trained_model.describe(config, dataset, (), 0, {}))
     return workdir
 
 
@@ -239,7 +239,7 @@ def call_command(monkeypatch, capsys, in_repository):
     def function(main, *arguments):
         monkeypatch.setattr(sys, "argv", [main.__module__, *arguments])
         with pytest.raises(SystemExit) as caught:
-            command.run(main)
+            cli.run(main)
         said = capsys.readouterr()
         return caught.value.code, said.out, said.err
 

@@ -10,12 +10,13 @@ import pytest
 from flax import traverse_util
 
 from configs import datasets, default
-from ssl3d import backend, checkpoint, report, sharding, tasks, train
-from ssl3d import step as steps
+from ssl3d import tasks, xla
 from ssl3d.data import pipeline
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
 from ssl3d.tasks.grid import patch_grid
+from ssl3d.training import checkpoint, loop, run_log, sharding
+from ssl3d.training import step as steps
 
 NAMES = [f"{task}{rank}d" for rank, task in itertools.product((2, 3), tasks.PROXY_TASKS)]
 ARGUMENTS = [
@@ -150,7 +151,7 @@ def pooled_difference(encoder, size, pool):
     images[(1, *(slice(0, side // 2) for side in size))] += 2
     module = encoders.build(dict(encoder))
     variables = random_variables(module, (1, *size, 1))
-    features = backend.jit(lambda v, x: heads.pooled(module.apply(v, x, False), pool))(
+    features = xla.jit(lambda v, x: heads.pooled(module.apply(v, x, False), pool))(
         variables, jnp.asarray(images, jnp.float32)
     )
     first, second = np.asarray(features, np.float64)
@@ -172,8 +173,8 @@ def test_two_images_have_two_pooled_features_in_every_preset(preset):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_takes_three_steps(tiny, datasets, tmp_path, name):
     config = tiny(name, datasets[int(name[-2])].path)
-    assert train.train(config, tmp_path)
-    lines = report.read_metrics(tmp_path)
+    assert loop.train(config, tmp_path)
+    lines = run_log.read_metrics(tmp_path)
     assert [(line["split"], line["step"]) for line in lines] == [
         ("val", 0), ("train", 1), ("train", 2), ("train", 3), ("val", 3)
     ]  # fmt: skip

@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from ssl3d import main, report
+from ssl3d import main
+from ssl3d.training import run_log
 
 
 def one_line(text):
@@ -37,9 +38,9 @@ def test_a_run_as_typed(tiny_options, pictures, as_typed, tmp_path):
     assert done.stderr == ""  # no terminal, so no progress bar; and no library's warnings
     lines = done.stdout.splitlines()
     assert lines[0].startswith("rotation2d_folder: 8 training and 4 validation cases of tiny 2D")
-    last = report.read_metrics(workdir)[-1]
+    last = run_log.read_metrics(workdir)[-1]
     assert lines[-1].startswith(
-        f"rotation2d_folder: 3 steps, validation {report.describe(last)}, untrained"
+        f"rotation2d_folder: 3 steps, validation {run_log.describe(last)}, untrained"
     )
     assert lines[-1].endswith(f"encoder in {workdir / 'encoder'}")
     assert (workdir / "encoder" / "encoder.safetensors").exists()

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
-from ssl3d.files import appearing
 
 FORMAT = "ssl3d-prepared"
 VERSION = 1
@@ -142,7 +142,7 @@ def write_arrays(
 
 def _save(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with appearing(path) as partial:
+    with atomic_write(path) as partial:
         np.save(partial, np.ascontiguousarray(array), allow_pickle=False)
 
 
@@ -160,7 +160,7 @@ def write_manifest(dataset: Dataset) -> None:
     }
     dataset.path.mkdir(parents=True, exist_ok=True)
     text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    with appearing(dataset.path / MANIFEST) as partial:
+    with atomic_write(dataset.path / MANIFEST) as partial:
         partial.write_text(text)
 
 

@@ -14,10 +14,10 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
-from ssl3d.data import nifti, store
-from ssl3d.data.listing import SourceCase
-from ssl3d.data.readers import suffix
-from ssl3d.files import appearing
+from ssl3d.atomic import atomic_write
+from ssl3d.data import store
+from ssl3d.data.layouts.listing import SourceCase
+from ssl3d.data.readers import nifti, suffix
 
 
 def write_on_source_grid(
@@ -34,14 +34,14 @@ def write_on_source_grid(
         kind, ending = ("TIFF", "tif") if channels else ("PNG", "png")
         first, *others = map(Image.fromarray, parts)
         pages = {"save_all": True, "append_images": others} if channels else {}
-        with appearing(folder / f"{case.id}.{ending}") as path:
+        with atomic_write(folder / f"{case.id}.{ending}") as path:
             first.save(path, kind, **pages)
         return
     header = header_for(source, case)
     header.set_data_dtype(dtype)
     shape = case.extra["source_shape"]
     header.set_data_shape([*shape, channels] if channels else shape)
-    with appearing(folder / f"{case.id}.nii.gz") as path:
+    with atomic_write(folder / f"{case.id}.nii.gz") as path:
         write_nifti(path, parts, header)
 
 

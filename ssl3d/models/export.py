@@ -23,8 +23,8 @@ from flax import traverse_util
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
-from ssl3d.files import appearing
 from ssl3d.models import encoders
 
 WEIGHTS = "encoder.safetensors"
@@ -61,7 +61,7 @@ def save_variables(
     text = json.dumps(described, indent=1, sort_keys=True) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in ((weights_name, weights), (description_name, text.encode())):
-        with appearing(folder / name) as partial:
+        with atomic_write(folder / name) as partial:
             partial.write_bytes(data)
 
 

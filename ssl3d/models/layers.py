@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ssl3d import backend
+from ssl3d import xla
 
 NORMS = ("group", "instance", "batch")
 
@@ -128,7 +128,7 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return x @ kernel.reshape(kernel.shape[-2:])
     if min(x.shape[axis] for axis in _spatial(x)) < kernel.shape[0]:
         on_cpu = _convolve_patches
-    elif x.ndim == 5 and not backend.onednn():
+    elif x.ndim == 5 and not xla.onednn():
         on_cpu = _convolve_slices
     else:
         on_cpu = _convolve

@@ -8,18 +8,18 @@ import pytest
 import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from source_files import (
+
+from ssl3d.data import geometry, store
+from ssl3d.data.geometry import Grid
+from ssl3d.data.layouts.listing import SourceCase
+from ssl3d.data.preparation.case import Job, prepare_case
+from ssl3d.data.preparation.recipes import RECIPES, Recipe
+from tests.support.source_files import (
     SIGNED_PERMUTATIONS,
     orientation_affine,
     write_nifti,
     write_series,
 )
-
-from ssl3d.data import geometry, store
-from ssl3d.data.geometry import Grid
-from ssl3d.data.listing import SourceCase
-from ssl3d.data.preparation import Job, prepare_case
-from ssl3d.data.recipes import RECIPES, Recipe
 
 VALUES = {0: 0, 1: 1}
 MM = Recipe("mm", 3, "zscore", spacing=(1.0, 1.0, 1.0))

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from long_axis import ANTERIOR, GRADES, POSTERIOR, label_map, write_hippocampi
 
+from experiments.engine.study_data import Plan, check_data
 from experiments.hippocampus_levels import EVERY, LEVELS, STUDY, levels, write_slices
-from experiments.plan import Plan, check_data
 from ssl3d import prepare
 from ssl3d.data import store
 from ssl3d.errors import UserError
+from tests.support.long_axis import ANTERIOR, GRADES, POSTERIOR, label_map, write_hippocampi
 
 
 def test_levels_from_behind_to_the_front():

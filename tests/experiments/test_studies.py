@@ -8,14 +8,15 @@ import re
 from collections import Counter
 
 import pytest
-import source_files
-from long_axis import write_hippocampi
-from small_study import tiny
 
-from experiments import brats, hippocampus_levels, pancreas, phantom, protocol, retina
+from experiments import brats, hippocampus_levels, pancreas, phantom, retina
+from experiments.engine import protocol
 from ssl3d import prepare
 from ssl3d.data import store
 from ssl3d.errors import UserError
+from tests.support import source_files
+from tests.support.long_axis import write_hippocampi
+from tests.support.small_study import tiny
 
 # Seconds on a quiet machine; a busy one takes minutes to compile each run.
 pytestmark = pytest.mark.timeout(1800)

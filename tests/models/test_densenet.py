@@ -14,12 +14,12 @@ from flax import traverse_util
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
-from test_layers import SPECS, agree, normal
 
-from ssl3d import report, train
 from ssl3d.errors import UserError
 from ssl3d.models import densenet, encoders, heads, layers, load_encoder
 from ssl3d.tasks import PROXY_TASKS
+from ssl3d.training import loop, run_log
+from tests.support.oracles import SPECS, agree, normal
 
 TINY = {"kind": "densenet121", "width": 4, "depth": 2}
 sizes = st.one_of(*(st.lists(st.integers(1, 9), min_size=r, max_size=r).map(tuple) for r in (2, 3)))
@@ -173,11 +173,11 @@ def pooled():
             variables = random_variables(TINY | {"norm": norm})
 
             def features(x, train):
-                levels, _ = encoder.apply(variables, x, train, mutable=["batch_stats"])
+                levels, _ = encoder.apply(variables, x, loop, mutable=["batch_stats"])
                 return heads.pooled(levels)
 
             nets[norm] = jax.jit(features, static_argnums=1)
-        return nets[norm](x, train)
+        return nets[norm](x, loop)
 
     return run
 
@@ -254,8 +254,8 @@ def test_inputs_of_which_one_voxel_is_left_are_refused():
 def test_every_proxy_task_trains_and_exports_it(tiny, pictures, tmp_path, name, monkeypatch):
     monkeypatch.setattr(densenet, "BLOCKS", (2,))  # layers of one block: less to compile
     config = tiny(name, pictures.path, encoder__kind="densenet121", steps=2, validate_every=2)
-    assert train.train(config, tmp_path)
-    lines = report.read_metrics(tmp_path)
+    assert loop.train(config, tmp_path)
+    lines = run_log.read_metrics(tmp_path)
     assert [line["step"] for line in lines if line["split"] == "train"] == [1, 2]
     assert all(np.isfinite(line["loss"]) for line in lines)
     module, variables = load_encoder(tmp_path)

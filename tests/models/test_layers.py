@@ -1,7 +1,5 @@
 """Every form in layers.py against the library's own, in value and gradient."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,27 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from ssl3d import backend
+from ssl3d import xla
 from ssl3d.models import layers
+from tests.support.oracles import SPECS, agree, normal
 
-SPECS = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 sizes = st.one_of(*(st.lists(st.integers(1, 7), min_size=r, max_size=r).map(tuple) for r in (2, 3)))
-
-
-def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
-def agree(form, library, *arrays):
-    """The same values, and the same gradients of a non-linear function of them."""
-
-    def value_and_gradients(f, *arrays):
-        y, pull = jax.vjp(f, *arrays)
-        return y, *pull(jnp.cos(y))
-
-    outputs = [jax.jit(partial(value_and_gradients, f))(*arrays) for f in (form, library)]
-    for ours, theirs in zip(*outputs, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def same_convolution(x, kernel):
@@ -57,7 +39,7 @@ def test_every_spelling_is_the_same_convolution(form, size, taps):
 @pytest.mark.parametrize("size", [(5, 6, 4), (2, 2, 2)])
 def test_spelling_follows_the_device_that_is_compiled_for(size, monkeypatch):
     """Without oneDNN a CPU gets no 3D convolution, and a TPU always does."""
-    monkeypatch.setattr(backend, "onednn", lambda: False)
+    monkeypatch.setattr(xla, "onednn", lambda: False)
     traced = jax.jit(layers.convolve).trace(normal(0, 2, *size, 3), normal(1, 3, 3, 3, 3, 4))
     has_3d = {
         platform: "[b, 0, 1, 2, f]" in traced.lower(lowering_platforms=(platform,)).as_text()
@@ -71,7 +53,7 @@ def test_both_cpu_spellings_share_parameters(monkeypatch):
     variables = conv.init(jax.random.key(0), x)
     outputs = []
     for onednn in (True, False):
-        monkeypatch.setattr(backend, "onednn", lambda answer=onednn: answer)
+        monkeypatch.setattr(xla, "onednn", lambda answer=onednn: answer)
         outputs.append(conv.apply(variables, x))
     np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-4)
 

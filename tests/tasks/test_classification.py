@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl3d import report, tasks, train
+from ssl3d import tasks
 from ssl3d.errors import UserError
 from ssl3d.tasks import classification
+from ssl3d.training import loop, run_log
 
 LABELS = tasks.Labels(("none", "mild", "severe"), (4, 2, 2))
 
@@ -55,8 +56,8 @@ def test_a_run_validates_and_keeps_its_models(tiny, pictures, tmp_path, head):
     config = tiny(
         "classify", pictures.path, steps=4, validate_every=2, checkpoint_every=4, task__head=head
     )
-    assert train.train(config, tmp_path)
-    lines = [line for line in report.read_metrics(tmp_path) if line["split"] == "val"]
+    assert loop.train(config, tmp_path)
+    lines = [line for line in run_log.read_metrics(tmp_path) if line["split"] == "val"]
     assert {"accuracy", "kappa", "chance"} <= lines[-1].keys()
     assert (tmp_path / "model" / "last" / "model.safetensors").exists()
     assert (tmp_path / "model" / "best" / "model.json").exists()

@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl3d import prediction, report, tasks, train
+from ssl3d import tasks
 from ssl3d.data import pipeline, store
+from ssl3d.downstream import predictor
 from ssl3d.errors import UserError
 from ssl3d.tasks import segmentation
+from ssl3d.training import loop, run_log
 
 BRATS = ((1, 2, 3), (1, 3), (3,))
 LABELS = tasks.Labels(("background", "bright"))
@@ -196,8 +198,8 @@ def test_a_threshold_is_learned(tiny, volumes, tmp_path, name):
         validation__repeats=4,
         optimizer__learning_rate=0.02, data__crop=(16,) * (2 if "slices" in name else 3),
     )  # fmt: skip
-    assert train.train(config, tmp_path)
-    lines = [line for line in report.read_metrics(tmp_path) if line["split"] == "val"]
+    assert loop.train(config, tmp_path)
+    lines = [line for line in run_log.read_metrics(tmp_path) if line["split"] == "val"]
     assert lines[0]["dice"] < 0.4 < 0.6 < lines[-1]["dice"]
     assert lines[-1]["dice_low"] <= lines[-1]["dice"] <= lines[-1]["dice_high"]
 
@@ -207,8 +209,8 @@ def test_regions_deep_supervision_and_accumulation_train_together(tiny, volumes,
         "segment", volumes.path, task__regions=((1,),), task__deep=1, encoder__depth=3,
         optimizer__accumulate=2, optimizer__ema=0.5, transfer__mode="frozen",
     )  # fmt: skip
-    assert train.train(config, tmp_path)
-    lines = report.read_metrics(tmp_path)
+    assert loop.train(config, tmp_path)
+    lines = run_log.read_metrics(tmp_path)
     assert all(np.isfinite(line["loss"]) for line in lines)
     assert lines[-1]["loss"] != lines[0]["loss"]
 
@@ -219,14 +221,14 @@ def test_mirrored_predictions_are_means_over_the_flips(tiny, datasets, tmp_path,
     flipped = {"segment": (0, 2), "classify": (0, 1)}[name]
     config = tiny(name, dataset.path, steps=1, validate_every=1)
     config.augment.flip, config.augment.flip_axes, config.predict.mirror = 0.5, flipped, False
-    assert train.train(config, tmp_path)
-    plain, mirrored = prediction.load(tmp_path), prediction.load(tmp_path, mirror=True)
+    assert loop.train(config, tmp_path)
+    plain, mirrored = predictor.load(tmp_path), predictor.load(tmp_path, mirror=True)
     image = np.asarray(store.load_image(dataset, dataset.cases[0]))
 
     def predict(trained, image):
         if name == "segment":
-            return prediction.segment(trained, image)
-        return next(prediction.classify(trained, [image]))
+            return predictor.segment(trained, image)
+        return next(predictor.classify(trained, [image]))
 
     answers = []
     for axes in itertools.chain.from_iterable(
@@ -242,17 +244,17 @@ def test_who_trains_without_mirrored_images_predicts_without(tiny, datasets, tmp
     """Setting augment.flip=0 is enough: such a network knows no mirror image."""
     config = tiny("segment", datasets[3].path, steps=1, validate_every=1)
     config.augment.flip, config.augment.flip_axes, config.predict.mirror = 0.0, (0,), True
-    assert train.train(config, tmp_path)
-    trained = prediction.load(tmp_path)
+    assert loop.train(config, tmp_path)
+    trained = predictor.load(tmp_path)
     assert trained.model.config.predict.mirror is False  # as summary.json will say
     size = tuple(config.data.crop)
     image = np.asarray(store.load_image(datasets[3], datasets[3].cases[0]))
     image = image[tuple(slice(side) for side in size)]
     np.testing.assert_allclose(
-        prediction.segment(trained, image), trained.forward(image[None])[0], atol=1e-5
+        predictor.segment(trained, image), trained.forward(image[None])[0], atol=1e-5
     )
     with pytest.raises(UserError, match=r"--mirror: .* without mirrored images .*flip=0"):
-        prediction.load(tmp_path, mirror=True)
+        predictor.load(tmp_path, mirror=True)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""What a study found: tables of results, statistics, figures and the report."""

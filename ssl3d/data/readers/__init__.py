@@ -1,0 +1,136 @@
+"""Files to arrays, whatever their format: NIfTI, DICOM, NRRD, MetaImage, pictures.
+
+Everything that can be wrong with a file is found on the way and said in one line that names it.
+What is returned is finite, not constant, of the rank asked for, with an affine that can be
+inverted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from ssl3d.data.geometry import Grid
+from ssl3d.data.readers import dicom, nifti, pictures
+from ssl3d.data.readers.checks import check_rank, check_values, read_bytes, whole_numbers
+from ssl3d.errors import UserError
+
+ITK_SUFFIXES = (".nrrd", ".mha")
+VOLUME_SUFFIXES = nifti.SUFFIXES + ITK_SUFFIXES
+PICTURE_SUFFIXES = pictures.SUFFIXES
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What can be known without reading the voxels."""
+
+    grid: Grid
+    channels: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Volume:
+    """An image: `array` [*S, C] float32 (a label: [*S] unsigned integers), `affine` to mm RAS+."""
+
+    array: np.ndarray
+    affine: np.ndarray
+
+
+def suffix(path: Path) -> str:
+    """The known suffix of a file name in lower case, or "" for another."""
+    name = path.name.lower()
+    return next((s for s in VOLUME_SUFFIXES + PICTURE_SUFFIXES if name.endswith(s)), "")
+
+
+def stem(path: Path) -> str:
+    """The file name without its known suffix."""
+    return path.name[: len(path.name) - len(suffix(path))]
+
+
+def checksum(paths: Sequence[Path]) -> str:
+    """sha256 of the files' bytes, one after another. Raises `UserError`."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(read_bytes(path))
+    return digest.hexdigest()
+
+
+def read_header(paths: Sequence[Path], rank: int) -> Header:
+    """Shape, channels and affine of an image (one file, or the files of a DICOM series).
+
+    Raises:
+      UserError: a file is missing, not an image, damaged in its header, or of another rank.
+    """
+    path, kind = paths[0], suffix(paths[0])
+    if kind in PICTURE_SUFFIXES:
+        check_rank(path, 2, rank)
+        shape, channels = pictures.read_header(path)
+        return Header(Grid(shape, np.eye(3)), channels)
+    check_rank(path, 3, rank)
+    if kind in VOLUME_SUFFIXES:
+        shape, channels, affine = _volume_module(kind).read_header(path, rank)
+        return Header(Grid(shape, affine), channels)
+    return Header(dicom.read_grid(paths), 1)
+
+
+def read_image(paths: Sequence[Path], rank: int) -> Volume:
+    """Reads an image as float32 [*S, C].
+
+    Args:
+      paths: one file, or the files of a DICOM series.
+      rank: 3 for volumes, 2 for pictures (whose values are grey levels, 0 to 255).
+
+    Raises:
+      UserError: a file is missing, truncated, not an image, of another rank, too small, has no
+        usable geometry, or its values are not finite, constant or not real numbers.
+    """
+    path, kind = paths[0], suffix(paths[0])
+    if kind in PICTURE_SUFFIXES:
+        check_rank(path, 2, rank)
+        volume = Volume(pictures.read(path), np.eye(3))
+    else:
+        check_rank(path, 3, rank)
+        if kind in VOLUME_SUFFIXES:
+            volume = Volume(*_volume_module(kind).read(path, rank))
+        else:
+            volume = Volume(*dicom.read_series(paths))
+    check_values(path, volume.array)
+    return volume
+
+
+def read_label(path: Path, rank: int) -> Volume:
+    """Reads a label map as unsigned integers [*S].
+
+    Raises:
+      UserError: as `read_image` for the file, or values that are not whole numbers 0 to 65535.
+    """
+    kind = suffix(path)
+    if kind in PICTURE_SUFFIXES:
+        check_rank(path, 2, rank)
+        return Volume(whole_numbers(path, pictures.read_label(path)), np.eye(3))
+    if kind not in VOLUME_SUFFIXES:
+        raise UserError(f"{path}: not a label file ({', '.join(VOLUME_SUFFIXES)} or a picture)")
+    if kind in nifti.SUFFIXES:
+        array, affine = nifti.read(path, rank, as_label=True)
+    else:
+        array, affine = _volume_module(kind).read(path, rank)
+    if array.shape[-1] != 1:
+        raise UserError(
+            f"{path}: {array.shape[-1]} values per voxel, but a label has one; merge the channels"
+        )
+    return Volume(whole_numbers(path, array[..., 0]), affine)
+
+
+def _volume_module(kind: str) -> ModuleType:
+    if kind in nifti.SUFFIXES:
+        return nifti
+    from ssl3d.data.readers import (
+        itk,  # SimpleITK takes long to load, and most collections do without
+    )
+
+    return itk

@@ -1,0 +1,272 @@
+"""DICOM series to volumes: geometry from the headers, slices sorted by position.
+
+A series is one file per slice, or one enhanced multi-frame file. Compressed files are decoded by
+pydicom's plugins (GDCM, Pillow).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pydicom.config
+from pydicom.errors import InvalidDicomError
+
+from ssl3d.data.geometry import Grid
+from ssl3d.data.readers.checks import (
+    check_affine,
+    read_bytes,
+    reporting,
+    split_channels,
+    without_chatter,
+)
+from ssl3d.errors import UserError
+
+SUFFIXES = (".dcm", ".dicom", ".ima")
+# Of the usual distance between slices: positions are written with two or three decimals.
+POSITION_TOLERANCE = 0.05
+# Of the direction cosines, which many scanners write with six decimals or fewer.
+DIRECTION_TOLERANCE = 1e-3
+# Values of odd format are common and harmless in fields that nobody reads here.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+# Bytes of a file in which the header of an image certainly shows whether it is DICOM.
+PREAMBLE = 132
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """One slice: where it is stored and where it lies.
+
+    Attributes:
+      path: the file.
+      index: of the frame in its file.
+      position: of the centre of the first pixel, mm in LPS, [3].
+      directions: unit vectors along a row and along a column, LPS, [2, 3].
+      spacing: mm between rows and between columns.
+      shape: (rows, columns).
+      slope: stored value * slope + intercept is the value (HU in CT).
+      intercept: see `slope`.
+    """
+
+    path: Path
+    index: int
+    position: np.ndarray
+    directions: np.ndarray
+    spacing: tuple[float, float]
+    shape: tuple[int, int]
+    slope: float
+    intercept: float
+
+
+@dataclasses.dataclass(frozen=True)
+class SeriesInfo:
+    """What tells a file's series apart from others; `frames` is 0 where there are no pixels."""
+
+    series: str
+    patient: str
+    modality: str
+    description: str
+    frames: int
+
+
+def read_info(path: Path) -> SeriesInfo | None:
+    """To which series a file belongs; None for what is no DICOM file. Raises `UserError`."""
+    if read_bytes(path, PREAMBLE)[-4:] != b"DICM":
+        if path.suffix.lower() in SUFFIXES:
+            raise UserError(f"{path}: not a DICOM file (no DICM mark), whatever its name says")
+        return None
+    header = _read(path, voxels=False)
+    with reporting(path):
+        kind = str(getattr(header.get("SOPClassUID"), "name", ""))
+        # Reports, plans and directories say that they are such; what is cut short does not.
+        if "Rows" not in header and ("Image Storage" in kind or len(header) == 0):
+            raise UserError(f"{path}: an image without a size, damaged; copy the file again")
+        return SeriesInfo(
+            series=str(header.get("SeriesInstanceUID", "")),
+            patient=str(header.get("PatientID", "") or "").strip(),
+            modality=str(header.get("Modality", "") or ""),
+            description=str(header.get("SeriesDescription", "") or ""),
+            frames=int(header.get("NumberOfFrames", 1) or 1) if "Rows" in header else 0,
+        )
+
+
+def read_grid(paths: Sequence[Path]) -> Grid:
+    """The grid of a series, [columns, rows, slices], from its headers. Raises `UserError`."""
+    return _grid(_sorted_frames(paths, [_read(path, voxels=False) for path in paths]))
+
+
+def read_series(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a series.
+
+    Args:
+      paths: its files, in any order.
+
+    Returns:
+      The values float32 [columns, rows, slices, 1], rescaled (HU in CT), and the affine [4, 4]
+      to mm in RAS+.
+
+    Raises:
+      UserError: a damaged file, colour, no or contradictory geometry, missing slices, several
+        slices at one position, or slices that differ in size or direction.
+    """
+    headers = [_read(path, voxels=len(paths) == 1) for path in paths]
+    frames = _sorted_frames(paths, headers)
+    grid = _grid(frames)
+    array = np.empty(grid.shape, np.float32)
+    # A multi-frame file is decoded once; of single slices only one is in memory.
+    decoded = _pixels(paths[0], headers[0]) if len(paths) == 1 else None
+    for k, frame in enumerate(frames):
+        pixels = _pixels(frame.path, _read(frame.path)) if decoded is None else decoded
+        pixels = pixels if pixels.ndim == 2 else pixels[frame.index]
+        if pixels.shape != frame.shape:
+            raise UserError(f"{frame.path}: holds {pixels.shape} pixels, not {frame.shape}")
+        array[:, :, k] = (pixels.astype(np.float64) * frame.slope + frame.intercept).T
+    return array[..., None], grid.affine
+
+
+def _read(path: Path, voxels: bool = True) -> pydicom.Dataset:
+    read_bytes(path, 1)
+    with reporting(path):
+        try:
+            return pydicom.dcmread(path, stop_before_pixels=not voxels)
+        except InvalidDicomError:
+            raise UserError(f"{path}: not a DICOM file (no DICM mark)") from None
+
+
+def _pixels(path: Path, dataset: pydicom.Dataset) -> np.ndarray:
+    with reporting(path), without_chatter():
+        return dataset.pixel_array
+
+
+def _frames(path: Path, header: pydicom.Dataset) -> list[Frame]:
+    if "Rows" not in header:
+        raise UserError(f"{path}: a DICOM file without pixels ({header.get('Modality', '?')})")
+    if int(header.get("SamplesPerPixel", 1)) != 1:
+        raise UserError(f"{path}: a colour image; only grey volumes can be prepared")
+    if "MOSAIC" in header.get("ImageType", ()):
+        raise UserError(f"{path}: a mosaic of slices; convert it, e.g. with dcm2niix")
+    count = int(header.get("NumberOfFrames", 1) or 1)
+    shared = list(header.get("SharedFunctionalGroupsSequence", ()))
+    own = list(header.get("PerFrameFunctionalGroupsSequence", ()))
+    if own and len(own) != count:
+        raise UserError(f"{path}: {count} frames, but geometry for {len(own)}")
+    if count > 1 and not own:
+        raise UserError(f"{path}: a multi-frame file without the positions of its frames")
+    frames = []
+    for index in range(count):
+        groups = [*own[index : index + 1], *shared]
+        frames.append(_frame(path, index, header, groups))
+    return frames
+
+
+def _frame(
+    path: Path, index: int, header: pydicom.Dataset, groups: Sequence[pydicom.Dataset]
+) -> Frame:
+    def value(macro: str, name: str, default: object = None) -> object:
+        """An attribute of the frame, of all frames, or (classic files) of the file itself."""
+        for group in groups:
+            if macro in group and name in group[macro][0]:
+                return group[macro][0][name].value
+        found = header.get(name)
+        if found is None and default is None:
+            raise UserError(f"{path}: no {name} in the header, so where its slice lies is unknown")
+        return default if found is None else found
+
+    directions = _numbers(value("PlaneOrientationSequence", "ImageOrientationPatient"), 6)
+    frame = Frame(
+        path=path,
+        index=index,
+        position=_numbers(value("PlanePositionSequence", "ImagePositionPatient"), 3),
+        directions=directions.reshape(2, 3),
+        spacing=tuple(_numbers(value("PixelMeasuresSequence", "PixelSpacing"), 2).tolist()),
+        shape=(int(header.Rows), int(header.Columns)),
+        slope=float(value("PixelValueTransformationSequence", "RescaleSlope", 1.0)),
+        intercept=float(value("PixelValueTransformationSequence", "RescaleIntercept", 0.0)),
+    )
+    if min(frame.spacing) <= 0:
+        raise UserError(f"{path}: PixelSpacing {frame.spacing}; mend the header")
+    if not math.isfinite(frame.slope) or not math.isfinite(frame.intercept):
+        raise UserError(f"{path}: RescaleSlope or RescaleIntercept is no number; mend the header")
+    if np.abs(np.linalg.norm(frame.directions, axis=1) - 1).max() > DIRECTION_TOLERANCE:
+        raise UserError(f"{path}: ImageOrientationPatient {directions.tolist()} is no direction")
+    return frame
+
+
+def _numbers(value: object, count: int) -> np.ndarray:
+    numbers = np.asarray([float(x) for x in value], np.float64)
+    if len(numbers) != count or not np.isfinite(numbers).all():
+        raise ValueError(f"{count} finite numbers expected, found {value}")
+    return numbers
+
+
+def _sorted_frames(paths: Sequence[Path], headers: Sequence[pydicom.Dataset]) -> list[Frame]:
+    """The frames of a series from one end of the volume to the other; all checks of a stack."""
+    folder = paths[0].parent
+    frames: list[Frame] = []
+    for path, header in zip(paths, headers, strict=True):
+        with reporting(path):  # values are only parsed when they are asked for
+            frames += _frames(path, header)
+    first = frames[0]
+    for frame in frames[1:]:
+        if frame.shape != first.shape:
+            raise UserError(
+                f"{frame.path}: a slice of {frame.shape} pixels among slices of {first.shape}; "
+                "separate them"
+            )
+        if np.abs(frame.directions - first.directions).max() > DIRECTION_TOLERANCE:
+            raise UserError(
+                f"{frame.path}: a slice in another direction than {first.path.name} (a localiser?);"
+                " take it out"
+            )
+        if not np.allclose(frame.spacing, first.spacing, rtol=DIRECTION_TOLERANCE):
+            raise UserError(
+                f"{frame.path}: PixelSpacing {frame.spacing} differs from {first.spacing} of "
+                f"{first.path.name}; separate them"
+            )
+    normal = np.cross(*first.directions)
+    frames.sort(key=lambda frame: float(frame.position @ normal))
+    _check_distances(folder, frames, normal)
+    return frames
+
+
+def _check_distances(folder: Path, frames: Sequence[Frame], normal: np.ndarray) -> None:
+    heights = np.array([frame.position @ normal for frame in frames])
+    if len(heights) < 2:
+        return
+    distances = np.diff(heights)
+    usual = float(np.median(distances))
+    closest = int(distances.argmin())
+    if distances[closest] <= POSITION_TOLERANCE * max(usual, 0.1):
+        a, b = frames[closest], frames[closest + 1]
+        raise UserError(
+            f"{folder}: two slices at one position ({a.path.name} and {b.path.name}: several "
+            "times, echoes or reconstructions in one series?); keep one of each"
+        )
+    wrong = np.flatnonzero(np.abs(distances - usual) > POSITION_TOLERANCE * usual)
+    if len(wrong):
+        a, b = frames[wrong[0]], frames[wrong[0] + 1]
+        missing = round(float(distances[wrong[0]]) / usual) - 1
+        what = f"{missing} missing" if missing > 0 else "not evenly spaced"
+        raise UserError(
+            f"{folder}: slices are {usual:.4g} mm apart, but {distances[wrong[0]]:.4g} mm between "
+            f"{a.path.name} and {b.path.name} ({what}); complete the series"
+        )
+
+
+def _grid(frames: Sequence[Frame]) -> Grid:
+    first, last = frames[0], frames[-1]
+    rows, columns = first.shape
+    shape, _ = split_channels(first.path.parent, (columns, rows, len(frames)), 3)
+    affine = np.eye(4)
+    affine[:3, 0] = first.directions[0] * first.spacing[1]
+    affine[:3, 1] = first.directions[1] * first.spacing[0]
+    # From the positions, not the normal: right for a tilted gantry too.
+    affine[:3, 2] = (last.position - first.position) / max(1, len(frames) - 1)
+    affine[:3, 3] = first.position
+    affine[:2] *= -1  # DICOM's x and y point to Left and Posterior
+    check_affine(first.path.parent, affine)
+    return Grid(shape, affine)

@@ -1,0 +1,148 @@
+"""NIfTI-1 and NIfTI-2 files, zipped or not.
+
+nibabel parses the header; the voxels are read here: with the checksum of the gzip data tested
+to its end, and in float32 slice by slice, so that a volume is in memory once.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from ssl3d.data.readers.checks import check_affine, read_bytes, reporting, split_channels
+from ssl3d.errors import UserError
+
+SUFFIXES = (".nii", ".nii.gz")
+GZIP_MAGIC = b"\x1f\x8b"
+# Bytes of the file that certainly hold the header (348 or 540 bytes), zipped or not.
+HEAD = 1 << 16
+# Slices converted at a time: whole cache lines of the result, little memory.
+SLAB = 16
+# Bytes that deflate can pack into one, at most.
+DEFLATE_LIMIT = 1032
+# mm per unit of the header.
+UNITS = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
+# header class, its size in bytes, where its magic string is, and which
+KINDS = (
+    (nib.Nifti1Header, 348, 344, b"n+1\0"),
+    (nib.Nifti2Header, 540, 4, b"n+2\0\r\n\x1a\n"),
+)
+
+
+def read_header(path: Path, rank: int) -> tuple[tuple[int, ...], int, np.ndarray]:
+    """(shape (*S), channels, affine [4, 4]) without reading the voxels. Raises `UserError`."""
+    head = read_bytes(path, HEAD)
+    most = path.stat().st_size
+    if head.startswith(GZIP_MAGIC):
+        most *= DEFLATE_LIMIT
+        try:
+            head = zlib.decompressobj(wbits=31).decompress(head, HEAD)
+        except zlib.error as error:
+            raise UserError(f"{path}: damaged gzip data ({error}); copy the file again") from None
+    header = _parse(path, head)
+    shape, channels = split_channels(path, header.get_data_shape(), rank)
+    _check_length(path, most, math.prod(shape) * channels * _dtype(path, header).itemsize)
+    return shape, channels, _affine(path, header)
+
+
+def read(path: Path, rank: int, as_label: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """The voxels [*S, C] and the affine [4, 4].
+
+    Args:
+      path: the file.
+      rank: 3, or an error.
+      as_label: leave whole numbers that the header does not scale in their type.
+
+    Raises:
+      UserError: damaged, not NIfTI, without geometry, of another rank, or not real numbers.
+    """
+    data = _unzipped(path)
+    header = _parse(path, data)
+    affine = _affine(path, header)
+    shape, channels = split_channels(path, header.get_data_shape(), rank)
+    dtype = _dtype(path, header)
+    with reporting(path):
+        offset = max(int(header["vox_offset"]), int(header.sizeof_hdr))
+        slope, intercept = header.get_slope_inter()
+    count = math.prod(shape) * channels
+    _check_length(path, max(0, len(data) - offset), count * dtype.itemsize)
+    stored = np.frombuffer(data, dtype, count, offset).reshape((*shape, channels), order="F")
+    slope, intercept = 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
+    if as_label and dtype.kind in "iu" and (slope, intercept) == (1.0, 0.0):
+        return stored, affine
+    return _scaled(stored, slope, intercept), affine
+
+
+def _scaled(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
+    """`stored` [X, Y, Z, C] (Fortran order) * slope + intercept, float32 in C order."""
+    array = np.empty(stored.shape, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # the check of the values reports Inf
+        for start in range(0, stored.shape[2], SLAB):
+            slab = stored[:, :, start : start + SLAB]
+            if (slope, intercept) != (1.0, 0.0):
+                slab = slab.astype(np.float64) * slope + intercept
+            array[:, :, start : start + SLAB] = slab
+    return array
+
+
+def _unzipped(path: Path) -> bytes:
+    data = read_bytes(path)
+    if not data.startswith(GZIP_MAGIC):
+        return data
+    # Member after member, each with its checksum tested: a truncated file never passes.
+    members = []
+    while data:
+        unzip = zlib.decompressobj(wbits=31)
+        try:
+            members.append(unzip.decompress(data))
+        except zlib.error as error:
+            raise UserError(f"{path}: damaged gzip data ({error}); copy the file again") from None
+        if not unzip.eof:
+            raise UserError(f"{path}: truncated gzip data; copy the file again")
+        data = unzip.unused_data.lstrip(b"\0")
+    return members[0] if len(members) == 1 else b"".join(members)
+
+
+def _parse(path: Path, data: bytes) -> nib.Nifti1Header:
+    for header_class, size, where, magic in KINDS:
+        if len(data) < size or data[where : where + len(magic)] != magic:
+            continue
+        if size in struct.unpack("<i", data[:4]) + struct.unpack(">i", data[:4]):
+            with reporting(path):
+                # Unchecked: nibabel's check mends a zero spacing to 1 mm in silence.
+                return header_class.from_fileobj(io.BytesIO(data[:size]), check=False)
+    raise UserError(f"{path}: not a NIfTI file (wrong magic number, or its header is cut short)")
+
+
+def _dtype(path: Path, header: nib.Nifti1Header) -> np.dtype:
+    with reporting(path):
+        dtype = header.get_data_dtype()
+    if dtype.fields or dtype.kind not in "iuf":
+        raise UserError(f"{path}: values of type {dtype} are not real numbers; convert the file")
+    return dtype
+
+
+def _check_length(path: Path, found: int, promised: int) -> None:
+    if found < promised:
+        raise UserError(
+            f"{path}: truncated, at most {found} bytes of voxels where the header promises "
+            f"{promised}; copy the file again"
+        )
+
+
+def _affine(path: Path, header: nib.Nifti1Header) -> np.ndarray:
+    zooms = tuple(float(x) for x in header["pixdim"][1:4])
+    if not all(math.isfinite(x) and x != 0 for x in zooms):
+        raise UserError(f"{path}: voxel spacing {zooms}; mend pixdim in the header")
+    with reporting(path):
+        affine = np.array(header.get_best_affine(), np.float64)
+        unit = header.get_xyzt_units()[0]
+    affine[:3] *= UNITS.get(unit, 1.0)
+    check_affine(path, affine)
+    return affine

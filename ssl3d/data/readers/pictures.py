@@ -1,0 +1,68 @@
+"""2D pictures: PNG, JPEG, TIFF, BMP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ssl3d.data.readers.checks import read_bytes, reporting
+from ssl3d.errors import UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+# EXIF's tag for how the camera was held; from 5 on the sides are swapped.
+ORIENTATION, FIRST_SWAPPED = 0x0112, 5
+# Brings 16 bits per pixel to 8: 65535 -> 255.
+LEVELS_16_TO_8 = 257
+
+
+def read_header(path: Path) -> tuple[tuple[int, int], int]:
+    """((rows, columns), channels) without decoding the pixels. Raises `UserError`."""
+    picture = _open(path)
+    with reporting(path):
+        width, height = picture.size
+        if picture.getexif().get(ORIENTATION, 1) >= FIRST_SWAPPED:
+            width, height = height, width
+    return (height, width), 1 if _is_grey(picture) else 3
+
+
+def read(path: Path) -> np.ndarray:
+    """Grey levels 0 to 255, float32 [rows, columns, 1 or 3], upright. Raises `UserError`."""
+    picture = _open(path)
+    if picture.mode == "F":
+        raise UserError(f"{path}: real numbers, not grey levels; save it with 8 or 16 bits")
+    with reporting(path):
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode.startswith("I"):
+            array = np.asarray(picture, np.float32) / LEVELS_16_TO_8
+        else:
+            array = np.asarray(picture.convert("L" if _is_grey(picture) else "RGB"), np.float32)
+    return array[..., None] if array.ndim == 2 else array
+
+
+def read_label(path: Path) -> np.ndarray:
+    """The stored numbers, palette indices or grey levels: [rows, columns]. Raises `UserError`."""
+    picture = _open(path)
+    with reporting(path):
+        array = np.asarray(ImageOps.exif_transpose(picture))
+    if array.ndim != 2:
+        raise UserError(
+            f"{path}: a colour picture of {array.shape[-1]} channels cannot be a label map; "
+            "store one number per pixel"
+        )
+    return array.astype(np.uint8) if array.dtype == bool else array
+
+
+def _open(path: Path) -> Image.Image:
+    read_bytes(path, 1)
+    with reporting(path):
+        picture = Image.open(path)
+        pages = getattr(picture, "n_frames", 1)
+    if pages > 1:
+        raise UserError(f"{path}: {pages} pages in one file; save one picture each")
+    return picture
+
+
+def _is_grey(picture: Image.Image) -> bool:
+    return picture.mode in ("1", "L", "LA") or picture.mode.startswith("I")

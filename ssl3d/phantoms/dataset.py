@@ -1,0 +1,183 @@
+"""The built-in data sets: brain MR, abdominal CT and fundus photographs, drawn procedurally.
+
+Nothing to download, nobody's privacy: subject i is a pure function of (seed, i). They are written
+in the prepared format, as if `ssl3d.prepare` had read them from a hospital's archive.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import threadpoolctl
+from tqdm import tqdm
+
+from ssl3d.data import intensity, store
+from ssl3d.errors import UserError
+from ssl3d.phantoms import abdomen, brain, fundus
+
+# Voxels; below it the anatomy is smaller than a voxel.
+_LEAST_SIDE = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What the manifest says of a kind of phantom, and how one subject is drawn."""
+
+    rank: int
+    modalities: tuple[str, ...]
+    classes: tuple[str, ...]
+    draw: Callable
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """One drawn and normalised subject, as it goes into the store."""
+
+    image: np.ndarray  # [*S, C]
+    label: np.ndarray | None  # [*S]
+    grade: int | None
+    spacing: tuple[float, ...]  # mm
+    foreground: np.ndarray  # bool [*S]
+
+
+def _brain(rng: np.random.Generator, shape: tuple[int, ...]) -> Subject:
+    image, label, spacing = brain.subject(rng, shape)
+    # Air is noise around 0; a tenth of the brightest tissue is above it in every contrast.
+    foreground = image.mean(axis=-1) > 0.1 * np.percentile(image.mean(axis=-1), 99)
+    return Subject(intensity.normalise_mr(image, foreground), label, None, spacing, foreground)
+
+
+def _abdomen(rng: np.random.Generator, shape: tuple[int, ...]) -> Subject:
+    image, label, spacing = abdomen.subject(rng, shape)
+    foreground = image[..., 0] > -300  # HU: between fat (-100) and lung or air (below -700)
+    return Subject(intensity.normalise_ct(image), label, None, spacing, foreground)
+
+
+def _fundus(rng: np.random.Generator, shape: tuple[int, ...]) -> Subject:
+    image, grade = fundus.subject(rng, shape)
+    foreground = image.max(axis=-1) > 0.06  # of 1; the black around the field of view is noise
+    picture = intensity.normalise_picture(255 * image, foreground)
+    return Subject(picture, None, grade, (1.0, 1.0), foreground)
+
+
+KINDS = {
+    "brain": Kind(
+        3,
+        ("T1ce", "FLAIR", "T1", "T2"),
+        ("background", "necrotic core", "oedema", "enhancing tumour"),
+        _brain,
+    ),
+    "abdomen": Kind(3, ("CT",), ("background", "pancreas", "tumour"), _abdomen),
+    "fundus": Kind(
+        2,
+        ("red", "green", "blue"),
+        ("no retinopathy", "mild", "moderate", "severe", "proliferative"),
+        _fundus,
+    ),
+}
+
+
+def _bounds(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
+    bounds = []
+    for axis in range(mask.ndim):
+        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
+        bounds.append((int(hit[0]), int(hit[-1]) + 1))
+    return tuple(bounds)
+
+
+def _write_case(
+    index: int, kind: str, shape: tuple[int, ...], split: tuple[str, int], seed: int, folder: Path
+) -> store.Case:
+    subject = KINDS[kind].draw(np.random.default_rng((seed, index)), shape)
+    case_id = f"{kind}_{index:04d}"
+    store.write_arrays(folder, case_id, subject.image, subject.label)
+    centre = [-(side - 1) / 2 * step for side, step in zip(shape, subject.spacing, strict=True)]
+    affine = np.diag([*subject.spacing, 1.0])
+    affine[:-1, -1] = centre
+    return store.Case(
+        id=case_id,
+        subject=case_id,
+        split=split[0],
+        shape=tuple(shape),
+        channels=subject.image.shape[-1],
+        spacing=tuple(float(x) for x in subject.spacing),
+        affine=tuple(tuple(float(x) for x in row) for row in affine),
+        labelled=subject.label is not None,
+        grade=subject.grade,
+        order=split[1],
+        foreground=_bounds(subject.foreground),
+    )
+
+
+def write(
+    kind: str,
+    folder: Path,
+    shape: tuple[int, ...],
+    counts: dict[str, int],
+    seed: int = 0,
+    workers: int | None = None,
+) -> store.Dataset:
+    """Draws a data set into `folder`, or returns the one that is there already.
+
+    Args:
+      kind: "brain", "abdomen" or "fundus".
+      shape: *S in voxels; the field of view in mm stays the same.
+      counts: subjects of each split, e.g. {"train": 96, "val": 32, "test": 32}.
+      seed: subject i is a function of (seed, i).
+      workers: processes (default: one per core).
+
+    Raises:
+      UserError: no such kind, a shape of the wrong rank, or another data set in the folder.
+    """
+    if kind not in KINDS:
+        raise UserError(f"config.data.phantom.kind={kind!r}: choose one of {', '.join(KINDS)}")
+    about = KINDS[kind]
+    if len(shape) != about.rank:
+        raise UserError(f"config.data.phantom.shape={shape}: {kind} has {about.rank} dimensions")
+    if min(shape) < _LEAST_SIDE:
+        raise UserError(
+            f"config.data.phantom.shape={shape}: every side needs {_LEAST_SIDE} voxels or more"
+        )
+    if min(counts.values()) < 0 or sum(counts.values()) == 0:
+        raise UserError(f"config.data.phantom: {counts} cases; give numbers from 0, not all 0")
+    recipe = {"phantom": kind, "shape": list(shape), "counts": dict(counts), "seed": seed}
+    if (folder / store.MANIFEST).exists():
+        dataset = store.read(folder)
+        if dataset.extra != recipe:
+            raise UserError(
+                f"{folder}: holds another data set than the one asked for ({recipe}); "
+                "give another --config.data.path or remove the folder"
+            )
+        return dataset
+    splits = [(split, rank) for split, count in counts.items() for rank in range(count)]
+    draw = functools.partial(_write_case, kind=kind, shape=shape, seed=seed, folder=folder)
+    # Spawned and not forked: a fork of a process that has used jax can hang.
+    context = multiprocessing.get_context("spawn")
+    # One BLAS thread each: the products are small, and more threads only get into each other's way.
+    with ProcessPoolExecutor(
+        workers or os.cpu_count(), context, threadpoolctl.threadpool_limits, (1,)
+    ) as pool:
+        jobs = [pool.submit(draw, i, split=split) for i, split in enumerate(splits)]
+        cases = tuple(
+            job.result()
+            for job in tqdm(jobs, f"drawing {kind} phantoms", unit="case", disable=None)
+        )
+    dataset = store.Dataset(
+        path=folder,
+        name=f"phantom {kind}",
+        rank=about.rank,
+        modalities=about.modalities,
+        classes=about.classes,
+        splits_by="subject",
+        cases=cases,
+        extra=recipe,
+    )
+    store.write_manifest(dataset)
+    return dataset

@@ -1,0 +1,118 @@
+"""Which data a config means: the data set on disk, and its cases to train and validate on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
+
+from ssl3d import tasks
+from ssl3d.data import store
+from ssl3d.errors import UserError
+from ssl3d.phantoms.dataset import write
+
+
+def open_dataset(config: ml_collections.ConfigDict) -> store.Dataset:
+    """The prepared data set of `config.data`; a phantom is drawn on first use.
+
+    Raises:
+      UserError: no path, no data set there, or one of the wrong rank.
+    """
+    data = config.data
+    if not data.path:
+        raise UserError(
+            f"config.data.path is empty: prepare the {data.preset} data with "
+            "python -m ssl3d.prepare and give its folder, --config.data.path=DIR"
+        )
+    path = Path(data.path)
+    if data.phantom.kind:
+        if jax.process_index() == 0:
+            counts = {split: data.phantom[split] for split in ("train", "val", "test")}
+            write(data.phantom.kind, path, tuple(data.phantom.shape), counts, data.phantom.seed)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("phantom drawn")
+    dataset = store.read(path)
+    if dataset.rank < config.rank:
+        raise UserError(
+            f"{path}: holds pictures ({dataset.rank}D); a {config.rank}D config needs volumes, "
+            f"use the {dataset.rank}D config (or variant) of the task"
+        )
+    if config.task.name == "classification" and dataset.rank > config.rank:
+        raise UserError(
+            f"{path}: holds volumes, and the grade of a volume is not that of its slices; use the "
+            "variant volumes, --config=configs/classify.py:...,volumes"
+        )
+    if not 0 <= data.slice_axis < 3:
+        raise UserError(f"config.data.slice_axis={data.slice_axis}: 0, 1 or 2")
+    return dataset
+
+
+def choose_cases(
+    config: ml_collections.ConfigDict, dataset: store.Dataset
+) -> tuple[tuple[store.Case, ...], tuple[store.Case, ...]]:
+    """The cases to train on and to validate on. Raises `UserError` where there are none."""
+    unknown = set(config.data.train_splits) - set(store.SPLITS)
+    if unknown:
+        raise UserError(
+            f"config.data.train_splits: no split {unknown.pop()!r}; choose of "
+            + ", ".join(store.SPLITS)
+        )
+    train = dataset.split(*config.data.train_splits)
+    validation = dataset.split("val")
+    if config.task.name in tasks.DOWNSTREAM_TASKS:
+        train = label_subset(labelled(config, train), config)
+        validation = labelled(config, validation)
+    for cases, what in ((train, "to train on"), (validation, "in the split val")):
+        if not cases:
+            raise UserError(f"{dataset.path}: no cases {what}; prepare with other splits")
+    return train, validation
+
+
+def labelled(
+    config: ml_collections.ConfigDict, cases: Sequence[store.Case]
+) -> tuple[store.Case, ...]:
+    """Those of the cases that have what the downstream task learns: a label map, or a grade."""
+    if config.task.name == "classification":
+        return tuple(case for case in cases if case.grade is not None)
+    return tuple(case for case in cases if case.labelled)
+
+
+def label_subset(
+    cases: Sequence[store.Case], config: ml_collections.ConfigDict
+) -> tuple[store.Case, ...]:
+    """The cases of the first `config.data.label_fraction` of the subjects, at least of one.
+
+    Nested: a smaller fraction is part of a larger one of the same `label_seed`. Seed 0 is the
+    order that the manifest has, any other one shuffles it anew.
+    """
+    order = {case.subject: case.order for case in cases}
+    subjects = sorted(order, key=lambda subject: (order[subject], subject))
+    if config.data.label_seed:
+        shuffle = np.random.RandomState(config.data.label_seed).permutation(len(subjects))
+        subjects = [subjects[i] for i in shuffle]
+    count = max(1, round(config.data.label_fraction * len(subjects)))
+    chosen = set(subjects[:count])
+    return tuple(case for case in cases if case.subject in chosen)
+
+
+def labels_of(dataset: store.Dataset, cases: Sequence[store.Case]) -> tasks.Labels:
+    """What a downstream task is told: the class names, and how many training cases of each."""
+    grades = [case.grade for case in cases if case.grade is not None]
+    counts = np.bincount(grades, minlength=len(dataset.classes)) if grades else ()
+    return tasks.Labels(dataset.classes, tuple(int(count) for count in counts))
+
+
+def fingerprint(train: Sequence[store.Case], validation: Sequence[store.Case]) -> dict[str, str]:
+    """What tells two selections of cases apart: a checksum of the ids and of what they hold."""
+
+    def checksum(cases: Sequence[store.Case]) -> str:
+        rows = [(case.id, case.subject, case.extra.get("content")) for case in cases]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+    return {"cases.train": checksum(train), "cases.val": checksum(validation)}

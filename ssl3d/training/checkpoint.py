@@ -1,0 +1,147 @@
+"""Checkpoints of parameters, optimiser, step and data position, by Orbax."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import orbax.checkpoint as ocp
+from absl import logging
+
+from ssl3d.atomic import atomic_write
+from ssl3d.errors import RunError, UserError
+
+# Two, so that one that does not read has one before it.
+_KEPT = 2
+
+# The key of `config.json` under which a run says by which version its training data are drawn.
+DRAWS = "draws"
+
+# What a later run in the same workdir may change: nothing that decides the result.
+_FREE = (
+    "log_every",
+    "validate_every",
+    "checkpoint_every",
+    "data.path",
+    "data.threads",
+    "predict.overlap",
+    "predict.batch",
+    "predict.mirror",
+)
+
+
+def check_config(
+    config: ml_collections.ConfigDict, workdir: Path, data: Mapping[str, Any] | None = None
+) -> None:
+    """Writes `config.json`, or compares it with the one of an earlier run.
+
+    Args:
+      data: what else decides it: the cases, how they are drawn; kept in the same file.
+
+    Raises:
+      UserError: the earlier run had another value for a key that decides the result.
+    """
+    file = workdir / "config.json"
+    now = json.loads(config.to_json()) | dict(data or {})
+    if file.exists():
+        try:
+            before = _flatten(json.loads(file.read_text()))
+        except (AttributeError, ValueError) as error:
+            raise UserError(f"{file}: cannot be read ({error}); use another --workdir") from None
+        after = _flatten(now)
+        for key in sorted(before.keys() | after.keys()):
+            old, new = before.get(key), after.get(key)
+            if key == DRAWS and old != new:
+                raise UserError(
+                    f"{workdir} holds a run of a version of the code that draws training data "
+                    "differently: finish it with that one, or begin anew in another folder"
+                )
+            if old != new and key not in _FREE:
+                raise UserError(
+                    f"{workdir} holds a run with {key}={old!r}, this one has {new!r}: "
+                    "give another --workdir, or the same value to go on"
+                )
+    if jax.process_index() == 0:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            with atomic_write(file) as partial:
+                partial.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"{workdir}: cannot be written ({error}); give another --workdir"
+            ) from None
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def open_manager(workdir: Path) -> ocp.CheckpointManager:
+    """The manager of `workdir/checkpoints`; saves in the background, keeps the latest two."""
+    logging.set_verbosity(logging.ERROR)  # Orbax reports every file it writes
+    return ocp.CheckpointManager(
+        (workdir / "checkpoints").resolve(),
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.LatestN(_KEPT)
+        ),
+    )
+
+
+def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
+    """Saves the state after `step` steps, unless that step is saved already."""
+    if step in manager.all_steps():
+        return
+    manager.save(
+        step,
+        args=ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            data=ocp.args.JsonSave({"next_index": step}),
+        ),
+    )
+
+
+def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[Any, int] | None:
+    """The newest state that reads, and the number of its next batch; None if there is none.
+
+    A checkpoint that does not read is named aloud and the one before it is taken.
+
+    Args:
+      like: a state of the same structure with the shapes, types and shardings wanted.
+
+    Raises:
+      RunError: there are checkpoints, but none reads.
+    """
+    steps = sorted(manager.all_steps(), reverse=True)
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    damaged = []
+    for step in steps:
+        try:
+            restored = manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
+                ),
+            )
+        except Exception as error:  # whatever a damaged file makes Orbax or zarr raise
+            reason = (str(error).splitlines() or [""])[0][:200]
+            print(f"checkpoint {step} does not read ({type(error).__name__}: {reason})", flush=True)
+            damaged.append(step)
+            continue
+        # They would stand in the way of new ones of the same steps. Only now that another has
+        # been read is it clear that the fault is theirs, and not the disk's or the memory's.
+        for other in damaged:
+            manager.delete(other)
+        return restored["state"], int(restored["data"]["next_index"])
+    if steps:
+        raise RunError(f"{manager.directory}: no checkpoint reads; remove the folder to start anew")
+    return None

@@ -1,0 +1,234 @@
+"""The state of a run and the pure functions over it: one training step, one evaluation.
+
+Everything random in a step is the seed folded with the step and the example's place in the global
+batch, so that a resume has no generator to restore and devices can be added without a change.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from jax.sharding import Mesh
+
+from ssl3d import tasks, xla
+from ssl3d.training import sharding, transfer
+
+State = dict[str, Any]
+
+# The two parts of a network, each with an optimiser of its own.
+Optimizers = dict[str, optax.GradientTransformation]
+
+
+def schedule(config: ml_collections.ConfigDict, start: int = 0) -> optax.Schedule:
+    """Linear warm-up, then a cosine to zero at `config.steps`, wherever a run is stopped.
+
+    Args:
+      start: the step at which counting begins: a warm-up of its own, then the same cosine.
+    """
+    peak, warmup = config.optimizer.learning_rate, config.optimizer.warmup_steps
+    whole = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(config.steps, warmup + 1))
+    if start == 0:
+        return whole
+    return lambda count: whole(count + start) * jnp.minimum(1.0, (count + 1) / max(warmup, 1))
+
+
+def make_optimizers(config: ml_collections.ConfigDict) -> Optimizers:
+    """AdamW for the encoder and for the rest; no decay for biases and norms, which are vectors.
+
+    An encoder that is frozen at first gets a fresh start when it thaws, warm-up and moments.
+    """
+
+    def adamw(rate: optax.Schedule) -> optax.GradientTransformation:
+        return optax.adamw(
+            rate,
+            weight_decay=config.optimizer.weight_decay,
+            mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
+        )
+
+    thaw = transfer.frozen_steps(config)
+    return {"encoder": adamw(schedule(config, thaw)), "rest": adamw(schedule(config))}
+
+
+def _parts(tree: dict[str, Any]) -> dict[str, Any]:
+    rest = {name: leaf for name, leaf in tree.items() if name != "encoder"}
+    return {"encoder": tree["encoder"], "rest": rest}
+
+
+def _whole(parts: dict[str, Any]) -> dict[str, Any]:
+    return parts["rest"] | {"encoder": parts["encoder"]}
+
+
+def init_state(
+    config: ml_collections.ConfigDict,
+    task: tasks.Task,
+    optimizers: Optimizers,
+    record: Any,
+    mesh: Mesh,
+) -> State:
+    """Parameters, running statistics, optimiser and step, replicated over the mesh.
+
+    Args:
+      record: the record of one example, for its shapes alone.
+    """
+    key = jax.random.key(config.seed)
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), record)
+    shapes, _ = jax.eval_shape(lambda keys, part: _views(task, keys, part, True), key[None], batch)
+
+    def init(key: jax.Array) -> State:
+        inputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        variables = task.network.init(key, inputs, train=False)
+        params = variables["params"]
+        state = {
+            "params": params,
+            "batch_stats": variables.get("batch_stats", {}),
+            "optimizer": {name: optimizers[name].init(x) for name, x in _parts(params).items()},
+            "step": jnp.zeros((), jnp.int32),
+        }
+        if config.optimizer.ema > 0:
+            # A copy: the step donates the state, and one buffer can be donated but once.
+            state["ema"] = jax.tree.map(jnp.copy, params)
+        return state
+
+    return xla.jit_once(init, out_shardings=sharding.replicated(mesh))(key)
+
+
+def _views(task: tasks.Task, keys: jax.Array, records: Any, train: bool) -> Any:
+    return jax.vmap(lambda key, record: task.views(key, record, train))(keys, records)
+
+
+def variables_of(state: State, params: Any = None) -> dict[str, Any]:
+    """What `network.apply` takes, with the averaged parameters where there are any."""
+    params = state.get("ema", state["params"]) if params is None else params
+    return {"params": params} | (
+        {"batch_stats": state["batch_stats"]} if state["batch_stats"] else {}
+    )
+
+
+def make_gradients(
+    config: ml_collections.ConfigDict, task: tasks.Task, frozen: bool = False
+) -> Callable:
+    """The function (state, batch) -> gradients, batch_stats, metrics of one step.
+
+    Metrics are `loss` and, by name, (sum, count) over the global batch. With `frozen` there are
+    no gradients of the encoder, and its running statistics stay.
+    """
+    network = task.network.clone(frozen=True) if frozen else task.network
+
+    def forward(trained: Any, state: State, batch: Any, keys: jax.Array) -> Any:
+        params = state["params"] | trained
+        inputs, targets = _views(task, keys, batch["record"], train=True)
+        dropout = jax.random.fold_in(keys[0], 1)
+        outputs, changed = network.apply(
+            variables_of(state, params),
+            inputs,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout},
+        )
+        valid = jnp.ones(len(batch["subject"]), bool)
+        loss, metrics = task.loss(outputs, targets | {"subject": batch["subject"], "valid": valid})
+        sums = {name: (total.sum(), count.sum()) for name, (total, count) in metrics.items()}
+        return loss.mean(), (changed.get("batch_stats", {}), sums)
+
+    def gradients(state: State, batch: Any) -> tuple[Any, Any, dict[str, Any]]:
+        step_key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
+        size = len(batch["subject"])
+        keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(jnp.arange(size))
+        micro = config.optimizer.accumulate
+        trained = _parts(state["params"])["rest"] if frozen else state["params"]
+        differentiate = jax.value_and_grad(forward, has_aux=True)
+        if micro == 1:
+            (loss, (stats, sums)), grads = differentiate(trained, state, batch, keys)
+            return grads, stats, {"loss": loss} | sums
+
+        def one(carry: Any, part: Any) -> Any:
+            stats, total = carry
+            (loss, (stats, sums)), grads = differentiate(
+                trained, state | {"batch_stats": stats}, *part
+            )
+            return (stats, jax.tree.map(jnp.add, total, (grads, loss, sums))), None
+
+        parts = jax.tree.map(
+            lambda leaf: leaf.reshape(micro, size // micro, *leaf.shape[1:]), (batch, keys)
+        )
+        shapes = jax.eval_shape(
+            differentiate, trained, state, *jax.tree.map(lambda leaf: leaf[0], parts)
+        )
+        (loss, (_, sums)), grads = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        (stats, (grads, loss, sums)), _ = jax.lax.scan(
+            one, (state["batch_stats"], (grads, loss, sums)), parts
+        )
+        return jax.tree.map(lambda g: g / micro, grads), stats, {"loss": loss / micro} | sums
+
+    return gradients
+
+
+def make_step(
+    config: ml_collections.ConfigDict,
+    task: tasks.Task,
+    optimizers: Optimizers,
+    mesh: Mesh,
+    frozen: bool = False,
+) -> Callable[[State, Any], tuple[State, dict[str, Any]]]:
+    """The jitted training step; it takes over (donates) the state.
+
+    With `frozen` the encoder, its statistics and its optimiser leave the step as they came.
+    """
+    gradients = make_gradients(config, task, frozen)
+    clip = optax.clip_by_global_norm(config.optimizer.clip_norm)
+
+    def step(state: State, batch: Any) -> tuple[State, dict[str, Any]]:
+        grads, stats, metrics = gradients(state, batch)
+        clipped, _ = clip.update(grads, clip.init(grads))
+        clipped = {"rest": clipped} if frozen else _parts(clipped)
+        parts, moments = _parts(state["params"]), dict(state["optimizer"])
+        for name, part in clipped.items():
+            updates, moments[name] = optimizers[name].update(part, moments[name], parts[name])
+            parts[name] = optax.apply_updates(parts[name], updates)
+        params = _whole(parts)
+        new = {
+            "params": params,
+            "batch_stats": stats,
+            "optimizer": moments,
+            "step": state["step"] + 1,
+        }
+        if config.optimizer.ema > 0:
+            average = optax.incremental_update(params, state["ema"], 1 - config.optimizer.ema)
+            # The average of a number with itself is that number but for rounding.
+            kept = {"encoder": state["ema"]["encoder"]} if frozen else {}
+            new["ema"] = average | kept
+        return new, metrics | {"gradient_norm": optax.global_norm(grads)}
+
+    whole = sharding.replicated(mesh)
+    return xla.jit(step, donate_argnums=0, out_shardings=(whole, whole))
+
+
+def make_evaluation(
+    config: ml_collections.ConfigDict, task: tasks.Task, mesh: Mesh
+) -> Callable[[dict[str, Any], Any], Any]:
+    """The jitted (variables, batch) -> per example: loss, {name: (sum, count)}, collected arrays.
+
+    The draws of an example depend on (seed, case, repeat) alone.
+    """
+    # Far from every step's number, which training folds into the same seed.
+    root = jax.random.fold_in(jax.random.key(config.seed), 2**31)
+
+    def evaluate(variables: dict[str, Any], batch: Any) -> Any:
+        keys = jax.vmap(
+            lambda case, repeat: jax.random.fold_in(jax.random.fold_in(root, case), repeat)
+        )(batch["case_key"], batch["repeat"])
+        inputs, targets = _views(task, keys, batch["record"], train=False)
+        outputs = task.network.apply(variables, inputs, train=False)
+        loss, metrics = task.loss(
+            outputs, targets | {"subject": batch["subject"], "valid": batch["valid"]}
+        )
+        collected = task.collect(inputs, outputs, targets) if task.collect else {}
+        return loss, metrics, collected
+
+    return xla.jit(evaluate, out_shardings=sharding.replicated(mesh))

@@ -1,0 +1,151 @@
+"""Who is dealt to which split, by the seed or by a file of one's own."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import pytest
+
+from ssl3d.data import store
+from ssl3d.errors import UserError
+from tests.support import source_files as files
+from tests.support.source_files import run_prepare as run
+
+
+def test_other_splits_of_prepared_data_cost_nothing(tmp_path, capsys):
+    source = files.write_msd(tmp_path / "source")
+    first = run("msd", source, tmp_path / "out")
+    second = run("msd", source, tmp_path / "out", "--seed=1")
+    assert "7 were there already" in capsys.readouterr().out
+    assert [c.split for c in first.cases] != [c.split for c in second.cases]
+
+
+def test_splits_are_dealt_by_subject_and_seed(tmp_path):
+    source = files.write_bids(tmp_path / "source", subjects=10)
+    dataset = run("bids", source, tmp_path / "out", "--seed=3")
+    by_subject = {}
+    for case in dataset.cases:
+        by_subject.setdefault(case.subject, set()).add((case.split, case.order))
+    assert all(len(splits) == 1 for splits in by_subject.values())
+    sizes = {name: len({c.subject for c in dataset.split(name)}) for name in store.SPLITS}
+    assert sizes == {"train": 6, "val": 2, "test": 2, "unlabelled": 0}
+    assert dataset.splits_by == "subject"
+    for name in ("train", "val", "test"):
+        assert {c.order for c in dataset.split(name)} == set(range(sizes[name]))
+
+
+def test_a_scan_without_label_stays_with_its_subject(tmp_path):
+    source = files.write_bids(tmp_path / "source", subjects=6)
+    for i in range(6):
+        name = f"sub-{i}/ses-02/anat/sub-{i}_ses-02_space-T1w_dseg.nii.gz"
+        (source / "derivatives/lesions" / name).unlink()
+    dataset = run("bids", source, tmp_path / "out")
+    assert not dataset.split("unlabelled")
+    assert sum(case.labelled for case in dataset.cases) == 6
+    for case in dataset.cases:
+        twin = next(c for c in dataset.cases if c.subject == case.subject and c is not case)
+        assert case.split == twin.split
+
+
+def test_unlabelled_collections_have_a_validation_split_too(tmp_path):
+    dataset = run("ukb", files.write_ukb(tmp_path / "source"), tmp_path / "out")
+    assert dataset.split("train")
+    assert dataset.split("val")
+    assert not dataset.split("test", "unlabelled")
+
+
+def test_splits_by_case_are_said_to_be_so(tmp_path, capsys):
+    dataset = run("msd", files.write_msd(tmp_path / "source"), tmp_path / "out")
+    assert dataset.splits_by == "case"
+    assert "splits by case), as the source has no subject ids" in capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "out/report.csv").open()))
+    assert {row["split by"] for row in rows} == {"case"}
+
+
+def test_your_own_splits(tmp_path):
+    source = files.write_msd(tmp_path / "source")
+    names = [f"case_{i:02d}" for i in range(7)]
+    wanted = {"train": names[3:0:-1], "val": names[4:5], "test": [names[0], names[5]]}
+    wanted["unlabelled"] = names[6:]
+    (tmp_path / "splits.json").write_text(json.dumps(wanted))
+    lines = [f"{name},{split}" for split, members in wanted.items() for name in members]
+    (tmp_path / "splits.csv").write_text("\n".join(["subject,split", *lines]))
+    for file in ("splits.json", "splits.csv"):
+        dataset = run("msd", source, tmp_path / "out", f"--splits={tmp_path / file}")
+        found = {
+            split: [c.id for c in sorted(dataset.split(split), key=lambda c: c.order)]
+            for split in store.SPLITS
+        }
+        assert found == {split: list(members) for split, members in wanted.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("s.json", "[1, 2]", "not JSON like"),
+        ("s.json", '{"train": "all"}', "not JSON like"),
+        ("s.json", '{"training": ["case_00"]}', "unknown split 'training'"),
+        ("s.json", '{"train": ["case_00"], "val": ["case_00"]}', "in train and in val"),
+        ("s.json", '{"train": ["case_99"]}', "names 'case_99'"),
+        ("s.json", '{"train": ["case_00"]}', "case case_01 is in no split"),
+        ("s.csv", "case,part\na,b\n", "needs the columns"),
+        ("gone.json", None, "no such split file"),
+    ],
+)
+def test_split_files_that_are_wrong(tmp_path, name, content, what):
+    source = files.write_msd(tmp_path / "source", count=3)
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=what) as error:
+        run("msd", source, tmp_path / "out", f"--splits={tmp_path / name}")
+    assert name in str(error.value)
+
+
+def test_a_split_file_may_name_cases_that_are_left_out(tmp_path, capsys):
+    source = files.write_msd(tmp_path / "source", count=4, unlabelled=0)
+    (source / "imagesTr/case_01.nii.gz").write_bytes(b"damaged")
+    (source / "imagesTr/case_02.nii.gz").unlink()
+    file = tmp_path / "s.json"
+    file.write_text('{"train": ["case_00", "case_01", "case_02"], "val": ["case_03"]}')
+    dataset = run("msd", source, tmp_path / "out", f"--splits={file}", "--on-error=skip")
+    assert {case.id: case.split for case in dataset.cases} == {"case_00": "train", "case_03": "val"}
+    assert "names 'case_02', but no case" in capsys.readouterr().err
+
+
+def test_a_wrong_split_file_is_found_before_anything_is_prepared(tmp_path):
+    source = files.write_msd(tmp_path / "source", count=3)
+    (tmp_path / "s.json").write_text('{"train": ["case_00"]}')
+    with pytest.raises(UserError, match="is in no split"):
+        run("msd", source, tmp_path / "out", f"--splits={tmp_path / 's.json'}", "--dry-run")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_subject_in_two_splits_of_a_split_file(tmp_path):
+    source = files.write_bids(tmp_path / "source")
+    names = [f"sub-{i}_ses-0{j}" for i in range(3) for j in (1, 2)]
+    (tmp_path / "s.json").write_text(json.dumps({"train": names[:5], "val": names[5:]}))
+    with pytest.raises(UserError, match="subject sub-2 would be in train and in val"):
+        run("bids", source, tmp_path / "out", f"--splits={tmp_path / 's.json'}")
+
+
+def test_the_same_image_under_two_ids(tmp_path, capsys):
+    source = files.write_msd(tmp_path / "source", count=8)
+    dataset = run("msd", source, tmp_path / "first")
+    train = [c.id for c in dataset.split("train")]
+    other = dataset.split("test")[0].id
+    image = source / "imagesTr"
+    shutil.copy(image / f"{train[0]}.nii.gz", image / f"{train[1]}.nii.gz")
+    capsys.readouterr()
+    run("msd", source, tmp_path / "within")
+    line = f"note: {train[1]}: the same image, voxel by voxel, as {train[0]}; both are in train"
+    assert line in capsys.readouterr().err
+
+    shutil.copy(image / f"{train[2]}.nii.gz", image / f"{other}.nii.gz")
+    with pytest.raises(UserError, match="one case cannot be prepared"):
+        run("msd", source, tmp_path / "across")
+    assert "the same image, voxel by voxel" in capsys.readouterr().err
+    assert not (tmp_path / "across" / store.MANIFEST).exists()
+    kept = run("msd", source, tmp_path / "across", "--on-error=skip")
+    assert len(kept.cases) == len(dataset.cases) - 1

@@ -1,0 +1,181 @@
+import csv
+import errno
+import json
+import math
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from experiments.engine import runs, worker
+from experiments.engine.grid import Cell, Job, jobs
+from experiments.engine.study_data import ROOT, Plan
+from ssl3d.errors import UserError
+from tests.support.small_study import tiny
+
+
+def write_evaluation(folder, task, summary, rows):
+    folder.mkdir()
+    (folder / "summary.json").write_text(json.dumps(summary | {"task": task}))
+    with (folder / "cases.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    return folder
+
+
+@pytest.fixture
+def segmentation(tmp_path):
+    values = {
+        "c1": {"oedema": 0.5, "core": 0.7, "WT": 0.6},
+        "c2": {"oedema": math.nan, "core": 0.3, "WT": 0.4},
+        "c3": {"oedema": math.nan, "core": math.nan, "WT": math.nan},
+    }
+    rows = [
+        {"id": case, "subject": case.upper(), "class": name, "dice": dice}
+        for case, own in values.items()
+        for name, dice in own.items()
+    ]
+    summary = {"classes": ["background", "oedema", "core"], "reference": {"reference_dice": 0.9}}
+    return write_evaluation(tmp_path / "evaluation", "segmentation", summary, rows)
+
+
+def test_columns_of_a_segmentation(segmentation):
+    columns = [("dice", "mean"), ("core", 2), ("WT", "WT")]
+    cases, scores = worker.read_evaluation(segmentation, columns)
+    assert cases == [
+        {"id": "c1", "subject": "C1", "dice": 0.6, "core": 0.7, "WT": 0.6},
+        {"id": "c2", "subject": "C2", "dice": 0.3, "core": 0.3, "WT": 0.4},
+        {"id": "c3", "subject": "C3", "dice": None, "core": None, "WT": None},
+    ]
+    assert scores == pytest.approx({"dice": 0.45, "core": 0.5, "WT": 0.5, "reference_dice": 0.9})
+    for missing in ("TC", 3):
+        with pytest.raises(UserError, match="no class or region"):
+            worker.read_evaluation(segmentation, [("x", missing)])
+
+
+def test_columns_of_a_classification(tmp_path):
+    rows = [{"id": "a", "subject": "A", "grade": 2, "predicted": 1, "probability x": 0.1}]
+    summary = {
+        "scores": {"kappa": {"value": 0.7}},
+        "reference": {"reference_qw_kappa_kaggle": None},
+    }
+    folder = write_evaluation(tmp_path / "evaluation", "classification", summary, rows)
+    cases, scores = worker.read_evaluation(folder, [("kappa", "kappa")])
+    assert cases == [{"id": "a", "subject": "A", "grade": "2", "predicted": "1"}]
+    assert scores == {"kappa": 0.7, "reference_kappa": None}
+
+
+def test_the_last_model_is_tested(segmentation, tmp_path, monkeypatch):
+    """The best by validation would use labels that count to no method's amount."""
+    called = []
+
+    def evaluate(options):
+        called.extend(options)
+        (output,) = (x.removeprefix("--output=") for x in options if x.startswith("--output="))
+        segmentation.rename(output)
+
+    monkeypatch.setattr(worker.evaluate, "main", evaluate)
+    job = {"columns": [["WT", "WT"]], "overrides": {"data.path": "data"}, "source": "source"}
+    (tmp_path / "run").mkdir()
+    found = worker.test(job, tmp_path / "run")
+    assert {"--model=last", "--split=test", "--data=data", "--source=source"} <= set(called)
+    assert found["row"]["WT"] == 0.5
+    assert [case["id"] for case in found["cases"]] == ["c1", "c2", "c3"]
+
+
+def test_device_seconds_leave_out_validation():
+    lines = [
+        {"step": 0, "split": "val"},
+        {"step": 10, "split": "train", "volumes_per_second": 8.0, "data_wait": 0.0},
+        {"step": 10, "split": "val"},
+        {"step": 15, "split": "train", "volumes_per_second": 4.0, "data_wait": 0.5},
+    ]
+    assert worker.device_seconds(lines, batch_size=4) == pytest.approx(40 / 8 + 20 / 4)
+
+
+def test_peak_memory_is_that_of_the_process():
+    code = "from experiments import worker; print(worker.peak_memory())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    before = float(done.stdout)
+    code = "import numpy; x = numpy.ones(25 * 2**20); " + code
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert 150 < float(done.stdout) - before < 300  # 200 MB of ones
+
+
+def test_peak_memory_of_an_accelerator(monkeypatch):
+    devices = [
+        SimpleNamespace(memory_stats=lambda peak=peak: {"peak_bytes_in_use": peak * 2**20})
+        for peak in (300, 700)
+    ]
+    monkeypatch.setattr(worker.jax, "local_devices", lambda: devices)
+    assert worker.peak_memory() == 700
+
+
+def test_without_its_parent_it_ends(tmp_path):
+    """Its standard input closes when the process that started it is gone."""
+    code = "from experiments import worker; import threading, time; "
+    code += "threading.Thread(target=worker._end_with_parent, daemon=True).start(); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, cwd=ROOT)
+    process.stdin.close()
+    assert process.wait(timeout=30) == -15
+
+
+def test_file_systems_without_locks_do_without(tmp_path, monkeypatch, capsys):
+    def fails(number):
+        def flock(*_):
+            raise OSError(number, "no")
+
+        return flock
+
+    with (tmp_path / ".lock").open("w") as lock:
+        monkeypatch.setattr(worker.fcntl, "flock", fails(errno.ENOSYS))
+        worker._wait_for(lock, tmp_path)
+        assert "the claims have to do" in capsys.readouterr().out
+        monkeypatch.setattr(worker.fcntl, "flock", fails(errno.EIO))
+        with pytest.raises(OSError, match="no"):
+            worker._wait_for(lock, tmp_path)
+
+
+def test_an_input_error_of_a_run_is_the_persons(stand_in, tmp_path):
+    def launch(output, job, log):
+        code = "import sys; print('error: no such scan; mend it'); sys.exit(2)"
+        return subprocess.Popen([sys.executable, "-c", code], stdout=log, stdin=subprocess.PIPE)
+
+    stand_in.setattr(runs, "launch", launch)
+    with pytest.raises(UserError, match=r"^no such scan; mend it \(cells/a\)$"):
+        runs.work(tmp_path, [Job("cells/a", "segment", "", {}, {})], [])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # a busy machine takes minutes to compile each run
+def test_a_killed_cell_goes_on_from_its_checkpoint(volumes, tmp_path):
+    """The training itself, killed in the middle: two pieces make the same run as one."""
+    more = {"checkpoint_every": 2, "log_every": 1, "steps": 300, "validate_every": 100}
+    study = tiny(finetuning=dict(tiny().finetuning) | more)
+    plan = Plan(study, volumes, volumes)
+    (job,) = jobs(plan, [Cell("scratch", "random", "2", 1)])
+    columns = [list(column) for column in study.columns]
+    code = f"""
+import sys; sys.path[:0] = {[str(ROOT)]!r}
+import pathlib, signal
+from experiments.engine import runs
+from experiments.engine.grid import Job
+job = Job({job.name!r}, {job.config!r}, {job.argument!r}, {dict(job.overrides)!r}, {job.row!r})
+print(runs.work(pathlib.Path({str(tmp_path)!r}), [job], {columns!r}))
+"""
+    first = subprocess.Popen([sys.executable, "-c", code])
+    metrics = tmp_path / job.name / "run" / "metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 15:
+        assert first.poll() is None
+    first.kill()
+    first.wait()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    log = (tmp_path / job.name / runs.LOG).read_text()
+    assert "stopped by SIGTERM at step" in log
+    assert "going on at step" in log
+    result = json.loads((tmp_path / job.name / worker.RESULT).read_text())
+    assert [step for step, _ in result["curve"]] == list(range(0, 301, 100))
+    assert result["row"]["dice"] is not None
+    assert not (tmp_path / job.name / "run" / "checkpoints").exists()

@@ -1,0 +1,1 @@
+"""Data sets, configs and collections that several tests share."""

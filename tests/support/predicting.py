@@ -1,0 +1,34 @@
+"""The command that predicts, as its tests call it, and a network that is told what to answer."""
+
+import numpy as np
+
+from ssl3d import predict
+from ssl3d.downstream import predictor
+
+# The collections that the tests of data/ are made of.
+from tests.support import source_files as files
+
+prepared = files.prepared
+
+
+def run(workdir, place, output, *options):
+    """Predicts; the names of the files that are in the output then."""
+    predict.main([f"--workdir={workdir}", f"--input={place}", f"--output={output}", *options])
+    return sorted(path.relative_to(output).as_posix() for path in output.rglob("*.*"))
+
+
+def use_thresholds(monkeypatch, *limits):
+    """The network answers class k where the first channel is between the limits k - 1 and k.
+
+    Prepared intensities have mean 0 and deviation 1, or lie in [-1, 1].
+    """
+    real = predictor.load
+
+    def load(*arguments):
+        def forward(images):
+            found = np.searchsorted(limits, images[..., 0])
+            return np.eye(len(limits) + 1, dtype=np.float32)[found]
+
+        return real(*arguments)._replace(forward=forward)
+
+    monkeypatch.setattr(predictor, "load", load)

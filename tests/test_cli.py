@@ -1,0 +1,170 @@
+import sys
+
+import pytest
+
+from ssl3d import cli
+from ssl3d.errors import RunError, UserError
+
+CONFIG = "--config=configs/rpl3d.py"
+
+
+@pytest.fixture
+def parse(in_repository):
+    def function(*arguments):
+        parser = cli.Parser(prog="python -m ssl3d.main")
+        parser.add_argument("--workdir")
+        return cli.parse_with_config(parser, arguments)
+
+    return function
+
+
+def test_options_and_config_are_told_apart(parse):
+    options, config = parse("--workdir=here", CONFIG, "--config.steps=7", "--config.task.jitter=2")
+    assert options.workdir == "here"
+    assert config.steps == 7
+    assert config.task.jitter == 2
+    assert config.data.preset == "phantom"
+    assert config.name == "rpl3d_phantom"
+
+
+def test_data_set_and_variant_follow_the_colon(parse):
+    _, config = parse(f"{CONFIG}:hippocampus,paper")
+    assert config.data.preset == "hippocampus"
+    assert config.task.queries == 1
+    assert config.name == "rpl3d_hippocampus_paper"
+
+
+def test_values_are_of_the_keys_type(parse):
+    _, config = parse(
+        CONFIG,
+        "--config.data.crop=(24, 20, 16)",
+        "--config.optimizer.learning_rate=1",
+        "--config.head.batch_norm=true",
+        "--config.data.path=a folder=with signs",
+    )
+    assert config.data.crop == (24, 20, 16)
+    assert isinstance(config.optimizer.learning_rate, float)
+    assert config.head.batch_norm is True
+    assert config.data.path == "a folder=with signs"
+
+
+def test_of_two_values_for_a_key_the_last_counts(parse):
+    crops = ["--config.data.crop=(8, 8, 8)", "--config.data.crop=(9, 9, 9)"]
+    assert parse(CONFIG, *crops, "--config.steps=3", "--config.steps=4")[1].data.crop == (9, 9, 9)
+
+
+def test_what_is_parsed_is_the_arguments_and_not_the_command_line(parse, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["pytest", CONFIG, "--config.steps=5"])
+    assert parse(CONFIG, "--config.steps=9")[1].steps == 9
+    assert parse(CONFIG)[1].steps != 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([CONFIG, "--config.stepz=5"], r"--config\.stepz: no such key; .*--config\.steps$"),
+        ([CONFIG, "--config.optimizer.learning_rte=1"], r"--config\.optimizer\.learning_rate$"),
+        ([CONFIG, "--config.crop=(1,)"], r"no such key; .*--config\.data\.crop$"),
+        ([CONFIG, "--config.task={}"], r"--config\.task: no such key"),
+        ([CONFIG, "--config.steps=many"], r"--config\.steps=many: "),
+        ([CONFIG, "--config.steps=2.5"], r"--config\.steps=2\.5: "),
+        ([CONFIG, "--config.data.crop=(1,"], r"--config\.data\.crop=\(1,: "),
+        ([CONFIG, "--config.head.batch_norm=perhaps"], r"--config\.head\.batch_norm=perhaps: "),
+        ([CONFIG, "--config.steps"], r"--config\.steps: write --config\.KEY=VALUE"),
+        ([CONFIG, "--workdri=x"], r"--workdri=x \(see python -m ssl3d\.main --help\)"),
+        ([CONFIG, "--work=x"], r"--work=x"),  # options are not abbreviated
+        ([CONFIG, "somewhere"], r"somewhere"),
+        ([], r"give one --config=FILE"),
+        ([CONFIG, CONFIG], r"give one --config=FILE"),
+        (["--config=configs/rpl4d.py"], r"no file 'configs/rpl4d\.py'"),
+        (["--config=/nowhere.py"], r"no file '/nowhere\.py'"),
+        ([f"{CONFIG}:brain"], r"no such data set; choose phantom, .*brats"),
+        ([f"{CONFIG}:phantom,papr"], r"variant 'papr'; choose paper or original"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(parse, arguments, message):
+    with pytest.raises(UserError, match=message) as caught:
+        parse(*arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["def get_config(:\n", "import no_such_module\n", "x = 1\n"],
+    ids=["syntax", "import", "no get_config"],
+)
+def test_a_config_file_that_is_no_config_is_named(parse, tmp_path, monkeypatch, text):
+    # ml_collections loads every file into the same module, which keeps what an earlier one had.
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"mine\.py"):
+        parse(f"--config={file}")
+
+
+def test_a_config_of_ones_own_may_lie_anywhere(parse, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from configs import rpl3d\n\n\n"
+        "def get_config(arg='phantom'):\n"
+        "    config = rpl3d.get_config(arg)\n"
+        "    config.steps = 11\n"
+        "    return config\n"
+    )
+    assert parse(f"--config={file}")[1].steps == 11
+
+
+# Exit status and what is said.
+
+
+def status(main, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["ssl3d", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main)
+    return caught.value.code
+
+
+def failing(error):
+    def main(arguments):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(("returned", "expected"), [(None, 0), (0, 0), (1, 1)])
+def test_status_is_what_the_command_returns(monkeypatch, capsys, returned, expected):
+    assert status(lambda arguments: returned, monkeypatch) == expected
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(UserError("file.nii:\n  not an image"), 2), (RunError("file.nii: not an image"), 1)],
+)
+def test_errors_are_one_plain_line_on_stderr(monkeypatch, capsys, error, expected):
+    assert status(failing(error), monkeypatch) == expected
+    said = capsys.readouterr()
+    assert said.err == "error: file.nii: not an image\n"
+    assert said.out == ""
+
+
+def test_control_c_is_no_traceback(monkeypatch, capsys):
+    assert status(failing(KeyboardInterrupt()), monkeypatch) == 1
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_the_arguments_reach_the_command(monkeypatch):
+    seen = []
+    assert status(seen.extend, monkeypatch, "--a", "b") == 0
+    assert seen == ["--a", "b"]
+
+
+def test_help_is_no_error(monkeypatch, capsys, in_repository):
+    def main(arguments):
+        parser = cli.Parser(prog="it", description="What it does.", epilog=cli.CONFIG_HELP)
+        cli.parse_with_config(parser, arguments)
+
+    assert status(main, monkeypatch, "--help") == 0
+    said = capsys.readouterr().out
+    assert "What it does." in said
+    assert "--config.KEY=VALUE" in said

@@ -1,0 +1,85 @@
+import dataclasses
+
+import pytest
+
+from ssl3d.data import store
+from ssl3d.errors import UserError
+from ssl3d.phantoms import dataset as phantom
+from ssl3d.training.cases import choose_cases, open_dataset
+
+
+def test_the_data_set_of_the_config_is_opened(tiny, datasets):
+    for rank, dataset in datasets.items():
+        assert open_dataset(tiny(f"rpl{rank}d", dataset.path)) == dataset
+
+
+def test_volumes_serve_2d_configs(tiny, volumes):
+    assert open_dataset(tiny("rpl2d", volumes.path)).rank == 3
+
+
+def test_a_phantom_is_drawn_on_first_use(tiny, tmp_path, monkeypatch):
+    asked = []
+
+    def draw(kind, folder, shape, counts, seed):
+        asked.append((kind, folder, shape, counts, seed))
+        raise UserError("drawn")
+
+    monkeypatch.setattr(phantom, "write", draw)
+    config = tiny("rpl3d", tmp_path / "brain", data__phantom__kind="brain", data__phantom__seed=5)
+    config.data.phantom.shape = (16, 16, 16)
+    with pytest.raises(UserError, match="drawn"):
+        open_dataset(config)
+    counts = {split: config.data.phantom[split] for split in ("train", "val", "test")}
+    assert asked == [("brain", tmp_path / "brain", (16, 16, 16), counts, 5)]
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("rpl3d", {"data__path": ""}, r"config\.data\.path is empty.*ssl3d\.prepare"),
+        ("rpl3d", {"data__path": "/nowhere"}, r"/nowhere: no prepared data set here"),
+        ("rpl2d", {"data__slice_axis": 3}, r"config\.data\.slice_axis=3"),
+        ("rpl2d", {"data__slice_axis": -1}, r"config\.data\.slice_axis=-1"),
+    ],
+)
+def test_what_cannot_be_opened_is_named(tiny, volumes, name, overrides, message):
+    with pytest.raises(UserError, match=message):
+        open_dataset(tiny(name, volumes.path, **overrides))
+
+
+def test_pictures_are_refused_for_3d_configs(tiny, pictures):
+    with pytest.raises(UserError, match=r"holds pictures \(2D\); a 3D config needs volumes"):
+        open_dataset(tiny("rpl3d", pictures.path))
+
+
+def test_cases_are_those_of_the_splits(tiny, volumes):
+    train, validation = choose_cases(tiny("rpl3d"), volumes)
+    assert [case.id for case in train] == [f"case_{i:02d}" for i in range(8)]
+    assert [case.id for case in validation] == [f"case_{i:02d}" for i in range(8, 12)]
+
+
+def test_cases_without_labels_are_trained_on_too(tiny, volumes):
+    cases = tuple(
+        dataclasses.replace(case, split="unlabelled") if case.split == "test" else case
+        for case in volumes.cases
+    )
+    train, _ = choose_cases(tiny("rpl3d"), dataclasses.replace(volumes, cases=cases))
+    assert len(train) == 10
+    config = tiny("rpl3d", data__train_splits=("train",))
+    train, _ = choose_cases(config, dataclasses.replace(volumes, cases=cases))
+    assert len(train) == 8
+
+
+@pytest.mark.parametrize(
+    ("splits", "kept", "message"),
+    [
+        (("tests",), store.SPLITS, "no split 'tests'; choose of train, val"),
+        (("unlabelled",), store.SPLITS, "no cases to train on"),
+        ((), store.SPLITS, "no cases to train on"),
+        (("train",), ("train", "test"), "no cases in the split val"),
+    ],
+)
+def test_splits_without_cases_are_refused(tiny, volumes, splits, kept, message):
+    dataset = dataclasses.replace(volumes, cases=volumes.split(*kept))
+    with pytest.raises(UserError, match=message):
+        choose_cases(tiny("rpl3d", data__train_splits=splits), dataset)

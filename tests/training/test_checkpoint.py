@@ -1,0 +1,177 @@
+import json
+import shutil
+
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from ssl3d.errors import RunError, UserError
+from ssl3d.training import checkpoint
+
+
+def state(step):
+    return {"params": {"kernel": jnp.full((4, 3), float(step))}, "step": jnp.int32(step)}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder with the checkpoints after steps 1 to 3."""
+    workdir = tmp_path_factory.mktemp("saved")
+    manager = checkpoint.open_manager(workdir)
+    for step in (1, 2, 3):
+        checkpoint.save(manager, step, state(step))
+    manager.wait_until_finished()
+    manager.close()
+    return workdir
+
+
+@pytest.fixture
+def workdir(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def manager(workdir):
+    manager = checkpoint.open_manager(workdir)
+    yield manager
+    manager.close()
+
+
+def damage(workdir, step):
+    for file in (workdir / "checkpoints" / str(step)).rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"\0" * (file.stat().st_size // 2))
+
+
+def test_the_latest_two_are_kept_and_the_last_comes_back(manager):
+    assert sorted(manager.all_steps()) == [2, 3]
+    restored, step = checkpoint.restore(manager, state(0))
+    assert step == 3
+    assert restored["step"] == 3
+    np.testing.assert_array_equal(restored["params"]["kernel"], np.full((4, 3), 3.0))
+
+
+def test_nothing_to_restore_is_no_error(tmp_path):
+    manager = checkpoint.open_manager(tmp_path)
+    assert checkpoint.restore(manager, state(0)) is None
+    manager.close()
+
+
+def test_a_step_that_is_saved_already_is_left_alone(manager):
+    checkpoint.save(manager, 3, state(7))
+    manager.wait_until_finished()
+    assert checkpoint.restore(manager, state(0))[0]["step"] == 3
+
+
+def test_a_damaged_one_is_named_and_can_be_written_again(workdir, capsys):
+    damage(workdir, 3)
+    manager = checkpoint.open_manager(workdir)
+    restored, step = checkpoint.restore(manager, state(0))
+    assert step == restored["step"] == 2
+    assert "checkpoint 3 does not read" in capsys.readouterr().out
+    checkpoint.save(manager, 3, state(33))
+    manager.wait_until_finished()
+    assert checkpoint.restore(manager, state(0))[0]["step"] == 33
+    manager.close()
+
+
+def test_when_none_reads_the_run_stops_and_nothing_is_removed(workdir):
+    for step in (2, 3):
+        damage(workdir, step)
+    manager = checkpoint.open_manager(workdir)
+    with pytest.raises(RunError, match="no checkpoint reads"):
+        checkpoint.restore(manager, state(0))
+    manager.close()
+    assert (workdir / "checkpoints" / "2").is_dir()
+    assert (workdir / "checkpoints" / "3").is_dir()
+
+
+def test_an_error_that_passes_costs_no_checkpoint(manager, monkeypatch):
+    def fail(*arguments, **options):
+        raise MemoryError("not now")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(manager, "restore", fail)
+        with pytest.raises(RunError):
+            checkpoint.restore(manager, state(0))
+    assert checkpoint.restore(manager, state(0))[1] == 3
+
+
+def config(**changes):
+    values = ml_collections.ConfigDict(
+        {
+            "seed": 0,
+            "log_every": 20,
+            "validate_every": 200,
+            "checkpoint_every": 200,
+            "data": {"path": "here", "threads": 2, "crop": (8, 8)},
+            "optimizer": {"learning_rate": 1e-3},
+        }
+    )
+    values.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return values
+
+
+def test_a_new_folder_gets_the_config(tmp_path):
+    checkpoint.check_config(config(), tmp_path / "a" / "run")
+    document = json.loads((tmp_path / "a" / "run" / "config.json").read_text())
+    assert document["data"]["crop"] == [8, 8]
+    checkpoint.check_config(config(), tmp_path / "a" / "run")  # the same again is fine
+    assert [file.name for file in (tmp_path / "a" / "run").iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"optimizer__learning_rate": 0.1}, r"optimizer\.learning_rate=0\.001"),
+        ({"seed": 1}, r"seed=0, this one has 1"),
+        ({"data__crop": (8, 9)}, r"data\.crop"),
+    ],
+)
+def test_a_change_that_decides_the_result_is_refused_by_key(tmp_path, changes, key):
+    checkpoint.check_config(config(), tmp_path)
+    with pytest.raises(UserError, match=key):
+        checkpoint.check_config(config(**changes), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0
+
+
+def test_a_key_that_came_or_went_is_refused_too(tmp_path):
+    checkpoint.check_config(config(), tmp_path)
+    more = config()
+    more.optimizer.momentum = 0.9
+    with pytest.raises(UserError, match=r"optimizer\.momentum"):
+        checkpoint.check_config(more, tmp_path)
+
+
+@pytest.mark.parametrize("before", [{}, {"draws": 1}])
+def test_a_run_goes_on_with_the_draws_that_it_began_with(tmp_path, before):
+    checkpoint.check_config(config(), tmp_path, before)
+    with pytest.raises(UserError, match="version of the code that draws training data differently"):
+        checkpoint.check_config(config(), tmp_path, {"draws": 2})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"log_every": 5},
+        {"validate_every": 5},
+        {"checkpoint_every": 5},
+        {"data__path": "moved"},
+        {"data__threads": 8},
+    ],
+)
+def test_what_decides_nothing_may_change(tmp_path, changes):
+    checkpoint.check_config(config(), tmp_path)
+    checkpoint.check_config(config(**changes), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == json.loads(
+        config(**changes).to_json()
+    )
+
+
+@pytest.mark.parametrize("text", ['{"seed": ', "", "[]"], ids=["cut short", "empty", "no object"])
+def test_a_config_that_does_not_read_is_named(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json"):
+        checkpoint.check_config(config(), tmp_path)

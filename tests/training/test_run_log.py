@@ -1,0 +1,126 @@
+import json
+
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from ssl3d.training import run_log
+
+TRAIN = {"loss": 2.0, "accuracy": 0.25, "chance": 0.125, "volumes_per_second": 3.25}
+
+
+def write(workdir, steps, begin=0, split="train", length=10):
+    log = run_log.Report(workdir, length, begin)
+    for step in steps:
+        log.log(step, split, TRAIN | {"loss": 1.0 * step})
+    log.close()
+
+
+def test_a_line_for_each_log_point(tmp_path):
+    write(tmp_path, [1, 2])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == run_log.read_metrics(tmp_path)
+    assert lines[1] == {"step": 2, "split": "train"} | TRAIN
+
+
+def test_a_restart_drops_what_is_made_again_and_nothing_else(tmp_path):
+    write(tmp_path, [1, 2, 3, 4])
+    write(tmp_path, [3, 4, 5], begin=2)
+    assert [line["step"] for line in run_log.read_metrics(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_a_start_from_nothing_leaves_no_line_of_a_run_that_saved_nothing(tmp_path):
+    """A run that was killed before its first checkpoint validates at step 0 again."""
+    write(tmp_path, [0], split="val")
+    write(tmp_path, [0], split="val")
+    assert len(run_log.read_metrics(tmp_path)) == 1
+
+
+def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path):
+    write(tmp_path, [1, 2])
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(file.read_text()[:-9])
+    assert [line["step"] for line in run_log.read_metrics(tmp_path)] == [1]
+    write(tmp_path, [2, 3], begin=1)
+    assert [line["step"] for line in run_log.read_metrics(tmp_path)] == [1, 2, 3]
+
+
+def test_a_folder_without_metrics_has_no_lines(tmp_path):
+    assert run_log.read_metrics(tmp_path) == []
+
+
+def events(workdir):
+    """(tag, step, value) of all event files, read without TensorFlow."""
+    found = []
+    for file in sorted(workdir.glob("events.out.tfevents.*")):
+        data, at = file.read_bytes(), 0
+        while at < len(data):
+            length = int.from_bytes(data[at : at + 8], "little")
+            event = Event.FromString(data[at + 12 : at + 12 + length])
+            found += [(v.tag, event.step, v.simple_value) for v in event.summary.value]
+            at += 16 + length
+    return found
+
+
+def test_event_files_hold_the_same_numbers(tmp_path):
+    write(tmp_path, [1, 2])
+    found = events(tmp_path)
+    assert ("train/loss", 2, 2.0) in found
+    assert ("train/accuracy", 1, 0.25) in found
+
+
+def test_without_a_terminal_plain_lines_are_printed(tmp_path, capsys):
+    write(tmp_path, [7])
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert said.out.splitlines() == [
+        "step      7 train loss 7.000 accuracy 0.250 (chance 0.125) 3.2 volumes/s"
+    ]
+
+
+def test_numbers_are_described_with_their_interval_and_baselines():
+    values = {
+        "loss": 1.0,
+        "accuracy": 0.5,
+        "accuracy_low": 0.4,
+        "accuracy_high": 0.6,
+        "chance": 0.03125,
+        "accuracy_histogram": 0.2,
+    }
+    assert run_log.describe(values) == (
+        "loss 1.000 accuracy 0.500 [0.400, 0.600] (chance 0.031) histogram 0.200"
+    )
+    assert run_log.describe({"loss": 1.0}) == "loss 1.000"
+
+
+def test_the_interval_holds_the_mean_and_narrows_with_more_subjects():
+    rng = np.random.default_rng(0)
+
+    def interval(count):
+        hits = rng.binomial(8, 0.3, count).astype(float)
+        low, high = run_log.bootstrap(hits, np.full(count, 8.0), np.arange(count))
+        assert low <= hits.sum() / (8 * count) <= high
+        return high - low
+
+    few, many = interval(20), interval(500)
+    assert 0.05 < few < 0.35
+    # The binomial's own: 2 x 1.96 x sqrt(0.3 x 0.7 / 4000) = 0.028.
+    assert many == pytest.approx(0.028, rel=0.15)
+
+
+def test_cases_of_one_subject_are_drawn_together():
+    rng = np.random.default_rng(0)
+    hits = np.repeat(rng.integers(0, 2, 20).astype(float), 8)  # all cases of a subject agree
+    subjects = np.repeat(np.arange(20), 8)
+    together = np.diff(run_log.bootstrap(hits, np.ones(160), subjects))
+    apart = np.diff(run_log.bootstrap(hits, np.ones(160), np.arange(160)))
+    assert together > 2 * apart
+
+
+def test_the_interval_is_the_same_every_time_and_sums_are_weighted():
+    sums, counts, subjects = np.array([1.0, 0, 30]), np.array([2.0, 1, 30]), np.array([5, 5, 9])
+    assert run_log.bootstrap(sums, counts, subjects) == run_log.bootstrap(sums, counts, subjects)
+    # Of two subjects with ratios of 1/3 and 1, a resample has one, the other or both.
+    assert run_log.bootstrap(sums, counts, subjects) == pytest.approx((1 / 3, 1))
+    # Of one subject there is nothing else to draw.
+    assert run_log.bootstrap(sums, counts, np.zeros(3, int)) == pytest.approx((31 / 33, 31 / 33))
