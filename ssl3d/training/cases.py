@@ -15,7 +15,6 @@ from jax.experimental import multihost_utils
 from ssl3d import tasks
 from ssl3d.data import store
 from ssl3d.errors import UserError
-from ssl3d.phantoms.dataset import write
 
 
 def open_dataset(config: ml_collections.ConfigDict) -> store.Dataset:
@@ -41,12 +40,12 @@ def open_dataset(config: ml_collections.ConfigDict) -> store.Dataset:
     if dataset.rank < config.rank:
         raise UserError(
             f"{path}: holds pictures ({dataset.rank}D); a {config.rank}D config needs volumes, "
-            f"use the {dataset.rank}D config (or variant) of the task"
+            f"use the {dataset.rank}D config of the task"
         )
     if config.task.name == "classification" and dataset.rank > config.rank:
         raise UserError(
-            f"{path}: holds volumes, and the grade of a volume is not that of its slices; use the "
-            "variant volumes, --config=configs/classify.py:...,volumes"
+            f"{path}: holds volumes, and the grade of a volume is not that of its slices; use "
+            "--config=configs/classify3d.py"
         )
     if not 0 <= data.slice_axis < 3:
         raise UserError(f"config.data.slice_axis={data.slice_axis}: 0, 1 or 2")

@@ -256,7 +256,7 @@ def test_supervised_pretraining_needs_other_labels(plan, tmp_path):
     plan = dataclasses.replace(plan, corpus=other)
     check_data(plan, ("supervised",))
     job = grid.pretraining_job(plan, "supervised")
-    assert job.config == "segment"
+    assert job.config == "segment3d"
     assert job.overrides["data.train_splits"] == ("train",)
     told = grid.pretraining_job(dataclasses.replace(plan, transductive=True), "supervised")
     assert told.name == job.name
