@@ -35,7 +35,7 @@ class Trained(NamedTuple):
       forward: [B, *S, C] float32 -> probabilities [B, *S, K] or [B, K]; compiled for each shape.
     """
 
-    trained_model: trained_model.Model
+    model: trained_model.Model
     forward: Callable[[np.ndarray], jax.Array]
 
 

@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 from ssl3d import tasks
 from ssl3d.data import store
 from ssl3d.errors import UserError
+from ssl3d.phantoms import dataset as phantom
 
 
 def open_dataset(config: ml_collections.ConfigDict) -> store.Dataset:
@@ -33,7 +34,9 @@ def open_dataset(config: ml_collections.ConfigDict) -> store.Dataset:
     if data.phantom.kind:
         if jax.process_index() == 0:
             counts = {split: data.phantom[split] for split in ("train", "val", "test")}
-            write(data.phantom.kind, path, tuple(data.phantom.shape), counts, data.phantom.seed)
+            phantom.write(
+                data.phantom.kind, path, tuple(data.phantom.shape), counts, data.phantom.seed
+            )
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("phantom drawn")
     dataset = store.read(path)
