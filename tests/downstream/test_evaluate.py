@@ -43,8 +43,8 @@ def read(folder):
 
 
 def dice(prediction, truth, index):
-    sizes = (predictor == index).sum() + (truth == index).sum()
-    return 2 * ((predictor == index) & (truth == index)).sum() / sizes
+    sizes = (prediction == index).sum() + (truth == index).sum()
+    return 2 * ((prediction == index) & (truth == index)).sum() / sizes
 
 
 def assert_pictures(folder, *names):

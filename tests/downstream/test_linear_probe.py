@@ -372,7 +372,7 @@ def test_slices_of_volumes_and_grades_of_volumes(tiny, volumes, pretrained, tmp_
         tmp_path / "data",
         lambda case: dataclasses.replace(case, grade=case.order % 2),
     )
-    encoder = pretrained["slices" if "slices" in name else 3]
+    encoder = pretrained["slices" if name == "segment2d" else 3]
     config = tiny(name, dataset.path, init__encoder=str(encoder), predict__batch=24)
     document = probe.probe(config, "test")
     for row in document["rows"]:

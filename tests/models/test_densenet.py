@@ -173,11 +173,11 @@ def pooled():
             variables = random_variables(TINY | {"norm": norm})
 
             def features(x, train):
-                levels, _ = encoder.apply(variables, x, loop, mutable=["batch_stats"])
+                levels, _ = encoder.apply(variables, x, train, mutable=["batch_stats"])
                 return heads.pooled(levels)
 
             nets[norm] = jax.jit(features, static_argnums=1)
-        return nets[norm](x, loop)
+        return nets[norm](x, train)
 
     return run
 
