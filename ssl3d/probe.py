@@ -264,7 +264,7 @@ def compare(rows: Sequence[Row], subjects: Sequence[str]) -> list[dict[str, Any]
 def probe(config: ml_collections.ConfigDict, split: str) -> dict[str, Any]:
     """Prints the table and the line that sums it up. Returns all numbers. Raises `UserError`."""
     config = config.copy_and_resolve_references()
-    if config.task.name not in tasks.DOWNSTREAM_TASKS:
+    if tasks.needs(config) == "image":
         raise UserError(
             f"--config: {config.task.name} has no labels to probe with; give a segment or "
             "classify config, e.g. configs/segment3d.py"

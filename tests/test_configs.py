@@ -18,7 +18,8 @@ from ssl3d.tasks.grid import patch_grid
 from ssl3d.training import checkpoint, loop, run_log, sharding
 from ssl3d.training import step as steps
 
-NAMES = [f"{task}{rank}d" for rank, task in itertools.product((2, 3), tasks.PROXY_TASKS)]
+PROXY = [name for name in tasks.TASKS if not hasattr(tasks.module_of(name), "NEEDS")]
+NAMES = [f"{task}{rank}d" for rank, task in itertools.product((2, 3), PROXY)]
 ARGUMENTS = [
     f"{preset},{variant}".rstrip(",")
     for preset, variant in itertools.product(datasets.PRESETS, default.VARIANTS)

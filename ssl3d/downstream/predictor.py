@@ -77,7 +77,7 @@ def _build(
     workdir: Path, saved: trained_model.Model, mirror: bool, overlap: float | None
 ) -> Trained:
     name = saved.config.task.name
-    if name not in tasks.DOWNSTREAM_TASKS:
+    if tasks.needs(saved.config) == "image":
         raise UserError(
             f"{workdir}: a run of {name}, which predicts nothing; give one of segmentation or "
             "classification"

@@ -45,7 +45,7 @@ def open_dataset(config: ml_collections.ConfigDict) -> store.Dataset:
             f"{path}: holds pictures ({dataset.rank}D); a {config.rank}D config needs volumes, "
             f"use the {dataset.rank}D config of the task"
         )
-    if config.task.name == "classification" and dataset.rank > config.rank:
+    if tasks.needs(config) == "grade" and dataset.rank > config.rank:
         raise UserError(
             f"{path}: holds volumes, and the grade of a volume is not that of its slices; use "
             "--config=configs/classify3d.py"
@@ -67,7 +67,7 @@ def choose_cases(
         )
     train = dataset.split(*config.data.train_splits)
     validation = dataset.split("val")
-    if config.task.name in tasks.DOWNSTREAM_TASKS:
+    if tasks.needs(config) != "image":
         train = label_subset(labelled(config, train), config)
         validation = labelled(config, validation)
     for cases, what in ((train, "to train on"), (validation, "in the split val")):
@@ -80,7 +80,7 @@ def labelled(
     config: ml_collections.ConfigDict, cases: Sequence[store.Case]
 ) -> tuple[store.Case, ...]:
     """Those of the cases that have what the downstream task learns: a label map, or a grade."""
-    if config.task.name == "classification":
+    if tasks.needs(config) == "grade":
         return tuple(case for case in cases if case.grade is not None)
     return tuple(case for case in cases if case.labelled)
 
