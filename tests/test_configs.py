@@ -20,9 +20,10 @@ from ssl3d.training import step as steps
 
 PROXY = [name for name in tasks.TASKS if not hasattr(tasks.module_of(name), "NEEDS")]
 NAMES = [f"{task}{rank}d" for rank, task in itertools.product((2, 3), PROXY)]
+PRESETS = ("phantom", *datasets.PRESETS)
 ARGUMENTS = [
     f"{preset},{variant}".rstrip(",")
-    for preset, variant in itertools.product(datasets.PRESETS, default.VARIANTS)
+    for preset, variant in itertools.product(PRESETS, default.VARIANTS)
 ]
 
 
@@ -32,7 +33,7 @@ def get_config(name, argument):
 
 def encoded_size(config):
     """*S of what the encoder is shown."""
-    if config.task.name not in datasets.PATCH_TASKS:
+    if "coarsen" in config.task:
         return tuple(side // config.task.coarsen for side in config.data.crop)
     overlap = config.task.get("overlap", 0)
     return patch_grid(config.data.crop, config.task.per_side, config.task.jitter, overlap).patch
@@ -55,7 +56,7 @@ def test_every_preset_and_variant_builds_and_no_norm_sees_fewer_than_8_voxels(na
 def test_every_downstream_preset_builds(file):
     labels = tasks.Labels(tuple("abcd"), (1, 2, 3, 4))
     module = importlib.import_module(f"configs.{file}")
-    for preset in datasets.PRESETS:
+    for preset in PRESETS:
         config = module.get_config(preset)
         if len(config.data.crop) != config.rank or (
             config.rank == 3 and config.data.phantom.kind == "fundus"

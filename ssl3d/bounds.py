@@ -1,0 +1,106 @@
+"""Bounds of config values, declared beside the key.
+
+    config = Config()
+    config.steps = bounded(1000, at_least(1))
+
+sets a plain 1000 and remembers the bound; `check` refuses a later value outside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import ml_collections
+
+from ssl3d.errors import UserError
+
+
+class Bound(NamedTuple):
+    """A condition on a value.
+
+    Attributes:
+      holds: whether a value satisfies it.
+      words: what completes "must be ..." in the error.
+    """
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+class Bounded(NamedTuple):
+    """A value on its way into a `Config`, with its bound."""
+
+    value: Any
+    bound: Bound
+
+
+def bounded(value: Any, bound: Bound) -> Any:
+    """The value to assign to a key of a `Config`, which stores it plainly."""
+    return Bounded(value, bound)
+
+
+def at_least(least: float) -> Bound:
+    return Bound(lambda x: x >= least, f"{least} or more")
+
+
+def one_of(*choices: object) -> Bound:
+    return Bound(lambda x: x in choices, " or ".join(map(str, choices)))
+
+
+POSITIVE = Bound(lambda x: x > 0, "above 0")
+PROBABILITY = Bound(lambda x: 0 <= x <= 1, "between 0 and 1")
+SHARE = Bound(lambda x: 0 <= x < 1, "at least 0 and below 1")
+NONZERO_SHARE = Bound(lambda x: 0 < x <= 1, "above 0 and at most 1")
+
+
+def whole_numbers(values: Sequence[object]) -> bool:
+    """Whether all are integers of at least 1."""
+    return all(isinstance(value, int) and value >= 1 for value in values)
+
+
+SIZES = Bound(whole_numbers, "whole numbers from 1, e.g. (256,)")
+
+
+class Config(ml_collections.ConfigDict):
+    """A `ConfigDict` that keeps the bounds of its keys, also through copies.
+
+    Sections with bounded keys are `Config`s too. Neither JSON nor equality sees the bounds.
+    """
+
+    if TYPE_CHECKING:
+        # The library declares a union of all types a value may have, which fits no use.
+        def __getattr__(self, attribute: str) -> Any: ...
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        object.__setattr__(self, "_bounds", {})
+        super().__init__(*args, **kwargs)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if isinstance(value, Bounded):
+            self._bounds[key] = value.bound
+            value = value.value
+        super().__setitem__(key, value)
+
+    def copy_and_resolve_references(self, visit_map: dict[int, Any] | None = None) -> Config:
+        copy = super().copy_and_resolve_references(visit_map)
+        copy._bounds.update(self._bounds)
+        return copy
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises `UserError` for the first value outside its bound, with its key."""
+    for key, value, bound in _bounded_values(config):
+        if not bound.holds(value):
+            raise UserError(f"config.{key}={value!r}: must be {bound.words}")
+
+
+def _bounded_values(
+    config: ml_collections.ConfigDict, prefix: str = ""
+) -> Iterator[tuple[str, Any, Bound]]:
+    bounds = config._bounds if isinstance(config, Config) else {}
+    for key, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from _bounded_values(value, f"{prefix}{key}.")
+        elif key in bounds:
+            yield f"{prefix}{key}", value, bounds[key]
