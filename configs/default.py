@@ -12,11 +12,11 @@ from collections.abc import Mapping
 
 from configs import datasets
 from ssl3d.bounds import (
+    COUNTS,
     NONZERO_SHARE,
     POSITIVE,
     PROBABILITY,
     SHARE,
-    SIZES,
     Config,
     at_least,
     bounded,
@@ -35,7 +35,7 @@ _ORIGINAL = {
     "optimizer.warmup_steps": 0,
     "optimizer.weight_decay": 0.0,
 }
-PUBLISHED = {
+PUBLISHED: dict[str, datasets.Ranks] = {
     "paper": {3: {"optimizer.learning_rate": 1e-3}, 2: {"optimizer.learning_rate": 5e-4}},
     "original": {
         3: {**_ORIGINAL, "optimizer.learning_rate": 1e-4},
@@ -125,7 +125,7 @@ def get_config(
 
     config.head = Config()
     # Channels of the hidden layers (paper, appendix A: one).
-    config.head.hidden = bounded((256,), SIZES)
+    config.head.hidden = bounded((256,), COUNTS)
     config.head.batch_norm = False
     config.head.dropout = bounded(0.0, SHARE)
     config.head.pool = bounded("mean", one_of("mean", "max"))  # over the bottleneck

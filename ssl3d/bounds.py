@@ -8,7 +8,9 @@ sets a plain 1000 and remembers the bound; `check` refuses a later value outside
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ml_collections
@@ -17,7 +19,7 @@ from ssl3d.errors import UserError
 
 
 class Bound(NamedTuple):
-    """A condition on a value.
+    """A condition on a value; without lambdas, so that configs can be pickled.
 
     Attributes:
       holds: whether a value satisfies it.
@@ -41,17 +43,23 @@ def bounded(value: Any, bound: Bound) -> Any:
 
 
 def at_least(least: float) -> Bound:
-    return Bound(lambda x: x >= least, f"{least} or more")
+    return Bound(partial(operator.le, least), f"{least} or more")
 
 
 def one_of(*choices: object) -> Bound:
-    return Bound(lambda x: x in choices, " or ".join(map(str, choices)))
+    return Bound(choices.__contains__, " or ".join(map(str, choices)))
 
 
-POSITIVE = Bound(lambda x: x > 0, "above 0")
-PROBABILITY = Bound(lambda x: 0 <= x <= 1, "between 0 and 1")
-SHARE = Bound(lambda x: 0 <= x < 1, "at least 0 and below 1")
-NONZERO_SHARE = Bound(lambda x: 0 < x <= 1, "above 0 and at most 1")
+def _probability(value: float) -> bool:
+    return 0 <= value <= 1
+
+
+def _share(value: float) -> bool:
+    return 0 <= value < 1
+
+
+def _nonzero_share(value: float) -> bool:
+    return 0 < value <= 1
 
 
 def whole_numbers(values: Sequence[object]) -> bool:
@@ -59,13 +67,17 @@ def whole_numbers(values: Sequence[object]) -> bool:
     return all(isinstance(value, int) and value >= 1 for value in values)
 
 
-SIZES = Bound(whole_numbers, "whole numbers from 1, e.g. (256,)")
+POSITIVE = Bound(partial(operator.lt, 0), "above 0")
+PROBABILITY = Bound(_probability, "between 0 and 1")
+SHARE = Bound(_share, "at least 0 and below 1")
+NONZERO_SHARE = Bound(_nonzero_share, "above 0 and at most 1")
+COUNTS = Bound(whole_numbers, "whole numbers from 1, e.g. (256,)")
 
 
 class Config(ml_collections.ConfigDict):
     """A `ConfigDict` that keeps the bounds of its keys, also through copies.
 
-    Sections with bounded keys are `Config`s too. Neither JSON nor equality sees the bounds.
+    Its sections are `Config`s too. Neither JSON nor equality sees the bounds.
     """
 
     if TYPE_CHECKING:
@@ -80,12 +92,18 @@ class Config(ml_collections.ConfigDict):
         if isinstance(value, Bounded):
             self._bounds[key] = value.bound
             value = value.value
+        if isinstance(value, dict | ml_collections.ConfigDict) and not isinstance(value, Config):
+            value = Config(value)
         super().__setitem__(key, value)
 
     def copy_and_resolve_references(self, visit_map: dict[int, Any] | None = None) -> Config:
         copy = super().copy_and_resolve_references(visit_map)
         copy._bounds.update(self._bounds)
         return copy
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._bounds.update(state["_bounds"])
 
 
 def check(config: ml_collections.ConfigDict) -> None:
