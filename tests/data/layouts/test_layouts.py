@@ -414,5 +414,5 @@ def test_links_inside_the_source_and_to_nothing(tmp_path):
     listing = listed("folder", folder)
     assert "again" in [case.id for case in listing.cases]
     reasons = {p.name.rsplit("/", 1)[-1]: p.reason for p in listing.problems}
-    assert "link to nothing" in reasons["nothing.nii.gz"]
+    assert "broken link" in reasons["nothing.nii.gz"]
     assert "link" in reasons["loop.nii.gz"]
