@@ -14,7 +14,6 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -304,33 +303,3 @@ def _load(path: Path) -> np.ndarray:
         raise UserError(f"{path}: missing, though the manifest lists it; prepare again") from None
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: cannot be read ({error}); prepare the data again") from None
-
-
-def assign_splits(
-    subjects: Sequence[str], fractions: dict[str, float], seed: int
-) -> dict[str, tuple[str, int]]:
-    """Deals subjects to splits: subject -> (split, rank within the split).
-
-    Seeded and independent of the order in which the subjects come. Sizes are the fractions of
-    the number of subjects, rounded to the nearest, with at least one subject for each split
-    of a non-zero fraction where there are enough; `train` takes what is left.
-
-    Args:
-      subjects: names; duplicates count once.
-      fractions: of "val" and "test", e.g. {"val": 0.2, "test": 0.2}.
-      seed: of the shuffle.
-    """
-    names = sorted(set(subjects))
-    # RandomState's stream is frozen by NumPy's policy: the same splits under any version.
-    shuffled = [names[i] for i in np.random.RandomState(seed).permutation(len(names))]
-    splits: dict[str, tuple[str, int]] = {}
-    start = 0
-    for split in ("test", "val"):
-        share = fractions.get(split, 0.0)
-        count = max(round(share * len(names)), 1 if share > 0 and len(names) > 2 else 0)
-        for rank, name in enumerate(shuffled[start : start + count]):
-            splits[name] = (split, rank)
-        start += count
-    for rank, name in enumerate(shuffled[start:]):
-        splits[name] = ("train", rank)
-    return splits

@@ -19,6 +19,7 @@ import threadpoolctl
 from tqdm import tqdm
 
 from ssl3d.data import intensity, store
+from ssl3d.data.preparation.foreground import bounding_box
 from ssl3d.errors import UserError
 from ssl3d.phantoms import abdomen, brain, fundus
 
@@ -84,14 +85,6 @@ KINDS = {
 }
 
 
-def _bounds(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
-    bounds = []
-    for axis in range(mask.ndim):
-        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
-        bounds.append((int(hit[0]), int(hit[-1]) + 1))
-    return tuple(bounds)
-
-
 def _write_case(
     index: int, kind: str, shape: tuple[int, ...], split: tuple[str, int], seed: int, folder: Path
 ) -> store.Case:
@@ -112,7 +105,7 @@ def _write_case(
         labelled=subject.label is not None,
         grade=subject.grade,
         order=split[1],
-        foreground=_bounds(subject.foreground),
+        foreground=bounding_box(subject.foreground),
     )
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ssl3d.data import geometry, store
 from ssl3d.data.geometry import Grid
 from ssl3d.data.layouts.listing import SourceCase
-from ssl3d.data.preparation.case import Job, prepare_case
+from ssl3d.data.preparation.case import PreparationSettings, prepare_case
 from ssl3d.data.preparation.recipes import RECIPES, Recipe
 from tests.support.source_files import (
     SIGNED_PERMUTATIONS,
@@ -47,9 +47,9 @@ def there_and_back(tmp_path, image, label, affine, recipe):
         ((write_nifti(tmp_path / "image.nii", image, affine),),),
         write_nifti(tmp_path / "label.nii", label, affine),
     )
-    job = Job(tmp_path, tmp_path / "out", recipe, ("image",), VALUES, 2)
-    prepared = prepare_case(case, job)
-    stored = np.load(store.label_path(job.output, "case"))
+    settings = PreparationSettings(tmp_path, tmp_path / "out", recipe, ("image",), VALUES, 2)
+    prepared = prepare_case(case, settings)
+    stored = np.load(store.label_path(settings.output, "case"))
     back, back_affine = geometry.to_source(stored, prepared)
     np.testing.assert_allclose(back_affine, affine, atol=1e-5)
     assert back.shape == label.shape
@@ -95,7 +95,9 @@ def test_dicom_in_every_proper_orientation(tmp_path, axes, signs):
     folder = write_series(tmp_path / "series", image, affine)
     case = SourceCase("case", "case", (tuple(sorted(folder.iterdir())),))
     recipe = Recipe("as is", 3, "zscore")
-    prepared = prepare_case(case, Job(tmp_path, tmp_path / "out", recipe, ("CT",), {}, 0))
+    prepared = prepare_case(
+        case, PreparationSettings(tmp_path, tmp_path / "out", recipe, ("CT",), {}, 0)
+    )
     stored = np.load(store.image_path(tmp_path / "out", "case"))[..., 0]
     expected = nib.as_closest_canonical(nib.Nifti1Image(image, affine))
     np.testing.assert_allclose(np.asarray(prepared.affine), expected.affine, atol=1e-4)

@@ -1,19 +1,13 @@
 import dataclasses
-import itertools
 import json
 import os
 import shutil
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ssl3d.data import store
 from ssl3d.errors import UserError
-
-NAMES = st.lists(st.text("abcdefgh", min_size=1, max_size=4), unique=True, max_size=40)
-SHARES = st.floats(0, 0.4)
 
 
 @pytest.fixture
@@ -268,62 +262,3 @@ def test_not_a_number_never_reaches_the_manifest(volumes, tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         store.write_manifest(dataclasses.replace(volumes, path=tmp_path, cases=cases))
     assert not (tmp_path / store.MANIFEST).exists()
-
-
-# Splits.
-
-
-@given(NAMES, SHARES, SHARES, st.integers(0, 2**32 - 1))
-def test_splits_have_the_asked_sizes_and_ranks_without_gaps(names, val, test, seed):
-    dealt = store.assign_splits(names, {"val": val, "test": test}, seed)
-    assert set(dealt) == set(names)
-    for split, share in (("val", val), ("test", test)):
-        count = sum(found == split for found, _ in dealt.values())
-        least = 1 if share > 0 and len(names) > 2 else 0
-        assert count == max(round(share * len(names)), least)
-    for split in ("train", "val", "test"):
-        ranks = sorted(rank for found, rank in dealt.values() if found == split)
-        assert ranks == list(range(len(ranks)))
-
-
-@given(NAMES, SHARES, SHARES, st.integers(0, 99), st.randoms())
-def test_splits_do_not_depend_on_the_order_of_the_subjects(names, val, test, seed, random):
-    fractions = {"val": val, "test": test}
-    shuffled = names + names[:3]
-    random.shuffle(shuffled)
-    assert store.assign_splits(names, fractions, seed) == store.assign_splits(
-        shuffled, fractions, seed
-    )
-
-
-@given(NAMES.filter(lambda names: len(names) > 4), st.integers(0, 99))
-def test_small_label_fractions_are_inside_large_ones(names, seed):
-    """The subset of a fraction is the lowest ranks, so it grows and the other splits stay."""
-    dealt = store.assign_splits(names, {"val": 0.2, "test": 0.2}, seed)
-    train = {name: rank for name, (split, rank) in dealt.items() if split == "train"}
-    subsets = [
-        {name for name, rank in train.items() if rank < round(fraction * len(train))}
-        for fraction in (0.05, 0.1, 0.25, 0.5, 1.0)
-    ]
-    for smaller, larger in itertools.pairwise(subsets):
-        assert smaller <= larger
-    assert subsets[-1] == set(train)
-
-
-def test_the_seed_decides_and_the_test_split_stays_when_validation_grows():
-    names = [f"s{i}" for i in range(40)]
-
-    def split(name, seed=0, **fractions):
-        dealt = store.assign_splits(names, fractions, seed)
-        return {subject for subject, (found, _) in dealt.items() if found == name}
-
-    assert split("test", test=0.2, val=0.1) == split("test", test=0.2, val=0.3)
-    assert split("test", test=0.2) != split("test", seed=1, test=0.2)
-    # Frozen: another version of the program or of NumPy must deal the same.
-    assert sorted(split("test", test=0.1)) == ["s12", "s27", "s29", "s31"]
-
-
-def test_a_few_subjects_still_give_every_split_one():
-    dealt = store.assign_splits(["a", "b", "c"], {"val": 0.1, "test": 0.1}, 0)
-    assert sorted(split for split, _ in dealt.values()) == ["test", "train", "val"]
-    assert store.assign_splits([], {"val": 0.1}, 0) == {}

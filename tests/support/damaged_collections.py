@@ -135,7 +135,7 @@ DAMAGES = [
         "an empty brain mask",
         "ukb",
         lambda f: files.write_nifti(f / f"{UKB}_brain_mask.nii.gz", SEGMENTATION * 0),
-        ("T1.nii.gz", "nothing in the image is foreground"),
+        ("T1.nii.gz", "no voxel is foreground"),
     ),
     Damage(
         "a brain mask of another shape",

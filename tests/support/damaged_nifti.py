@@ -189,7 +189,7 @@ DAMAGES = [
     Damage("NaN in a label", "msd", label(with_value(SEGMENTATION, np.nan)), ("NaN",)),
     Damage("an unknown value", "msd", label(with_value(SEGMENTATION, 9, np.uint8)), ("value 9",)),
     Damage("a negative value", "msd", label(with_value(SEGMENTATION, -1, np.int16)), ("-1",)),
-    Damage("another grid", "msd", label(SEGMENTATION, shifted(3, 0, 0)), ("3 mm away",)),
+    Damage("another grid", "msd", label(SEGMENTATION, shifted(3, 0, 0)), ("3 mm apart",)),
     Damage("another shape", "msd", label(SEGMENTATION[:-1]), ("19 x 22 x 18 differs",)),
     Damage("a label of channels", "msd", label(GRID[:, :, :, 0]), ("2 values per voxel",)),
     Damage(

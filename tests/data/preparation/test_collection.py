@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from ssl3d.data import store
-from ssl3d.data.preparation import collection
+from ssl3d.data.preparation import collection, sizing
 from ssl3d.data.preparation.case import prepare_case
+from ssl3d.data.preparation.progress import PROGRESS
 from ssl3d.errors import UserError
 from tests.support import source_files as files
 from tests.support.source_files import run_prepare as run
@@ -66,11 +67,11 @@ def test_an_interrupted_run_goes_on_with_the_rest(tmp_path, monkeypatch, capsys)
     run("msd", source, tmp_path / "whole")
     prepared = []
 
-    def until_the_fourth(case, job):
+    def until_the_fourth(case, settings):
         if len(prepared) == 3:
             raise KeyboardInterrupt
         prepared.append(case.id)
-        return prepare_case(case, job)
+        return prepare_case(case, settings)
 
     monkeypatch.setattr(collection, "prepare_case", until_the_fourth)
     with pytest.raises(KeyboardInterrupt):
@@ -80,21 +81,21 @@ def test_an_interrupted_run_goes_on_with_the_rest(tmp_path, monkeypatch, capsys)
     assert len(list((tmp_path / "out/images").iterdir())) == 3
 
     # A crash may also leave half a line in the notes and half a file that was not yet renamed.
-    with (tmp_path / "out" / collection.PROGRESS).open("a") as notes:
+    with (tmp_path / "out" / PROGRESS).open("a") as notes:
         notes.write('{"case": {"id": "case_0')
     for name in ("images/.123.case_03.npy", ".123.progress.jsonl", ".45.dataset.json"):
         (tmp_path / "out" / name).write_bytes(b"half")
     again = []
 
-    def remember(case, job):
+    def remember(case, settings):
         again.append(case.id)
-        return prepare_case(case, job)
+        return prepare_case(case, settings)
 
     monkeypatch.setattr(collection, "prepare_case", remember)
     capsys.readouterr()
     run("msd", source, tmp_path / "out")
     assert not set(again) & set(prepared)
-    assert "3 were there already" in capsys.readouterr().out
+    assert "3 already prepared" in capsys.readouterr().out
     assert_same_bytes(tmp_path / "whole", tmp_path / "out")
 
 
@@ -122,7 +123,7 @@ def test_a_changed_file_is_prepared_again(tmp_path, capsys):
     files.write_nifti(source / "imagesTr/case_02.nii.gz", files.scan(99))
     capsys.readouterr()
     run("msd", source, tmp_path / "out")
-    assert "6 were there already" in capsys.readouterr().out
+    assert "6 already prepared" in capsys.readouterr().out
     run("msd", source, tmp_path / "fresh")
     assert_same_bytes(tmp_path / "fresh", tmp_path / "out")
 
@@ -133,7 +134,7 @@ def test_an_interrupted_change_leaves_no_manifest_that_lies(tmp_path, monkeypatc
     (tmp_path / "out/images/case_04.npy").unlink()
     files.write_nifti(source / "imagesTr/case_02.nii.gz", files.scan(99))
 
-    def stop(case, job):
+    def stop(case, settings):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -181,11 +182,11 @@ def test_a_full_disk_is_said_first(tmp_path, monkeypatch):
 
     # Half a file does: it is written again.
     written = sum(path.stat().st_size for path in (tmp_path / "out").glob("*/*.npy"))
-    collection.check_disk(tmp_path / "out", written + usage.free)
+    sizing.check_disk(tmp_path / "out", written + usage.free)
     array = store.image_path(tmp_path / "out", "case_00")
     array.rename(array.with_name(f".123.{array.name}"))
     with pytest.raises(UserError, match="make room"):
-        collection.check_disk(tmp_path / "out", written + usage.free)
+        sizing.check_disk(tmp_path / "out", written + usage.free)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ssl3d.data import geometry, intensity, store
 from ssl3d.data.layouts import list_cases
-from ssl3d.data.preparation.case import job_of_dataset, prepare_arrays
+from ssl3d.data.preparation.case import prepare_arrays, settings_of_dataset
 from ssl3d.errors import UserError
 from tests.support import source_files as files
 from tests.support.source_files import run_prepare as run
@@ -101,18 +101,18 @@ def test_predictions_can_return_from_the_manifest_alone(tmp_path):
 def test_a_new_image_is_prepared_like_those_of_the_data_set(tmp_path):
     source = files.write_brats(tmp_path / "source")
     dataset = run("brats", source, tmp_path / "out")
-    job = job_of_dataset(dataset, source)
-    assert job.recipe.size == (24, 24, 24)
+    settings = settings_of_dataset(dataset, source)
+    assert settings.recipe.size == (24, 24, 24)
     for case in list_cases("brats", source).cases:
-        prepared = prepare_arrays(case, job)
+        prepared = prepare_arrays(case, settings)
         stored = next(c for c in dataset.cases if c.id == case.id)
         image = store.load_image(dataset, stored)
         np.testing.assert_array_equal(prepared.image.astype(np.float16), image)
         np.testing.assert_array_equal(prepared.label, store.load_label(dataset, stored))
         assert prepared.case.affine == stored.affine
     phantom = dataclasses.replace(dataset, extra={})
-    with pytest.raises(UserError, match="does not say how it was prepared"):
-        job_of_dataset(phantom, source)
+    with pytest.raises(UserError, match="settings of the preparation are missing"):
+        settings_of_dataset(phantom, source)
 
 
 def test_pictures_return_too(tmp_path):

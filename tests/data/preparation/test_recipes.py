@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ssl3d.data import intensity
 from ssl3d.data.preparation import recipes
+from ssl3d.data.preparation.foreground import bounding_box, foreground
 from ssl3d.data.preparation.recipes import RECIPES
 from ssl3d.errors import UserError
 from tests.support import source_files as files
@@ -21,8 +22,8 @@ def test_the_body_without_table_and_air():
     image[10:40, 15:45, :] = 40
     image[20:30, 20:30, 10:30] = -900  # lung
     image[50:52, 5:55, :] = 200  # the table
-    mask = recipes.foreground(image, "body")
-    assert recipes.bounding_box(mask) == ((10, 40), (15, 45), (0, 40))
+    mask = foreground(image, "body")
+    assert bounding_box(mask) == ((10, 40), (15, 45), (0, 40))
 
 
 def test_the_head_without_the_noise_around_it():
@@ -30,8 +31,8 @@ def test_the_head_without_the_noise_around_it():
     image = np.abs(random.normal(0, 8, (48, 50, 52, 1)))
     image[10:40, 8:44, 9:45] += 300
     image[20:25, 20:25, 20:25] = 5  # a dark ventricle stays inside
-    mask = recipes.foreground(image, "head")
-    assert recipes.bounding_box(mask) == ((10, 40), (8, 44), (9, 45))
+    mask = foreground(image, "head")
+    assert bounding_box(mask) == ((10, 40), (8, 44), (9, 45))
     assert mask[22, 22, 22]
 
 
@@ -39,20 +40,20 @@ def test_a_brain_is_what_any_channel_shows():
     image = np.zeros((20, 20, 20, 2))
     image[5:10, 5:10, 5:10, 0] = 3
     image[8:15, 8:15, 8:15, 1] = -2
-    assert recipes.bounding_box(recipes.foreground(image, "nonzero")) == ((5, 15),) * 3
+    assert bounding_box(foreground(image, "nonzero")) == ((5, 15),) * 3
 
 
 def test_the_disc_of_a_fundus():
     image = files.fundus(0).astype(np.float32)
-    mask = recipes.foreground(image, "disc")
-    (top, bottom), (left, right) = recipes.bounding_box(mask)
+    mask = foreground(image, "disc")
+    (top, bottom), (left, right) = bounding_box(mask)
     assert (top, left) == (6, 6)
     assert (bottom, right) == (58, 58)
 
 
 def test_nothing_in_the_foreground_is_refused():
     with pytest.raises(UserError, match="another modality"):
-        recipes.foreground(np.full((9, 9, 9, 1), -1000.0), "body")
+        foreground(np.full((9, 9, 9, 1), -1000.0), "body")
 
 
 @settings(max_examples=30, deadline=None)

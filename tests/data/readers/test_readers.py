@@ -16,7 +16,7 @@ from pydicom.data import get_testdata_file
 
 from ssl3d.data import geometry, readers, store
 from ssl3d.data.layouts.listing import SourceCase
-from ssl3d.data.preparation.case import Job, prepare_case
+from ssl3d.data.preparation.case import PreparationSettings, prepare_case
 from ssl3d.data.preparation.recipes import RECIPES
 from ssl3d.errors import UserError
 from tests.support import source_files as files
@@ -137,11 +137,12 @@ def test_prepared_dicom_is_prepared_nifti(tmp_path, recipe):
         "dicom": tuple(sorted(files.write_series(tmp_path / "s", VALUES, AFFINE).iterdir())),
         "frames": (files.write_multiframe(tmp_path / "m.dcm", VALUES, AFFINE),),
     }
-    job = Job(tmp_path, tmp_path / "out", RECIPES[recipe], ("CT",), {}, 0)
+    settings = PreparationSettings(tmp_path, tmp_path / "out", RECIPES[recipe], ("CT",), {}, 0)
     prepared = {
-        name: prepare_case(SourceCase(name, name, (paths,)), job) for name, paths in sources.items()
+        name: prepare_case(SourceCase(name, name, (paths,)), settings)
+        for name, paths in sources.items()
     }
-    arrays = {name: np.load(store.image_path(job.output, name)) for name in sources}
+    arrays = {name: np.load(store.image_path(settings.output, name)) for name in sources}
     for name in ("dicom", "frames"):
         np.testing.assert_array_equal(arrays[name], arrays["nifti"])
         assert prepared[name].extra["content"] == prepared["nifti"].extra["content"]
