@@ -39,7 +39,7 @@ class Scored(NamedTuple):
       spacing: of the grid, in mm.
     """
 
-    predictor: np.ndarray
+    prediction: np.ndarray
     truth: np.ndarray
     spacing: tuple[float, ...]
 

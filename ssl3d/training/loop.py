@@ -171,7 +171,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
         "margin": config.data.margin,
         "batch_size": config.batch_size,
         "seed": config.seed,
-        "label_map": config.task.name == "segmentation",
+        "label_map": tasks.needs(config) == "label_map",
         "process": process,
     }
 
@@ -364,5 +364,5 @@ def _summary(
         for name in ("accuracy", "dice"):
             if lines[0]["step"] == 0 and name in lines[0]:
                 text += f", untrained {lines[0][name]:.3f}"
-    result = "model" if config.task.name in tasks.DOWNSTREAM_TASKS else "encoder"
+    result = "encoder" if tasks.needs(config) == "image" else "model"
     return f"{text}; {seconds:.0f} s; {result} in {workdir / result}"

@@ -1,20 +1,22 @@
-"""Segmentation, from scratch or from a pretrained encoder.
+"""Segmentation in 3D, from scratch or from a pretrained encoder.
 
-python -m ssl3d.main --config=configs/segment.py[:DATASET[,slices]]
+python -m ssl3d.main --config=configs/segment3d.py[:DATASET]
     [--config.init.encoder=RUN --config.transfer.mode=finetune] [--config.data.label_fraction=0.1]
-
-`slices` trains a 2D network on the slices of volumes.
 """
 
 import ml_collections
 
 from configs import default
 
-VARIANTS = ("", "slices")
+VARIANTS = ("",)
 
 
 def get_config(arg: str = "phantom") -> ml_collections.ConfigDict:
-    rank = 2 if arg.endswith(",slices") else 3
+    return configure(arg, rank=3)
+
+
+def configure(arg: str, rank: int) -> ml_collections.ConfigDict:
+    """The task's settings for either rank; see `default.get_config`."""
     config, _ = default.get_config("segmentation", rank, arg, VARIANTS)
     default.downstream(config)
     del config.head  # the decoder takes its place
