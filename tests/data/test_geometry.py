@@ -228,6 +228,38 @@ def test_what_was_cropped_away_comes_back_as_background(tmp_path):
     np.testing.assert_array_equal(back[..., 1], label)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "reindexed"), [(Recipe("crop", 3, "zscore", "nonzero", True), True), (CUBE, False)]
+)
+def test_slabs_of_the_source_grid_are_the_whole(tmp_path, monkeypatch, recipe, reindexed):
+    image = np.zeros((30, 32, 34), np.int16)
+    image[5:25, 8:28, 4:30] = np.random.default_rng(0).integers(50, 200, (20, 20, 26))
+    affine = orientation_affine((2, 0, 1), (-1, 1, -1))
+    _, case = there_and_back(tmp_path, image, (image > 0).astype(np.uint8), affine, recipe)
+    probabilities = np.random.default_rng(1).random((*case.shape, 2), np.float32)
+    whole, _ = geometry.to_source(probabilities, case, "linear")
+    assert geometry.is_reindexed(case) == reindexed
+    grid = geometry.source_grid(case)
+    assert grid.shape == image.shape
+    np.testing.assert_allclose(grid.affine, affine)
+    for planes in (1, 7, 100):
+        monkeypatch.setattr(geometry, "SLAB", planes * image[0].size)
+        slabs = list(geometry.to_source_slabs(probabilities, case))
+        assert len(slabs) == -(-30 // planes)
+        together = np.full_like(whole, np.nan)
+        for rows, part in slabs:
+            together[rows] = part
+        np.testing.assert_allclose(together, whole, atol=1e-6)
+
+
+def test_a_phantom_has_no_source_grid(volumes):
+    case = volumes.cases[0]
+    assert geometry.source_grid(case) is None
+    assert not geometry.is_reindexed(case)
+    with pytest.raises(ValueError, match="case_00 has no source file"):
+        geometry.to_source(np.zeros(case.shape), case)
+
+
 def test_oblique_and_sheared_affines_return(tmp_path):
     angle = 0.3
     affine = np.eye(4)

@@ -31,22 +31,22 @@ def find(folder: Path, options: Options) -> Listing:
     labels = _labels(source, derivatives)
     cases = []
     for (subject, session), found in sessions.items():
-        case = f"sub-{subject}" + (f"_ses-{session}" if session else "")
+        name = f"sub-{subject}" + (f"_ses-{session}" if session else "")
         masks = labels.pop((subject, session), [])
         missing = [modality for modality in modalities if modality not in found]
         if missing:
-            source.problem(case, f"missing modality {missing[0]} in its anat folder")
+            source.problem(name, f"missing modality {missing[0]} in its anat folder")
             continue
         if len(masks) > 1:
             both = " and ".join(str(path) for path in masks[:2])
-            source.problem(case, f"several labels ({both}); choose with --labels=DIR")
+            source.problem(name, f"several labels ({both}); choose with --labels=DIR")
             continue
         for modality in modalities:
             if len(found[modality]) > 1:
                 first = found[modality][0]
-                source.note(case, f"several {modality} files; the first, {first.name}, is used")
+                source.note(name, f"several {modality} files; the first, {first.name}, is used")
         images = tuple((found[modality][0],) for modality in modalities)
-        cases.append(SourceCase(case, f"sub-{subject}", images, masks[0] if masks else None))
+        cases.append(SourceCase(name, f"sub-{subject}", images, masks[0] if masks else None))
     for paths in labels.values():
         source.problem(paths[0], "a label without an image")
     if any(case.label for case in cases):

@@ -83,7 +83,7 @@ def _largest_component(mask: np.ndarray) -> np.ndarray:
     parts = np.zeros(coarse.shape, np.int32)
     if ndimage.label(coarse, output=parts) == 0:  # empty, or specks between the samples
         return mask
-    largest = parts == np.bincount(parts.ravel())[1:].argmax() + 1
+    largest = parts == np.argmax(np.bincount(parts.ravel())[1:]) + 1
     # One coarse voxel more on each side, for the voxels between the samples.
     largest = ndimage.binary_dilation(largest, np.ones((3,) * mask.ndim))
     fine = largest

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import os
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ssl3d.cli import Parser
 from ssl3d.data.layouts import LAYOUTS
@@ -103,7 +103,7 @@ def choose_recipe(options: PreparationOptions, listing: Listing) -> Recipe:
         )
     if options.spacing and options.size:
         raise UserError("--spacing and --size exclude each other: a size stretches the image")
-    changes: dict[str, object] = {}
+    changes: dict[str, Any] = {}
     for name, values in (("spacing", options.spacing), ("size", options.size)):
         if values is not None:
             values = values * recipe.rank if len(values) == 1 else values

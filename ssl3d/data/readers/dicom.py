@@ -245,7 +245,7 @@ def _check_distances(folder: Path, frames: Sequence[Frame], normal: np.ndarray) 
         return
     distances = np.diff(heights)
     usual = float(np.median(distances))
-    closest = int(distances.argmin())
+    closest = int(np.argmin(distances))
     if distances[closest] <= POSITION_TOLERANCE * max(usual, 0.1):
         a, b = frames[closest], frames[closest + 1]
         raise UserError(
