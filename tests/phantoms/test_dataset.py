@@ -83,7 +83,7 @@ def test_any_number_of_workers_draws_the_same_bytes(tmp_path):
 def test_another_seed_draws_other_subjects(drawn):
     kind, dataset = drawn
     one, same, other = (
-        phantom.KINDS[kind].draw(np.random.default_rng(seed), SHAPES[kind]).image
+        phantom.KINDS[kind].generate(np.random.default_rng(seed), SHAPES[kind]).image
         for seed in ((3, 0), (3, 0), (4, 0))
     )
     np.testing.assert_array_equal(one, same)
@@ -109,7 +109,7 @@ def test_another_recipe_in_the_same_folder_is_refused(drawn, change):
     kind, dataset = drawn
     recipe = {"shape": SHAPES[kind], "counts": COUNTS, "seed": 3} | change
     recipe["shape"] = recipe["shape"] or tuple(side + 1 for side in SHAPES[kind])
-    with pytest.raises(UserError, match="holds another data set than the one asked for"):
+    with pytest.raises(UserError, match="holds another data set than the requested one"):
         phantom.write(kind, dataset.path, **recipe)
 
 
