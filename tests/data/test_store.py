@@ -165,7 +165,7 @@ def without(key):
         (case(3, grade=7), "case case_03: grade"),
     ],
 )
-def test_a_manifest_that_contradicts_itself_is_refused(spoil, change, message):
+def test_an_inconsistent_manifest_is_refused(spoil, change, message):
     with pytest.raises(UserError, match=message) as caught:
         store.read(spoil(change))
     assert "\n" not in str(caught.value)
@@ -205,7 +205,7 @@ def test_pickles_are_not_opened(folder):
     [np.zeros((24, 24, 23, 2), np.float16), np.zeros((24, 24, 24, 2), np.float32)],
     ids=["shape", "type"],
 )
-def test_an_array_other_than_the_manifest_says_is_refused(folder, array):
+def test_an_array_that_differs_from_the_manifest_is_refused(folder, array):
     dataset = store.read(folder)
     np.save(store.image_path(folder, "case_00"), array)
     with pytest.raises(UserError, match=r"case_00\.npy: .*the manifest says float16 \(24, 24, 24"):

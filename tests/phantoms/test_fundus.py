@@ -102,9 +102,9 @@ def test_lesions_grow_with_the_grade():
 def test_only_grade_four_proliferates_and_always_does():
     rng = np.random.default_rng(0)
     assert not any(Proliferation.sample(rng, grade) for grade in range(4) for _ in range(10))
-    drawn = [Proliferation.sample(rng, 4) for _ in range(60)]
-    assert all(drawn)
-    assert all(any(sign in signs for signs in drawn) for sign in Proliferation)
+    samples = [Proliferation.sample(rng, 4) for _ in range(60)]
+    assert all(samples)
+    assert all(any(sign in signs for signs in samples) for sign in Proliferation)
 
 
 @given(seed=st.integers(0, 2**32))

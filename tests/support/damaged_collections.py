@@ -1,4 +1,4 @@
-"""What can be wrong with cases of several files, DICOM, pictures and tables: one thing each."""
+"""Damaged cases of several files, DICOM series, pictures and tables, with one fault each."""
 
 from __future__ import annotations
 

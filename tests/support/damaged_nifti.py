@@ -1,4 +1,4 @@
-"""What can be wrong with NIfTI files and with the list of them: one thing each."""
+"""Damaged NIfTI files and lists of files, with one fault each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GRID = SCAN.reshape(*files.SHAPE, 1, 1).repeat(2, axis=4)
 
 @dataclasses.dataclass(frozen=True)
 class Damage:
-    """What is done to a collection and what the line about it says."""
+    """A change to a collection, and words of the line that reports it."""
 
     name: str
     layout: str
@@ -49,7 +49,7 @@ def nifti_bytes(folder):
 
 
 def header_field(**fields):
-    """Writes fields of the header where nibabel itself would refuse or mend them."""
+    """Writes header fields that nibabel itself would refuse or correct."""
 
     def do(folder):
         data = nifti_bytes(folder)

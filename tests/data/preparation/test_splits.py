@@ -1,4 +1,4 @@
-"""Who is dealt to which split, by the seed or by a file of one's own."""
+"""Splits: random, or from the user's file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = st.lists(st.text("abcdefgh", min_size=1, max_size=4), unique=True, max_s
 SHARES = st.floats(0, 0.4)
 
 
-def test_other_splits_of_prepared_data_cost_nothing(tmp_path, capsys):
+def test_new_splits_do_not_prepare_the_data_again(tmp_path, capsys):
     source = files.write_msd(tmp_path / "source")
     first = run("msd", source, tmp_path / "out")
     second = run("msd", source, tmp_path / "out", "--seed=1")
@@ -29,7 +29,7 @@ def test_other_splits_of_prepared_data_cost_nothing(tmp_path, capsys):
     assert [c.split for c in first.cases] != [c.split for c in second.cases]
 
 
-def test_splits_are_dealt_by_subject_and_seed(tmp_path):
+def test_random_splits_are_by_subject_and_seed(tmp_path):
     source = files.write_bids(tmp_path / "source", subjects=10)
     dataset = run("bids", source, tmp_path / "out", "--seed=3")
     by_subject = {}
@@ -63,7 +63,7 @@ def test_unlabelled_collections_have_a_validation_split_too(tmp_path):
     assert not dataset.split("test", "unlabelled")
 
 
-def test_splits_by_case_are_said_to_be_so(tmp_path, capsys):
+def test_splits_by_case_are_reported(tmp_path, capsys):
     dataset = run("msd", files.write_msd(tmp_path / "source"), tmp_path / "out")
     assert dataset.splits_by == "case"
     assert "splits by case), as the source has no subject ids" in capsys.readouterr().out
@@ -71,7 +71,7 @@ def test_splits_by_case_are_said_to_be_so(tmp_path, capsys):
     assert {row["split by"] for row in rows} == {"case"}
 
 
-def test_your_own_splits(tmp_path):
+def test_splits_from_a_file(tmp_path):
     source = files.write_msd(tmp_path / "source")
     names = [f"case_{i:02d}" for i in range(7)]
     wanted = {"train": names[3:0:-1], "val": names[4:5], "test": [names[0], names[5]]}
@@ -101,7 +101,7 @@ def test_your_own_splits(tmp_path):
         ("gone.json", None, "no such split file"),
     ],
 )
-def test_split_files_that_are_wrong(tmp_path, name, content, what):
+def test_an_invalid_split_file_is_refused(tmp_path, name, content, what):
     source = files.write_msd(tmp_path / "source", count=3)
     if content is not None:
         (tmp_path / name).write_text(content)
@@ -110,7 +110,7 @@ def test_split_files_that_are_wrong(tmp_path, name, content, what):
     assert name in str(error.value)
 
 
-def test_a_split_file_may_name_cases_that_are_left_out(tmp_path, capsys):
+def test_a_split_file_may_name_invalid_cases(tmp_path, capsys):
     source = files.write_msd(tmp_path / "source", count=4, unlabelled=0)
     (source / "imagesTr/case_01.nii.gz").write_bytes(b"damaged")
     (source / "imagesTr/case_02.nii.gz").unlink()
@@ -121,7 +121,7 @@ def test_a_split_file_may_name_cases_that_are_left_out(tmp_path, capsys):
     assert "names 'case_02', but no case" in capsys.readouterr().err
 
 
-def test_a_wrong_split_file_is_found_before_anything_is_prepared(tmp_path):
+def test_an_invalid_split_file_is_found_before_the_preparation(tmp_path):
     source = files.write_msd(tmp_path / "source", count=3)
     (tmp_path / "s.json").write_text('{"train": ["case_00"]}')
     with pytest.raises(UserError, match="is in no split"):
