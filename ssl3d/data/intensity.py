@@ -12,14 +12,14 @@ import numpy as np
 
 from ssl3d.errors import UserError
 
-# Of the foreground: they exclude vessels and reconstruction spikes, as in nnU-Net (Isensee et al.
-# 2021) for clipped modalities.
+# Percentiles of the foreground that exclude vessels and reconstruction spikes, as in nnU-Net
+# (Isensee et al. 2021) for clipped modalities.
 MR_PERCENTILES = (0.5, 99.5)
 # HU: from fat to enhanced vessels, with the pancreas (30 to 130 HU) well inside.
 ABDOMEN_WINDOW = (-150.0, 250.0)
-# Grey levels of 255; a channel with a smaller deviation is compression noise, not contrast.
+# Grey levels (of 255); a channel with a smaller deviation is compression noise, not contrast.
 MIN_PICTURE_DEVIATION = 1.0
-# Of the grey levels that a displayed picture spans.
+# Percentiles of the values that are shown as black and white.
 DISPLAY_PERCENTILES = (1, 99)
 
 

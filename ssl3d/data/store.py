@@ -280,8 +280,8 @@ def load_image(dataset: Dataset, case: Case) -> np.ndarray:
     array = _load(image_path(dataset.path, case.id))
     if array.dtype != np.float16 or array.shape != (*case.shape, case.channels):
         raise UserError(
-            f"{image_path(dataset.path, case.id)}: {array.dtype} {array.shape}, the manifest says "
-            f"float16 {(*case.shape, case.channels)}; prepare the data again"
+            f"{image_path(dataset.path, case.id)}: {array.dtype} {array.shape}, expected "
+            f"float16 {(*case.shape, case.channels)} by the manifest; prepare the data again"
         )
     return array
 
@@ -291,8 +291,8 @@ def load_label(dataset: Dataset, case: Case) -> np.ndarray:
     array = _load(label_path(dataset.path, case.id))
     if array.dtype != np.uint8 or array.shape != case.shape:
         raise UserError(
-            f"{label_path(dataset.path, case.id)}: {array.dtype} {array.shape}, the manifest says "
-            f"uint8 {case.shape}; prepare the data again"
+            f"{label_path(dataset.path, case.id)}: {array.dtype} {array.shape}, expected "
+            f"uint8 {case.shape} by the manifest; prepare the data again"
         )
     return array
 
@@ -301,6 +301,6 @@ def _load(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
-        raise UserError(f"{path}: missing, though the manifest lists it; prepare again") from None
+        raise UserError(f"{path}: missing, but in the manifest; prepare the data again") from None
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: cannot be read ({error}); prepare the data again") from None

@@ -208,10 +208,10 @@ def test_pickles_are_not_opened(folder):
 def test_an_array_that_differs_from_the_manifest_is_refused(folder, array):
     dataset = store.read(folder)
     np.save(store.image_path(folder, "case_00"), array)
-    with pytest.raises(UserError, match=r"case_00\.npy: .*the manifest says float16 \(24, 24, 24"):
+    with pytest.raises(UserError, match=r"case_00\.npy: .*expected float16 \(24, 24, 24"):
         store.load_image(dataset, dataset.cases[0])
     np.save(store.label_path(folder, "case_00"), array[..., 0])
-    with pytest.raises(UserError, match=r"case_00\.npy: .*the manifest says uint8 \(24, 24, 24\)"):
+    with pytest.raises(UserError, match=r"case_00\.npy: .*expected uint8 \(24, 24, 24\)"):
         store.load_label(dataset, dataset.cases[0])
 
 
