@@ -148,6 +148,34 @@ def test_errors_are_one_plain_line_on_stderr(monkeypatch, capsys, error, expecte
     assert said.out == ""
 
 
+@pytest.mark.parametrize(
+    ("error", "place", "expected"),
+    [
+        (FileNotFoundError(2, "No such file", "a/b"), "out", "a/b: No such file"),
+        (OSError(28, "No space left on device"), "out", "out: No space left on device"),
+        (OSError(28, "No space left on device"), "", "No space left on device"),
+        # NumPy's, which is no error of the system.
+        (
+            OSError("9 requested and 0 written"),
+            "out",
+            "out: 9 requested and 0 written, is the disk",
+        ),
+    ],
+)
+def test_errors_of_the_disk_name_the_file_or_the_place(error, place, expected):
+    with pytest.raises(UserError) as caught, cli.disk_errors(place):
+        raise error
+    assert str(caught.value).startswith(expected)
+    assert str(caught.value).endswith("; fix this and run again")
+
+
+def test_errors_of_the_disk_are_usage_errors(monkeypatch, capsys):
+    error = PermissionError(13, "Permission denied", "runs/x")
+    assert status(failing(error), monkeypatch) == 2
+    line = "error: runs/x: Permission denied; fix this and run again\n"
+    assert capsys.readouterr().err == line
+
+
 def test_control_c_is_no_traceback(monkeypatch, capsys):
     assert status(failing(KeyboardInterrupt()), monkeypatch) == 1
     assert capsys.readouterr().err == "interrupted\n"
