@@ -114,7 +114,7 @@ def test_a_config_of_ones_own_may_lie_anywhere(parse, tmp_path):
     assert parse(f"--config={file}")[1].steps == 11
 
 
-# Exit status and what is said.
+# Exit status and messages.
 
 
 def status(main, monkeypatch, *arguments):
@@ -143,9 +143,9 @@ def test_status_is_what_the_command_returns(monkeypatch, capsys, returned, expec
 )
 def test_errors_are_one_plain_line_on_stderr(monkeypatch, capsys, error, expected):
     assert status(failing(error), monkeypatch) == expected
-    said = capsys.readouterr()
-    assert said.err == "error: file.nii: not an image\n"
-    assert said.out == ""
+    captured = capsys.readouterr()
+    assert captured.err == "error: file.nii: not an image\n"
+    assert captured.out == ""
 
 
 @pytest.mark.parametrize(
@@ -193,6 +193,6 @@ def test_help_is_no_error(monkeypatch, capsys, in_repository):
         cli.parse_with_config(parser, arguments)
 
     assert status(main, monkeypatch, "--help") == 0
-    said = capsys.readouterr().out
-    assert "What it does." in said
-    assert "--config.KEY=VALUE" in said
+    captured = capsys.readouterr().out
+    assert "What it does." in captured
+    assert "--config.KEY=VALUE" in captured

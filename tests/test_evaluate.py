@@ -2,9 +2,9 @@ from ssl3d import evaluate
 
 
 def test_an_error_of_the_command_is_one_line(call_command, tmp_path):
-    status, _, said = call_command(evaluate.main, f"--workdir={tmp_path}")
+    status, _, err = call_command(evaluate.main, f"--workdir={tmp_path}")
     assert status == 2
-    assert said.count("\n") == 1
+    assert err.count("\n") == 1
 
 
 def test_help(call_command):

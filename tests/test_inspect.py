@@ -23,7 +23,7 @@ def test_as_typed(tiny_options, pictures, as_typed, tmp_path):
 )
 def test_errors_are_one_line(call_command, tiny_options, pictures, option, message):
     arguments = tiny_options("rotation2d", pictures.path)
-    status, _, said = call_command(inspect.main, *arguments, option)
+    status, _, err = call_command(inspect.main, *arguments, option)
     assert status == 2
-    assert said.count("\n") == 1
-    assert message in said
+    assert err.count("\n") == 1
+    assert message in err

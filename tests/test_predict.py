@@ -18,6 +18,6 @@ def test_the_command_ends_with_status_2_and_one_line(save_model, as_typed, tmp_p
 
 
 def test_a_missing_option_is_named(call_command):
-    status, _, said = call_command(predict.main)
+    status, _, err = call_command(predict.main)
     assert status == 2
-    assert "--workdir" in said
+    assert "--workdir" in err

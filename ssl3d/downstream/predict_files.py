@@ -60,7 +60,7 @@ def predict(
     settings = preparation.job_of_dataset(dataset, place if place.is_dir() else place.parent)
     listing = inputs.list_inputs(place, dataset, layout)
     for note in listing.notes:
-        say(f"note: {note.name}: {note.reason}")
+        report(f"note: {note.name}: {note.reason}")
     skip = on_error == "skip"
     for problem in listing.problems:
         leave_out(f"{problem.name}: {problem.reason}", skip)
@@ -83,8 +83,8 @@ def check_output(place: Path, output: Path) -> None:
         raise UserError(f"--output={output} lies inside the input; choose another folder")
 
 
-def say(line: str) -> None:
-    """Prints a line to stderr, above the progress bar."""
+def report(line: str) -> None:
+    """Prints one line to stderr, above the progress bar."""
     tqdm.write(" ".join(line.split()), file=sys.stderr)
 
 
@@ -92,7 +92,7 @@ def leave_out(line: str, skip: bool) -> None:
     """Reports a case that cannot be predicted. Raises `UserError` unless `skip`."""
     if not skip:
         raise UserError(f"{line} (--on-error=skip leaves it out)")
-    say(f"left out: {line}")
+    report(f"left out: {line}")
 
 
 def prepared_images(

@@ -332,8 +332,8 @@ def choose_voxels(
       UserError: no case has foreground.
     """
     classes = len(dataset.classes)
-    right = np.zeros((len(cases), len(readouts), len(THRESHOLDS), classes - 1))
-    answered, truth = np.zeros_like(right), np.zeros((len(cases), classes - 1))
+    correct = np.zeros((len(cases), len(readouts), len(THRESHOLDS), classes - 1))
+    predicted, truth = np.zeros_like(correct), np.zeros((len(cases), classes - 1))
     for batch, levels in _encoded(encode, config, dataset, cases, "choosing"):
         inside = [window.label != OUTSIDE for window in batch]
         labels = [window.label[mask] for window, mask in zip(batch, inside, strict=True)]
@@ -343,8 +343,8 @@ def choose_voxels(
             scores = np.asarray(scores_of(levels, *readout.on_device()))
             for window, own, mask, label in zip(batch, scores, inside, labels, strict=True):
                 counts = foreground_counts(own[mask], label, THRESHOLDS)
-                right[window.case, number] += counts[0]
-                answered[window.case, number] += counts[1]
+                correct[window.case, number] += counts[0]
+                predicted[window.case, number] += counts[1]
     some = truth.any(-1)
     if not some.any():
         raise UserError(
@@ -352,7 +352,7 @@ def choose_voxels(
             "selected; prepare with another split"
         )
     present = (truth > 0)[:, None, None]
-    dice = np.where(present, 2 * right / np.maximum(answered + truth[:, None, None], 1), 0)
+    dice = np.where(present, 2 * correct / np.maximum(predicted + truth[:, None, None], 1), 0)
     dice = (dice.sum(-1)[some] / present.sum(-1)[some]).mean(0)
     number, threshold = np.unravel_index(dice.argmax(), dice.shape)
     return readouts[int(number)], float(THRESHOLDS[threshold]), float(dice.max())

@@ -131,11 +131,11 @@ def mistakes(
         image = images[row["id"]]
         _, _, view = slices.middle_views(image)[0]
         slices.show(place, view, slices.is_photograph(image), slices.window(view))
-        answers = [
+        lines = [
             f"{what}: {classes[row[key]]} ({row['probability'][row[key]]:.2f})"
             for what, key in (("true", "grade"), ("predicted", "predicted"))
         ]
-        place.set_title("\n".join([row["id"], *answers]), fontsize=7)
+        place.set_title("\n".join([row["id"], *lines]), fontsize=7)
     return figure
 
 

@@ -59,7 +59,7 @@ def prepared(scans, output, *options):
             "--layout=folder",
             f"--source={scans}",
             f"--output={output}",
-            "--recipe=brats",  # which crops to what is not 0
+            "--recipe=brats",  # crops to the voxels that are not 0
             "--classes=0:nothing,2:liver,5:tumour",
             "--workers=1",
             *options,

@@ -46,7 +46,7 @@ def test_what_is_linear_in_the_features_of_voxels_is_found(tiny, volumes, pretra
     config = tiny("segment3d", dataset.path, init__encoder=str(pretrained[3]))
     rows = {row["row"]: row for row in linear_probe.probe(config, "test")["rows"]}
     dice = {name: row["scores"]["mean foreground Dice"]["value"] for name, row in rows.items()}
-    # Least squares answers a sum above a limit nearly, but not exactly.
+    # Least squares approximates a threshold on a sum, but not exactly.
     assert dice["pretrained encoder"] > 0.9
     assert dice["untrained encoder"] < 0.8
     assert dice["raw intensities"] < 0.8

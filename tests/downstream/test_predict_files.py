@@ -1,4 +1,4 @@
-"""Whatever people have on disk is predicted, or it is said why not."""
+"""Predictions of files in every layout, and the errors for those that cannot be predicted."""
 
 import csv
 from pathlib import Path
@@ -129,11 +129,11 @@ def test_a_missing_a_superfluous_and_an_unnumbered_channel(nnunet, tmp_path, cap
     with pytest.raises(UserError, match=r"notes\.nii\.gz: the name does not end"):
         run(workdir, place, tmp_path / "out")
     assert run(workdir, place, tmp_path / "out", "--on-error=skip") == ["c.nii.gz"]
-    said = capsys.readouterr()
-    assert "/a: channel 0001 (T2) is missing" in said.err
-    assert "b_0002.nii.gz: the network takes only 2 channels" in said.err
-    assert said.err.count("left out: ") == 3
-    assert said.out.startswith(f"{tmp_path / 'out'}: 1 label map, 3 left out; ")
+    captured = capsys.readouterr()
+    assert "/a: channel 0001 (T2) is missing" in captured.err
+    assert "b_0002.nii.gz: the network takes only 2 channels" in captured.err
+    assert captured.err.count("left out: ") == 3
+    assert captured.out.startswith(f"{tmp_path / 'out'}: 1 label map, 3 left out; ")
 
 
 def test_dicom_and_nrrd_become_nifti_where_they_lie(save_model, tmp_path, monkeypatch):
@@ -245,10 +245,12 @@ def test_a_damaged_file_stops_or_is_left_out(one_modality, tmp_path, capsys):
     nib.load(tmp_path / "out/scan0.nii.gz").get_fdata()
     found = run(one_modality, place, tmp_path / "out", "--on-error=skip")
     assert found == ["scan0.nii.gz", "scan2.nii.gz"]
-    said = capsys.readouterr()
-    (line,) = [line for line in said.err.splitlines() if line.startswith("left out: ")]
+    captured = capsys.readouterr()
+    (line,) = [line for line in captured.err.splitlines() if line.startswith("left out: ")]
     assert "scan1.nii.gz: " in line
-    assert said.out.splitlines()[-1].startswith(f"{tmp_path / 'out'}: 2 label maps, 1 left out; ")
+    assert captured.out.splitlines()[-1].startswith(
+        f"{tmp_path / 'out'}: 2 label maps, 1 left out; "
+    )
 
 
 def test_what_cannot_be_predicted_is_one_line(save_model, one_modality, nnunet, tmp_path, volumes):

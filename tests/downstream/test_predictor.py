@@ -120,7 +120,7 @@ def test_label_maps_are_what_the_prepared_images_give_and_lie_over_the_inputs(
         linear, _ = geometry.to_source(expected, case, "linear")
         labels = np.asarray(image.dataobj)
         several += len(np.unique(labels)) > 1
-        # Summed up in another order, what is a tie but for rounding may be decided otherwise.
+        # Summed in another order, ties up to rounding may be decided differently.
         two, one = np.moveaxis(np.sort(linear, axis=-1), -1, 0)[-2:]
         differ = labels != values[linear.argmax(-1)]
         assert not (differ & (one - two > 1e-5)).any()
@@ -144,7 +144,7 @@ def test_label_maps_are_what_the_prepared_images_give_and_lie_over_the_inputs(
 
 
 def test_label_maps_follow_the_intensities_of_the_file(save_model, niftis, tmp_path, monkeypatch):
-    """Independent of the geometry's own code: what is bright in the file is 300 there."""
+    """Independent of the code in geometry: the bright voxels of the file have the label 300."""
     dataset = files.prepared(
         niftis, tmp_path / "data", "folder", "--recipe=hippocampus", "--spacing=1"
     )

@@ -22,14 +22,14 @@ def assert_scores(workdir, dataset, rows, summary, kind="best"):
     assert [row["id"] for row in rows] == [case.id for case in cases]
     confusion = np.zeros((2, 2), int)
     for row, case in zip(rows, cases, strict=True):
-        answer = predictor.segment(trained, store.load_image(dataset, case)).argmax(-1)
+        prediction = predictor.segment(trained, store.load_image(dataset, case)).argmax(-1)
         truth = np.asarray(store.load_label(dataset, case))
-        assert float(row["dice"]) == pytest.approx(dice(answer, truth, 1), abs=1e-12)
+        assert float(row["dice"]) == pytest.approx(dice(prediction, truth, 1), abs=1e-12)
         assert float(row["truth_volume"]) == pytest.approx((truth == 1).sum() / 1000)
-        assert float(row["predicted_volume"]) == pytest.approx((answer == 1).sum() / 1000)
+        assert float(row["predicted_volume"]) == pytest.approx((prediction == 1).sum() / 1000)
         assert row["class"] == "bright"
         assert row["subject"] == case.subject
-        np.add.at(confusion, (truth, answer), 1)
+        np.add.at(confusion, (truth, prediction), 1)
     for score in metrics.SEGMENTATION_SCORES:
         values = np.array([float(row[score]) for row in rows])
         for part in (summary["scores"]["bright"][score], summary["mean_foreground"][score]):
@@ -95,12 +95,12 @@ def by_hand(workdir, dataset, scans, case):
         ndimage.map_coordinates(channel, places, order=1, mode="nearest")
         for channel in np.moveaxis(probabilities, -1, 0)
     ]
-    answer = np.where(inside, np.argmax(maps, 0), 0)
+    prediction = np.where(inside, np.argmax(maps, 0), 0)
     label = nib.load(scans / case.extra["source"][-1])
     indices = np.concatenate([np.indices(SHAPE), np.ones((1, *SHAPE))])
     places = np.tensordot(np.linalg.inv(label.affine) @ AFFINE, indices, 1)[:3]
     values = np.asarray(label.dataobj)[tuple(np.rint(places).astype(int))]
-    return answer, np.vectorize(VALUES.get)(values)
+    return prediction, np.vectorize(VALUES.get)(values)
 
 
 @pytest.mark.parametrize(
@@ -115,16 +115,16 @@ def test_scores_on_the_grid_of_the_source(scans, kind, workdir, request, capsys)
     assert summary["classes"] == ["nothing", "liver", "tumour"]
     (case,) = dataset.split("test")
     assert [(row["id"], row["class"]) for row in rows] == [(case.id, "liver"), (case.id, "tumour")]
-    answer, truth = by_hand(scanned, dataset, scans, case)
+    prediction, truth = by_hand(scanned, dataset, scans, case)
     assert (np.bincount(truth.ravel(), minlength=3) > 50).all()
     scored = segmentation_scores.predict_case(
         predictor.load(scanned), dataset, case, segmentation_scores.SOURCE, scans
     )
     assert scored.spacing == pytest.approx((2, 1, 1.5))
     np.testing.assert_array_equal(scored.truth, truth)
-    assert (scored.prediction != answer).mean() < 1e-3  # ties of interpolated probabilities
+    assert (scored.prediction != prediction).mean() < 1e-3  # ties of interpolated probabilities
     for index, row in enumerate(rows, start=1):
-        assert float(row["dice"]) == pytest.approx(dice(answer, truth, index), abs=5e-3)
+        assert float(row["dice"]) == pytest.approx(dice(prediction, truth, index), abs=5e-3)
         assert float(row["truth_volume"]) == pytest.approx((truth == index).sum() * 3 / 1000)
     means = [float(row["dice"]) for row in rows]
     assert summary["mean_foreground"]["dice"]["mean"] == pytest.approx(np.mean(means))

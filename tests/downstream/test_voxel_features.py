@@ -179,12 +179,12 @@ def test_all_thresholds_at_once():
     rng = np.random.default_rng(0)
     scores, label = rng.normal(0.3, 0.4, (500, 4)), rng.integers(0, 4, 500)
     thresholds = np.linspace(-1, 1, 21)
-    right, answered = voxel_features.foreground_counts(scores, label, thresholds)
+    correct, predicted = voxel_features.foreground_counts(scores, label, thresholds)
     for number, threshold in enumerate(thresholds):
-        answer = (scores + np.array([threshold, 0, 0, 0])).argmax(-1)
+        prediction = (scores + np.array([threshold, 0, 0, 0])).argmax(-1)
         for index in (1, 2, 3):
-            assert answered[number, index - 1] == (answer == index).sum()
-            assert right[number, index - 1] == ((answer == index) & (label == index)).sum()
+            assert predicted[number, index - 1] == (prediction == index).sum()
+            assert correct[number, index - 1] == ((prediction == index) & (label == index)).sum()
 
 
 def with_encoders(config, dataset):
@@ -212,8 +212,10 @@ def test_penalty_and_threshold_are_the_best_of_validation(tiny, volumes, pretrai
         for row, readout in enumerate(readouts):
             scores = np.asarray(voxel_features.scores_of(levels, *readout.on_device()))[0]
             for column, threshold in enumerate(voxel_features.THRESHOLDS):
-                answer = scores[..., 1] - scores[..., 0] > threshold
-                dice[row, column] += 2 * (answer & truth).sum() / (answer.sum() + truth.sum())
+                prediction = scores[..., 1] - scores[..., 0] > threshold
+                dice[row, column] += (
+                    2 * (prediction & truth).sum() / (prediction.sum() + truth.sum())
+                )
     dice /= len(validation)
     assert chosen[2] == pytest.approx(dice.max())
     row, column = np.unravel_index(dice.argmax(), dice.shape)
