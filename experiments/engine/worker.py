@@ -139,8 +139,8 @@ def read_evaluation(
     Raises:
       UserError: a column that the data have not.
     """
-    summary = json.loads((folder / evaluate.SUMMARY).read_text())
-    with (folder / evaluate.CASES).open(newline="", encoding="utf-8") as file:
+    summary = json.loads((folder / "summary.json").read_text())
+    with (folder / "cases.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if summary["task"] == "classification":
         keys = ("id", "subject", "grade", "predicted")

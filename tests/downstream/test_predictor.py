@@ -1,4 +1,4 @@
-"""Label maps lie over the scans that they are of, bit by bit, however these are written."""
+"""Label maps lie over their scans, bit by bit, whatever the format and orientation."""
 
 import nibabel as nib
 import numpy as np
@@ -7,7 +7,9 @@ import pytest
 from ssl3d.data import geometry, store
 from ssl3d.downstream import predictor
 from ssl3d.errors import UserError
-from tests.support.predicting import files, prepared, run, use_thresholds
+from tests.support import source_files as files
+from tests.support.evaluating import SHAPE
+from tests.support.predicting import run, use_thresholds
 
 # Tilted out of all planes, the axes along S, R, A and two of them reversed.
 TILT = np.array([[0.02, -0.995, 0.1], [0.1, 0.1, 0.99], [-0.995, 0.01, 0.1]])
@@ -63,15 +65,15 @@ RECIPES = {"as they are": ["--recipe=hippocampus"], "resampled": ["--recipe=mr",
 
 
 @pytest.fixture(scope="module")
-def scans(tmp_path_factory):
-    return write_scans(tmp_path_factory.mktemp("scans"))
+def niftis(tmp_path_factory):
+    return write_scans(tmp_path_factory.mktemp("niftis"))
 
 
 @pytest.fixture(scope="module", params=RECIPES)
-def trained(request, save_model, scans, tmp_path_factory):
+def trained(request, save_model, niftis, tmp_path_factory):
     """(workdir, data set): in one of the two nothing is resampled that has voxels of 1 mm."""
     folder = tmp_path_factory.mktemp("trained")
-    dataset = prepared(scans, folder / "data", "folder", *RECIPES[request.param])
+    dataset = files.prepared(niftis, folder / "data", "folder", *RECIPES[request.param])
     return save_model(folder / "run", dataset), dataset
 
 
@@ -95,10 +97,10 @@ def header_fields(image):
 
 
 def test_label_maps_are_what_the_prepared_images_give_and_lie_over_the_inputs(
-    trained, scans, tmp_path, capsys
+    trained, niftis, tmp_path, capsys
 ):
     workdir, dataset = trained
-    found = run(workdir, scans, tmp_path / "out", "--probabilities")
+    found = run(workdir, niftis, tmp_path / "out", "--probabilities")
     names = [f"{case}.nii.gz" for case in SCANS]
     assert found == sorted([*names, *(f"probabilities/{name}" for name in names)])
     assert capsys.readouterr().out.splitlines()[-1].startswith(f"{tmp_path / 'out'}: 4 label maps;")
@@ -108,7 +110,7 @@ def test_label_maps_are_what_the_prepared_images_give_and_lie_over_the_inputs(
     several = exact = outside = 0
     for case in dataset.cases:
         image = nib.load(tmp_path / "out" / f"{case.id}.nii.gz")
-        original = nib.load(source_of(scans, case.id))
+        original = nib.load(source_of(niftis, case.id))
         assert image.shape == original.shape[:3]
         assert image.get_data_dtype().newbyteorder("=") == np.uint16
         assert image.header["cal_max"] == 0
@@ -118,7 +120,7 @@ def test_label_maps_are_what_the_prepared_images_give_and_lie_over_the_inputs(
         linear, _ = geometry.to_source(expected, case, "linear")
         labels = np.asarray(image.dataobj)
         several += len(np.unique(labels)) > 1
-        # Summed up in another order, what is a tie but for rounding may be decided otherwise.
+        # Summed in another order, ties up to rounding may be decided differently.
         two, one = np.moveaxis(np.sort(linear, axis=-1), -1, 0)[-2:]
         differ = labels != values[linear.argmax(-1)]
         assert not (differ & (one - two > 1e-5)).any()
@@ -141,23 +143,25 @@ def test_label_maps_are_what_the_prepared_images_give_and_lie_over_the_inputs(
     assert (outside > 0) == dataset.extra["settings"]["recipe"]["crop"]
 
 
-def test_label_maps_follow_the_intensities_of_the_file(save_model, scans, tmp_path, monkeypatch):
-    """Independent of the geometry's own code: what is bright in the file is 300 there."""
-    dataset = prepared(scans, tmp_path / "data", "folder", "--recipe=hippocampus", "--spacing=1")
+def test_label_maps_follow_the_intensities_of_the_file(save_model, niftis, tmp_path, monkeypatch):
+    """Independent of the code in geometry: the bright voxels of the file have the label 300."""
+    dataset = files.prepared(
+        niftis, tmp_path / "data", "folder", "--recipe=hippocampus", "--spacing=1"
+    )
     workdir = save_model(tmp_path / "run", dataset)
     use_thresholds(monkeypatch, -10, 0)
     (case,) = [case for case in dataset.cases if case.id == "sub-big"]
     assert case.spacing == (1, 1, 1)
-    run(workdir, source_of(scans, case.id), tmp_path / "out")
-    original = nib.load(source_of(scans, case.id)).get_fdata()[..., 0]
+    run(workdir, source_of(niftis, case.id), tmp_path / "out")
+    original = nib.load(source_of(niftis, case.id)).get_fdata()[..., 0]
     (shift,) = case.extra["intensity"]["shift"]
     labels = np.asarray(nib.load(tmp_path / "out/big.nii.gz").dataobj)
     np.testing.assert_array_equal(labels, np.where(original > shift, 300, 2))
 
 
-def test_the_same_again_replaces_everything_with_the_same_bytes(trained, scans, tmp_path):
+def test_the_same_again_replaces_everything_with_the_same_bytes(trained, niftis, tmp_path):
     workdir, _ = trained
-    place = scans / "images" / "second.nii"
+    place = niftis / "images" / "second.nii"
     output = tmp_path / "out"
     assert run(workdir, place, output) == ["second.nii.gz"]
     before = (output / "second.nii.gz").read_bytes()
@@ -166,23 +170,31 @@ def test_the_same_again_replaces_everything_with_the_same_bytes(trained, scans, 
     assert (output / "second.nii.gz").read_bytes() == before
 
 
-def test_best_or_last(save_model, trained, scans, tmp_path):
+def test_best_or_last(save_model, trained, niftis, tmp_path):
     workdir, dataset = trained
     with pytest.raises(UserError, match=r"model\.json: missing"):
-        run(workdir, scans, tmp_path / "out", "--model=last")
+        run(workdir, niftis, tmp_path / "out", "--model=last")
     assert not (tmp_path / "out").exists()
     save_model(tmp_path / "run", dataset, kind="last")
-    place = scans / "images" / "second.nii"
+    place = niftis / "images" / "second.nii"
     assert run(tmp_path / "run", place, tmp_path / "out", "--model=last") == ["second.nii.gz"]
 
 
-def test_slices_of_a_volume(save_model, scans, tmp_path):
-    dataset = prepared(scans, tmp_path / "data", "folder", "--recipe=hippocampus")
+def test_slices_of_a_volume(save_model, niftis, tmp_path):
+    dataset = files.prepared(niftis, tmp_path / "data", "folder", "--recipe=hippocampus")
     workdir = save_model(tmp_path / "run", dataset, "segment2d")
-    run(workdir, scans / "images", tmp_path / "out", "--layout=folder")
+    run(workdir, niftis / "images", tmp_path / "out", "--layout=folder")
     network = predictor.load(workdir)
     (case,) = [case for case in dataset.cases if case.id == "second"]
     expected = predictor.segment(network, store.load_image(dataset, case))
     linear, _ = geometry.to_source(expected, case, "linear")
     labels = np.asarray(nib.load(tmp_path / "out/second.nii.gz").dataobj)
     assert (labels == np.array([0, 2, 300])[linear.argmax(-1)]).mean() > 0.999
+
+
+def test_slabs_are_parts_of_the_whole(scanned, resampled, monkeypatch):
+    trained, case = predictor.load(scanned), resampled.cases[0]
+    probabilities = np.random.default_rng(0).dirichlet((1, 1, 1), case.shape).astype(np.float32)
+    whole = predictor.to_source_grid(trained, probabilities, case)
+    monkeypatch.setattr(geometry, "SLAB", 2 * SHAPE[1] * SHAPE[2])
+    np.testing.assert_array_equal(predictor.to_source_grid(trained, probabilities, case), whole)
