@@ -7,6 +7,8 @@ and a level like the encoder's, plain or residual, follows.
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -65,8 +67,12 @@ class Decoder(nn.Module):
         return tuple(reversed(logits))
 
 
-def build(encoder: unet.UNetEncoder, outputs: int, deep: int = 0) -> Decoder:
-    """The decoder that continues `encoder` with levels of the same kind."""
+def build(encoder: Any, outputs: int, deep: int = 0) -> Decoder:
+    """The decoder that continues `encoder` with levels of the same kind.
+
+    Args:
+      encoder: a `UNetEncoder`, or a module with its attributes.
+    """
     return Decoder(
         outputs=outputs,
         residual=encoder.residual,
