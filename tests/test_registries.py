@@ -9,8 +9,7 @@ from ssl3d import tasks
 from ssl3d.models import encoders
 
 NAMES = {*tasks.TASKS, *encoders.KINDS}
-# Each file is searched: of the package, the folders that no longer compare a name.
-SEARCHED = ("ssl3d/tasks", "ssl3d/models", "ssl3d/training")
+SEARCHED = ("ssl3d", "configs", "experiments")
 
 
 def constants(node):
