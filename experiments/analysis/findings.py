@@ -128,7 +128,7 @@ def find(study: Study, record: Record, classes: int, draws: int = statistics.DRA
       classes: K of a classification.
       draws: number of resamplings of the test subjects.
     """
-    facts = _arrange(study, record)
+    facts = arrange(study, record)
     cases = Cases(study, record, classes)
     for amount in facts.labels:
         pairs = {}
@@ -171,7 +171,8 @@ def find(study: Study, record: Record, classes: int, draws: int = statistics.DRA
     return facts
 
 
-def _arrange(study: Study, record: Record) -> Findings:
+def arrange(study: Study, record: Record) -> Findings:
+    """The rows, amounts of labels and runs of a record, in order; nothing compared yet."""
     results = pd.DataFrame(record.results)
     results["repetition"] = results["repetition"].astype(int)
     # Rows from before the versions were counted are of the first one.
