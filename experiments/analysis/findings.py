@@ -213,7 +213,11 @@ def _doubled(
 
 
 class Cases:
-    """The test cases of each cell, in one order."""
+    """The test cases of each cell, in one order.
+
+    Attributes:
+      subjects: of the weights that the scores take: of each case, or for kappa each subject once.
+    """
 
     def __init__(self, study: Study, record: Record, classes: int) -> None:
         name, of = study.columns[0]
@@ -222,16 +226,20 @@ class Cases:
         rows = [row for row in record.cases if row["score"] == score]
         self._rows = sorted(rows, key=lambda row: row["id"])
         self.subjects = [row["subject"] for row in self._rows]
+        if self._classes:
+            names, self._subject = np.unique(self.subjects, return_inverse=True)
+            self.subjects = names.tolist()
+            self._grades = np.array([int(row["grade"]) for row in self._rows])
 
     def scores(self, results: pd.DataFrame) -> list[statistics.Score]:
-        """The score of each cell as a function of the weights of the cases."""
-        return [self._score([float(row[cell]) for row in self._rows]) for cell in results["cell"]]
+        """The score of each cell as a function of weights."""
+        return [self._score([row[cell] for row in self._rows]) for cell in results["cell"]]
 
-    def _score(self, values: list[float]) -> statistics.Score:
+    def _score(self, values: list[str]) -> statistics.Score:
         if not self._classes:
-            return statistics.mean_score(np.array(values))
-        grades = np.array([int(row["grade"]) for row in self._rows])
-        return statistics.kappa_score(grades, np.array(values, int), self._classes)
+            return statistics.mean_score(np.array(values, float))
+        predicted = np.array(values, int)
+        return statistics.kappa_score(self._grades, predicted, self._classes, self._subject)
 
 
 def _converge(facts: Findings, record: Record) -> None:

@@ -54,15 +54,23 @@ def mean_score(values: np.ndarray) -> Score:
     return score
 
 
-def kappa_score(grades: np.ndarray, predicted: np.ndarray, classes: int) -> Score:
-    """The quadratic weighted kappa of int grades and predictions [M]."""
-    # Cases of the same pair are counted first: whole numbers, so the result is exactly the same.
+def kappa_score(
+    grades: np.ndarray, predicted: np.ndarray, classes: int, subject: np.ndarray | None = None
+) -> Score:
+    """The quadratic weighted kappa of int grades and predictions [M].
+
+    Args:
+      subject: int [M], which weight holds for a case; without it, each case has its own.
+    """
+    subject = np.arange(len(grades)) if subject is None else subject
+    # Counts of each pair of a grade and a prediction: whole numbers, so no order of summing matters.
     pairs, pair = np.unique(np.stack([grades, predicted]), axis=1, return_inverse=True)
-    counted = np.eye(pairs.shape[1])[pair]
+    counts = np.zeros((subject.max() + 1, pairs.shape[1]))
+    np.add.at(counts, (subject, pair), 1)
 
     def score(weights: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore", divide="ignore"):
-            return metrics.quadratic_kappa(*pairs, classes, weights @ counted)
+            return metrics.quadratic_kappa(*pairs, classes, weights @ counts)
 
     return score
 
