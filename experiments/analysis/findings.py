@@ -173,10 +173,10 @@ def find(study: Study, record: Record, classes: int, draws: int = statistics.DRA
 
 def arrange(study: Study, record: Record) -> Findings:
     """The rows, amounts of labels and runs of a record, in order; nothing compared yet."""
-    results = pd.DataFrame(record.results)
+    results = pd.DataFrame([{"draws": ""} | row for row in record.results])
     results["repetition"] = results["repetition"].astype(int)
     # Rows from before the versions were counted are of the first one.
-    results["draws"] = results.reindex(columns=["draws"])["draws"].fillna("").replace("", "1")
+    results["draws"] = results["draws"].replace("", "1")
     runs = {
         (Key(method, mode), amount): rows.set_index("repetition").sort_index()
         for (method, mode, amount), rows in results.groupby(["method", "mode", "labels"])

@@ -6,11 +6,13 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from experiments.analysis import findings, report, results_table, statistics
 from experiments.analysis.findings import Findings, Key
 from experiments.analysis.results_table import numbers
 from experiments.analysis.statistics import Comparison
-from experiments.engine.study import DOUBLES, METHODS, Study
+from experiments.engine.study import METHODS, Study
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
 
@@ -84,7 +86,8 @@ class Stored:
             others.cases.scores(rest.loc[common]),
             self.cases.subjects,
         )
-        assert found and self.cases.subjects == others.cases.subjects
+        assert found
+        assert self.cases.subjects == others.cases.subjects
         level = found.interval(statistics.ALPHA / looks)
         p = min(1.0, looks * found.p)
         return Comparison(found.value, *found.interval(), found.p, p, *level, len(common))
@@ -101,7 +104,7 @@ class Stored:
     def deviation(self, method: str, amount: str) -> str:
         """The standard deviation over repetitions."""
         values = self.runs.values(_key(method), amount, self.study.columns[0].name)
-        return f"{statistics.np.std(values, ddof=1):.3f}"
+        return f"{np.std(values, ddof=1):.3f}"
 
 
 def render(folder: Path, studies: Sequence[Study]) -> str:

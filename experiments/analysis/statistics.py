@@ -63,7 +63,7 @@ def kappa_score(
       subject: int [M], which weight holds for a case; without it, each case has its own.
     """
     subject = np.arange(len(grades)) if subject is None else subject
-    # Counts of each pair of a grade and a prediction: whole numbers, so no order of summing matters.
+    # How often each pair of grade and prediction occurs: whole numbers, whose sums are exact.
     pairs, pair = np.unique(np.stack([grades, predicted]), axis=1, return_inverse=True)
     counts = np.zeros((subject.max() + 1, pairs.shape[1]))
     np.add.at(counts, (subject, pair), 1)
