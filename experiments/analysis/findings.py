@@ -178,7 +178,7 @@ def arrange(study: Study, record: Record) -> Findings:
     # Rows from before the versions were counted are of the first one.
     results["draws"] = results["draws"].replace("", "1")
     runs = {
-        (Key(method, mode), amount): rows.set_index("repetition").sort_index()
+        (Key(str(method), str(mode)), str(amount)): rows.set_index("repetition").sort_index()
         for (method, mode, amount), rows in results.groupby(["method", "mode", "labels"])
     }
     methods = [*study.methods, *METHODS]  # and those that were run beyond the study's

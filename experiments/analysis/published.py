@@ -53,7 +53,7 @@ def _load(name: str, endings: tuple[str, str] = ("", "")) -> Published:
     numbers = table[table["column"] != ""]
     about = table[table["column"] == ""].groupby("entry")["value"].apply(tuple)
     rows = {
-        method: dict(zip(own["column"], own["value"], strict=True))
+        str(method): dict(zip(own["column"], own["value"], strict=True))
         for method, own in numbers.groupby("entry", sort=False)
     }
     columns = tuple(numbers["column"].unique())

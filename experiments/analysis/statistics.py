@@ -65,12 +65,13 @@ def kappa_score(
     subject = np.arange(len(grades)) if subject is None else subject
     # How often each pair of grade and prediction occurs: whole numbers, whose sums are exact.
     pairs, pair = np.unique(np.stack([grades, predicted]), axis=1, return_inverse=True)
-    counts = np.zeros((subject.max() + 1, pairs.shape[1]))
+    grades, predicted = pairs
+    counts = np.zeros((subject.max() + 1, len(grades)))
     np.add.at(counts, (subject, pair), 1)
 
     def score(weights: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore", divide="ignore"):
-            return metrics.quadratic_kappa(*pairs, classes, weights @ counts)
+            return metrics.quadratic_kappa(grades, predicted, classes, weights @ counts)
 
     return score
 
