@@ -59,6 +59,11 @@ class Doubled(NamedTuple):
         """Whether scratch is not at its plateau in the first column; False if undefined."""
         return abs(self.changes[0]) >= PLATEAU
 
+    @property
+    def effect(self) -> str:
+        """The change of the first column and its interval."""
+        return f"{self.changes[0]:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
 
 @dataclasses.dataclass(frozen=True)
 class Findings:

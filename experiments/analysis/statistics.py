@@ -106,12 +106,20 @@ class Comparison(NamedTuple):
             return 0
         return 1 if self.difference > 0 else -1
 
+    @property
+    def word(self) -> str:
+        """The verdict in a word or three."""
+        return {1: "gain", 0: "no gain shown", -1: "loss"}[self.shown()]
+
+    @property
+    def effect(self) -> str:
+        """The difference and its interval at Holm's level."""
+        return f"{self.difference:+.3f} [{self.low_holm:+.3f}, {self.high_holm:+.3f}]"
+
     def verdict(self) -> str:
-        """The verdict as text."""
-        word = {1: "gain", 0: "no gain shown", -1: "loss"}[self.shown()]
-        span = f"{self.difference:+.3f} [{self.low_holm:+.3f}, {self.high_holm:+.3f}]"
+        """The verdict in a sentence."""
         p = "< 0.001" if self.p_holm < 0.001 else f"= {self.p_holm:.3g}"
-        text = f"{word}: {span}, corrected p {p}"
+        text = f"{self.word}: {self.effect}, corrected p {p}"
         if self.repetitions < 2:
             text += "; a single repetition, whose label subset may be a lucky one, shows none"
         return text
