@@ -79,7 +79,7 @@ def render(
             config.data.slice_axis,
             config.data.margin,
             rng,
-            label_map=config.task.name == "segmentation",
+            label_map=tasks.needs(config) == "label_map",
         )
         record = task.record(rng, example, True)
         inputs, targets = jax.device_get(
@@ -169,7 +169,7 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(f"--cases={options.cases}: must be 1 or more")
     dataset = open_dataset(config)
     cases = dataset.split(options.split)
-    if config.task.name in tasks.DOWNSTREAM_TASKS:
+    if tasks.needs(config) != "image":
         cases = labelled(config, cases)
     cases = cases[: options.cases]
     if not cases:

@@ -35,7 +35,7 @@ from ssl3d.cli import Parser, run
 from ssl3d.data import geometry, store, writers
 from ssl3d.data.layouts import LAYOUTS, list_cases
 from ssl3d.data.layouts.listing import Listing, Options, Source, SourceCase, finish, id_of
-from ssl3d.data.preparation.case import Job, job_of_dataset, prepare_arrays
+from ssl3d.data.preparation import case as preparation
 from ssl3d.data.readers import PICTURE_SUFFIXES, VOLUME_SUFFIXES, stem
 from ssl3d.downstream import predictor
 from ssl3d.downstream.predictor import Trained
@@ -98,7 +98,7 @@ def predict(options: argparse.Namespace) -> str:
             f"{options.workdir}: was trained on built-in phantoms, of which there are no files to "
             "predict; python -m ssl3d.evaluate scores it"
         )
-    job = job_of_dataset(dataset, place if place.is_dir() else place.parent)
+    job = preparation.settings_of_dataset(dataset, place if place.is_dir() else place.parent)
     listing = list_inputs(place, dataset, options.layout)
     for note in listing.notes:
         say(f"note: {note.name}: {note.reason}")
@@ -214,7 +214,9 @@ def channel_files(place: Path, dataset: store.Dataset) -> Listing:
     return finish(source, Options(), cases=cases, splits_by="case", **about)
 
 
-def prepared_cases(cases: Sequence[SourceCase], job: Job, skip: bool) -> Iterator[Found]:
+def prepared_cases(
+    cases: Sequence[SourceCase], job: preparation.PreparationSettings, skip: bool
+) -> Iterator[Found]:
     """Prepares one case after another, the next in a thread while the caller is busy with this.
 
     Raises:
@@ -222,7 +224,7 @@ def prepared_cases(cases: Sequence[SourceCase], job: Job, skip: bool) -> Iterato
     """
 
     def prepare(case: SourceCase) -> Found:
-        prepared = prepare_arrays(case, job)
+        prepared = preparation.prepare_arrays(case, job)
         # The network was trained on images from the store, which keeps them in half precision.
         return case, prepared.case, prepared.image.astype(np.float16)
 
@@ -245,7 +247,11 @@ def prepared_cases(cases: Sequence[SourceCase], job: Job, skip: bool) -> Iterato
 
 
 def segment_all(
-    trained: Trained, cases: Iterable[Found], job: Job, output: Path, with_probabilities: bool
+    trained: Trained,
+    cases: Iterable[Found],
+    job: preparation.PreparationSettings,
+    output: Path,
+    with_probabilities: bool,
 ) -> int:
     """Writes the label map of each case; returns how many."""
     count = 0
@@ -265,7 +271,7 @@ def segment_all(
     return count
 
 
-def label_values(job: Job, case: str, brats: bool) -> np.ndarray:
+def label_values(job: preparation.PreparationSettings, case: str, brats: bool) -> np.ndarray:
     """Class index -> value in label files, uint8 [K], or uint16 where that does not do.
 
     Where several values are one class, the smallest. Of the two that BraTS has had for the
@@ -294,7 +300,9 @@ def on_source_grid(
         yield np.where(inside, part, np.float32(background))
 
 
-def classify_all(trained: Trained, cases: Iterable[Found], job: Job, output: Path) -> int:
+def classify_all(
+    trained: Trained, cases: Iterable[Found], job: preparation.PreparationSettings, output: Path
+) -> int:
     """Writes the table of all cases; returns how many."""
     classes = trained.model.dataset.classes
     grades = label_values(job, "", brats=False)

@@ -1,6 +1,6 @@
 """A linear probe: how much of the labels can be read off a frozen encoder, beside yardsticks.
 
-    python -m ssl3d.probe --config=configs/segment.py[:DATASET[,VARIANT]]
+    python -m ssl3d.probe --config=configs/segment3d.py[:DATASET]
                           --config.init.encoder=RUN [--config.data.label_fraction=0.1]
                           [--split=test] [--output=FILE.json] [--config.key=value ...]
 
@@ -264,10 +264,10 @@ def compare(rows: Sequence[Row], subjects: Sequence[str]) -> list[dict[str, Any]
 def probe(config: ml_collections.ConfigDict, split: str) -> dict[str, Any]:
     """Prints the table and the line that sums it up. Returns all numbers. Raises `UserError`."""
     config = config.copy_and_resolve_references()
-    if config.task.name not in tasks.DOWNSTREAM_TASKS:
+    if tasks.needs(config) == "image":
         raise UserError(
-            f"--config: {config.task.name} has no labels to probe with; give configs/segment.py "
-            "or configs/classify.py"
+            f"--config: {config.task.name} has no labels to probe with; give a segment or "
+            "classify config, e.g. configs/segment3d.py"
         )
     if not config.init.encoder:
         raise UserError("config.init.encoder is empty: give a run, --config.init.encoder=DIR")

@@ -73,18 +73,14 @@ def write_dataset(folder, rank, channels, seed=0, splits=SPLITS, side=SIDE):
     return dataset
 
 
-# Configs that do not end in their rank: (task, rank). With the variant they have the other one.
-DOWNSTREAM = {
-    "segment": ("segmentation", 3),
-    "segment,slices": ("segmentation", 2),
-    "classify": ("classification", 2),
-    "classify,volumes": ("classification", 3),
-}
+# Configs that are not named after their task.
+DOWNSTREAM = {"segment": "segmentation", "classify": "classification"}
 
 
 def tiny_overrides(name):
     """Key -> value: what makes the shipped config `name` one of seconds on the shared data."""
-    task, rank = DOWNSTREAM.get(name) or (name[:-2], int(name[-2]))
+    stem, rank = name[:-2], int(name[-2])
+    task = DOWNSTREAM.get(stem, stem)
     overrides = {
         "data.phantom.kind": "",
         "data.crop": (SIDE,) * rank,
@@ -118,12 +114,9 @@ def tiny_overrides(name):
 def tiny_config(name, path="", argument="phantom", **overrides):
     """The shipped config `name` (e.g. "rpl3d"), seconds-sized, on the data set at `path`.
 
-    A downstream one with its variant: "segment,slices". Overrides are written with __ for the
-    dot: optimizer__ema=0.5.
+    Overrides are written with __ for the dot: optimizer__ema=0.5.
     """
-    file, _, variant = name.partition(",")
-    argument = f"{argument},{variant}" if variant else argument
-    config = importlib.import_module(f"configs.{file}").get_config(argument)
+    config = importlib.import_module(f"configs.{name}").get_config(argument)
     chosen = {key.replace("__", "."): value for key, value in overrides.items()}
     config.update_from_flattened_dict(tiny_overrides(name) | {"data.path": str(path)} | chosen)
     return config
@@ -134,19 +127,18 @@ def tiny_arguments(name, path, **overrides):
     chosen = {key.replace("__", "."): value for key, value in overrides.items()}
     values = tiny_overrides(name) | {"encoder.dtype": "float32", "data.path": str(path)} | chosen
     del values["data.phantom.kind"]
-    file, _, variant = name.partition(",")
     return [
-        f"--config=configs/{file}.py:folder" + (f",{variant}" if variant else ""),
+        f"--config=configs/{name}.py:folder",
         *(f"--config.{key}={value}" for key, value in values.items()),
     ]
 
 
-def save_random_model(workdir, dataset, name="segment", kind="best", **overrides):
+def save_random_model(workdir, dataset, name="segment3d", kind="best", **overrides):
     """The folder of a run that never was: a model with random weights, for windows of 16 voxels.
 
     How a model's answers are written and scored does not depend on training, and it costs less.
     """
-    _, rank = DOWNSTREAM[name]
+    rank = int(name[-2])
     sizes = {"data__crop": (16,) * rank, "predict__batch": 3}
     config = tiny_config(name, dataset.path, **sizes | overrides)
     labels = tasks.Labels(dataset.classes, (1,) * len(dataset.classes))

@@ -165,9 +165,7 @@ def cell_job(plan: Plan, cell: Cell, needs: Job | None) -> Job:
     study, about = plan.study, METHODS[cell.method]
     rank = about.rank or study.rank
     sliced = rank < study.rank
-    argument = study.preset + (",slices" if sliced else "")
-    if study.downstream == "classify" and rank == 3:
-        argument += ",volumes"
+    file = f"{study.downstream}{rank}d"
     settings = dict(study.data) | {"data.path": str(plan.dataset.path.resolve())}
     settings |= _encoder(study, rank) | dict(study.finetuning)
     subjects = {case.subject for case in labelled_cases(plan, "train")}
@@ -181,10 +179,8 @@ def cell_job(plan: Plan, cell: Cell, needs: Job | None) -> Job:
         # Relative, so that the output may be moved, or be elsewhere on another host.
         "init.encoder": f"{needs.name}/run" if needs else "",
     }
-    times = _more_steps(plan, cell.method, study.downstream, argument, settings)
-    config, settings = _resolve(
-        plan, study.downstream, argument, settings, times, study.validations
-    )
+    times = _more_steps(plan, cell.method, file, study.preset, settings)
+    config, settings = _resolve(plan, file, study.preset, settings, times, study.validations)
     train, validation = choose_cases(config, plan.dataset)
     test = labelled_cases(plan, "test")
     if not test:
@@ -212,7 +208,7 @@ def cell_job(plan: Plan, cell: Cell, needs: Job | None) -> Job:
         "draws": pipeline.DRAW_VERSION,
         "code": code_version(),
     }
-    return Job(f"{CELLS}/{name}-{digest}", study.downstream, argument, settings, row, needs)
+    return Job(f"{CELLS}/{name}-{digest}", file, study.preset, settings, row, needs)
 
 
 def load_config(file: str, argument: str, overrides: Settings) -> ml_collections.ConfigDict:

@@ -164,7 +164,8 @@ def open_dataset(study: Study, path: Path | None, output: Path) -> store.Dataset
     if study.preset.startswith("phantom"):
         folder = path or output / "data"
         settings = dict(study.data) | {"data.path": str(folder)}
-        config = grid.load_config(study.downstream, study.preset, settings)
+        file = f"{study.downstream}{study.rank}d"
+        config = grid.load_config(file, study.preset, settings)
         return _made_once(output, folder, lambda: sources.open_dataset(config))
     if path is None:
         raise UserError("--data: give the folder that python -m ssl3d.prepare has written")

@@ -52,7 +52,7 @@ METHODS = {
         "", 2, "random", "random weights, a 2D network on slices, twice the steps"
     ),
     "untrained-frozen": Method("", 0, "frozen", "a random encoder that never learns"),
-    "supervised": Method("segment", 3, "", "the encoder of a segmentation of another data set"),
+    "supervised": Method("segment3d", 3, "", "the encoder of a segmentation of another data set"),
     **{
         f"{task}{rank}d": Method(f"{task}{rank}d", rank, "", f"pretrained with {task} in {rank}D")
         for rank in (3, 2)
@@ -85,7 +85,7 @@ class Study:
       title: of the report.
       preset: of configs/datasets.py, for the downstream data and, unless `pretraining_preset` has
         another, for the pretraining.
-      downstream: config of the downstream problem, "segment" or "classify".
+      downstream: kind of configs of the downstream problem, "segment" or "classify".
       rank: of the downstream data.
       derive: (prepared data, folder) -> the downstream data, written into the folder on first use.
         None: the prepared data are the downstream ones.

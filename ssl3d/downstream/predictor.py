@@ -35,7 +35,7 @@ class Trained(NamedTuple):
       forward: [B, *S, C] float32 -> probabilities [B, *S, K] or [B, K]; compiled for each shape.
     """
 
-    trained_model: trained_model.Model
+    model: trained_model.Model
     forward: Callable[[np.ndarray], jax.Array]
 
 
@@ -77,7 +77,7 @@ def _build(
     workdir: Path, saved: trained_model.Model, mirror: bool, overlap: float | None
 ) -> Trained:
     name = saved.config.task.name
-    if name not in tasks.DOWNSTREAM_TASKS:
+    if tasks.needs(saved.config) == "image":
         raise UserError(
             f"{workdir}: a run of {name}, which predicts nothing; give one of segmentation or "
             "classification"

@@ -24,7 +24,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
 
 import ml_collections
 import numpy as np
@@ -34,8 +35,22 @@ from ssl3d.errors import UserError
 Arrays = Any  # a pytree of arrays
 Metrics = dict[str, tuple[Any, Any]]
 
-PROXY_TASKS = ("cpc", "exemplar", "jigsaw", "rotation", "rpl")
-DOWNSTREAM_TASKS = ("segmentation", "classification")
+# The one place that knows tasks by name; any other name is that of a module to import.
+TASKS = {
+    name: f"ssl3d.tasks.{name}"
+    for name in (
+        "cpc",
+        "exemplar",
+        "jigsaw",
+        "rotation",
+        "rpl",
+        "segmentation",
+        "classification",
+    )
+}
+
+# What of a case a task learns from: its image alone, or with it a label map or a grade.
+Needs = Literal["image", "label_map", "grade"]
 
 
 class Labels(NamedTuple):
@@ -84,20 +99,48 @@ class Task(NamedTuple):
     predict: Callable[[Arrays], Arrays] | None = None
 
 
+def module_of(name: str) -> ModuleType:
+    """The module of a task: one of `TASKS`, or any dotted name, e.g. "my_package.my_task".
+
+    Raises:
+      UserError: no such task.
+    """
+    if name not in TASKS and "." not in name:
+        raise UserError(
+            f"config.task.name={name!r}: no such task; choose {', '.join(TASKS)}, or give the "
+            "module of your own, e.g. my_package.my_task"
+        )
+    path = TASKS.get(name, name)
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{path}.".startswith(f"{error.name}."):
+            raise  # the task is there; something it imports is not
+        raise UserError(f"config.task.name={name!r}: no module {error.name!r} to import") from None
+
+
+def needs(config: ml_collections.ConfigDict) -> Needs:
+    """What of a case the config's task learns from; its module's `NEEDS`, by default the image."""
+    return getattr(module_of(config.task.name), "NEEDS", "image")
+
+
+def downstream(config: ml_collections.ConfigDict) -> ModuleType | None:
+    """The module that evaluates and predicts with the config's task, its module's `DOWNSTREAM`.
+
+    None for a proxy task.
+    """
+    path = getattr(module_of(config.task.name), "DOWNSTREAM", "")
+    return importlib.import_module(path) if path else None
+
+
 def build(config: ml_collections.ConfigDict, labels: Labels | None = None) -> Task:
     """The task that `config.task.name` names, built from `config`.
 
     Args:
-      labels: for downstream tasks.
+      labels: for tasks that need labels.
 
     Raises:
       UserError: no such task, or settings that contradict each other.
     """
-    name = config.task.name
-    if name not in PROXY_TASKS + DOWNSTREAM_TASKS:
-        raise UserError(
-            f"config.task.name={name!r}: no such task; there are "
-            + ", ".join(PROXY_TASKS + DOWNSTREAM_TASKS)
-        )
-    module = importlib.import_module(f"ssl3d.tasks.{name}")
-    return module.build(config, labels) if name in DOWNSTREAM_TASKS else module.build(config)
+    module = module_of(config.task.name)
+    return module.build(config) if needs(config) == "image" else module.build(config, labels)

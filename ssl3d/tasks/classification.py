@@ -23,6 +23,9 @@ from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
 from ssl3d.tasks import Box, Labels, Panel, Task
 
+NEEDS = "grade"
+DOWNSTREAM = "ssl3d.downstream.classification"
+
 
 class Network(nn.Module):
     """Crops [B, *S, C] -> logits [B, K], or [B, K - 1] of an ordinal head.

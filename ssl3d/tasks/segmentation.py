@@ -24,6 +24,9 @@ from ssl3d.errors import UserError
 from ssl3d.models import decoders, encoders
 from ssl3d.tasks import Box, Labels, Panel, Task
 
+NEEDS = "label_map"
+DOWNSTREAM = "ssl3d.downstream.segmentation"
+
 # The label of voxels beyond the image: part of no class, and of no loss.
 OUTSIDE = 255
 

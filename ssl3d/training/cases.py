@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from ssl3d import tasks
 from ssl3d.data import store
 from ssl3d.errors import UserError
-from ssl3d.phantoms.dataset import write
+from ssl3d.phantoms import dataset as phantom
 
 
 def open_dataset(config: ml_collections.ConfigDict) -> store.Dataset:
@@ -34,19 +34,21 @@ def open_dataset(config: ml_collections.ConfigDict) -> store.Dataset:
     if data.phantom.kind:
         if jax.process_index() == 0:
             counts = {split: data.phantom[split] for split in ("train", "val", "test")}
-            write(data.phantom.kind, path, tuple(data.phantom.shape), counts, data.phantom.seed)
+            phantom.write(
+                data.phantom.kind, path, tuple(data.phantom.shape), counts, data.phantom.seed
+            )
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("phantom drawn")
     dataset = store.read(path)
     if dataset.rank < config.rank:
         raise UserError(
             f"{path}: holds pictures ({dataset.rank}D); a {config.rank}D config needs volumes, "
-            f"use the {dataset.rank}D config (or variant) of the task"
+            f"use the {dataset.rank}D config of the task"
         )
-    if config.task.name == "classification" and dataset.rank > config.rank:
+    if tasks.needs(config) == "grade" and dataset.rank > config.rank:
         raise UserError(
-            f"{path}: holds volumes, and the grade of a volume is not that of its slices; use the "
-            "variant volumes, --config=configs/classify.py:...,volumes"
+            f"{path}: holds volumes, and the grade of a volume is not that of its slices; use "
+            "--config=configs/classify3d.py"
         )
     if not 0 <= data.slice_axis < 3:
         raise UserError(f"config.data.slice_axis={data.slice_axis}: 0, 1 or 2")
@@ -65,7 +67,7 @@ def choose_cases(
         )
     train = dataset.split(*config.data.train_splits)
     validation = dataset.split("val")
-    if config.task.name in tasks.DOWNSTREAM_TASKS:
+    if tasks.needs(config) != "image":
         train = label_subset(labelled(config, train), config)
         validation = labelled(config, validation)
     for cases, what in ((train, "to train on"), (validation, "in the split val")):
@@ -78,7 +80,7 @@ def labelled(
     config: ml_collections.ConfigDict, cases: Sequence[store.Case]
 ) -> tuple[store.Case, ...]:
     """Those of the cases that have what the downstream task learns: a label map, or a grade."""
-    if config.task.name == "classification":
+    if tasks.needs(config) == "grade":
         return tuple(case for case in cases if case.grade is not None)
     return tuple(case for case in cases if case.labelled)
 

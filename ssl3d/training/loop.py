@@ -41,13 +41,17 @@ def validate(
     evaluation: Callable[..., Any],
     task: tasks.Task,
     variables: dict[str, Any],
-    batches: Iterator[pipeline.Batch],
+    batches: Iterator[pipeline.ValidationBatch],
     mesh: Mesh,
 ) -> dict[str, float]:
     """Scores over the validation set, and a 95 % interval of accuracy or Dice over its subjects."""
     rows: list[Any] = []
     for batch in batches:
-        labels = {name: batch[name] for name in ("subject", "repeat", "valid")}
+        labels = {
+            "subject": batch["subject"],
+            "repeat": batch["repeat"],
+            "valid": batch["valid"],
+        }
         outcome = evaluation(variables, sharding.to_devices(batch, mesh))
         rows.append((jax.device_get(outcome), _gather(labels)))
     (loss, metrics, collected), labels = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
@@ -171,11 +175,11 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
         "margin": config.data.margin,
         "batch_size": config.batch_size,
         "seed": config.seed,
-        "label_map": config.task.name == "segmentation",
+        "label_map": tasks.needs(config) == "label_map",
         "process": process,
     }
 
-    def validation_batches() -> Iterator[pipeline.Batch]:
+    def validation_batches() -> Iterator[pipeline.ValidationBatch]:
         return pipeline.validation_batches(
             dataset, validation_cases, repeats=config.validation.repeats, **shared
         )
@@ -364,5 +368,5 @@ def _summary(
         for name in ("accuracy", "dice"):
             if lines[0]["step"] == 0 and name in lines[0]:
                 text += f", untrained {lines[0][name]:.3f}"
-    result = "model" if config.task.name in tasks.DOWNSTREAM_TASKS else "encoder"
+    result = "encoder" if tasks.needs(config) == "image" else "model"
     return f"{text}; {seconds:.0f} s; {result} in {workdir / result}"

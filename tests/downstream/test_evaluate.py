@@ -43,8 +43,8 @@ def read(folder):
 
 
 def dice(prediction, truth, index):
-    sizes = (predictor == index).sum() + (truth == index).sum()
-    return 2 * ((predictor == index) & (truth == index)).sum() / sizes
+    sizes = (prediction == index).sum() + (truth == index).sum()
+    return 2 * ((prediction == index) & (truth == index)).sum() / sizes
 
 
 def assert_pictures(folder, *names):
@@ -62,7 +62,7 @@ SHORT |= {"predict__batch": 3}
 def segmented(tiny, volumes, tmp_path_factory):
     """A run of segmentation in 3D."""
     workdir = tmp_path_factory.mktemp("segmented")
-    loop.train(tiny("segment", volumes.path, data__crop=(16, 16, 16), **SHORT), workdir)
+    loop.train(tiny("segment3d", volumes.path, data__crop=(16, 16, 16), **SHORT), workdir)
     return workdir
 
 
@@ -70,7 +70,7 @@ def segmented(tiny, volumes, tmp_path_factory):
 def classified(tiny, pictures, tmp_path_factory):
     """A run of classification of pictures."""
     workdir = tmp_path_factory.mktemp("classified")
-    loop.train(tiny("classify", pictures.path, data__crop=(16, 16), **SHORT), workdir)
+    loop.train(tiny("classify2d", pictures.path, data__crop=(16, 16), **SHORT), workdir)
     return workdir
 
 
@@ -142,7 +142,7 @@ def test_the_same_tables_without_pictures(workdir, request, tmp_path):
 
 
 def test_a_model_of_slices_is_scored_on_whole_volumes(save_model, volumes, tmp_path):
-    save_model(tmp_path, volumes, "segment,slices")
+    save_model(tmp_path, volumes, "segment2d")
     rows, summary = run(tmp_path)
     assert_scores(tmp_path, volumes, rows, summary)
     assert_pictures(tmp_path / "evaluation", "best.png", "median.png", "worst.png")

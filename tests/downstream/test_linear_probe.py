@@ -180,7 +180,7 @@ def test_features_are_interpolated_linearly(shape):
 
 @pytest.mark.parametrize(
     ("name", "crop"),
-    [("segment", (24, 24, 24)), ("segment", (10, 32, 16)), ("segment,slices", (16, 20))],
+    [("segment3d", (24, 24, 24)), ("segment3d", (10, 32, 16)), ("segment2d", (16, 20))],
 )
 def test_windows_hold_every_voxel_once(tiny, volumes, name, crop):
     config = tiny(name, volumes.path, data__crop=crop)
@@ -246,7 +246,7 @@ def prepare(config, dataset):
 def test_penalty_and_threshold_are_the_best_of_validation(tiny, volumes, pretrained):
     """Against trying all of them on whole label maps."""
     config, encodes = prepare(
-        tiny("segment", volumes.path, init__encoder=str(pretrained[3])), volumes
+        tiny("segment3d", volumes.path, init__encoder=str(pretrained[3])), volumes
     )
     encode = encodes["pretrained encoder"]
     readouts = voxel_features.fit_voxels(encode, config, volumes, volumes.split("train"))
@@ -287,7 +287,7 @@ def test_what_is_linear_in_the_features_of_voxels_is_found(tiny, volumes, pretra
     dataset = modified(
         volumes, tmp_path / "data", lambda case: case, lambda case: score(case) > limit
     )
-    config = tiny("segment", dataset.path, init__encoder=str(pretrained[3]))
+    config = tiny("segment3d", dataset.path, init__encoder=str(pretrained[3]))
     rows = {row["row"]: row for row in probe.probe(config, "test")["rows"]}
     dice = {name: row["scores"]["mean foreground Dice"]["value"] for name, row in rows.items()}
     # Least squares answers a sum above a limit nearly, but not exactly.
@@ -315,7 +315,7 @@ def test_what_is_linear_in_the_pooled_features_is_found(tiny, pretrained, tmp_pa
         tmp_path / "data",
         lambda case: dataclasses.replace(case, grade=int(grades[case.id])),
     )
-    config = tiny("classify", dataset.path, init__encoder=str(pretrained[2]), data__crop=(16, 16))
+    config = tiny("classify2d", dataset.path, init__encoder=str(pretrained[2]), data__crop=(16, 16))
     document = probe.probe(config, "test")
     rows = {row["row"]: row for row in document["rows"]}
     areas = {name: row["scores"]["AUROC"]["value"] for name, row in rows.items()}
@@ -335,7 +335,7 @@ def without_seconds(document):
 
 def test_rows_are_reproducible_and_the_untrained_one_is_of_the_seed(tiny, pictures, pretrained):
     def run(**overrides):
-        config = tiny("classify", pictures.path, init__encoder=str(pretrained[2]), **overrides)
+        config = tiny("classify2d", pictures.path, init__encoder=str(pretrained[2]), **overrides)
         return without_seconds(probe.probe(config, "train"))
 
     first, again, other = run(), run(), run(seed=1)
@@ -348,7 +348,7 @@ def test_the_label_fraction_is_respected(tiny, pictures, pretrained):
     penalties = []
     for fraction in (0.25, 1.0):
         config = tiny(
-            "classify",
+            "classify2d",
             pictures.path,
             init__encoder=str(pretrained[2]),
             data__label_fraction=fraction,
@@ -365,14 +365,14 @@ def test_the_label_fraction_is_respected(tiny, pictures, pretrained):
     assert penalties[0] != penalties[1]
 
 
-@pytest.mark.parametrize("name", ["segment,slices", "classify,volumes"])
+@pytest.mark.parametrize("name", ["segment2d", "classify3d"])
 def test_slices_of_volumes_and_grades_of_volumes(tiny, volumes, pretrained, tmp_path, name):
     dataset = modified(
         volumes,
         tmp_path / "data",
         lambda case: dataclasses.replace(case, grade=case.order % 2),
     )
-    encoder = pretrained["slices" if "slices" in name else 3]
+    encoder = pretrained["slices" if name == "segment2d" else 3]
     config = tiny(name, dataset.path, init__encoder=str(encoder), predict__batch=24)
     document = probe.probe(config, "test")
     for row in document["rows"]:
@@ -381,7 +381,7 @@ def test_slices_of_volumes_and_grades_of_volumes(tiny, volumes, pretrained, tmp_
 
 def test_an_encoder_of_fewer_channels_is_repeated(tiny, pictures, tmp_path):
     folder = write_encoder(tmp_path, 2, 1)
-    config = tiny("classify", pictures.path, init__encoder=str(folder))
+    config = tiny("classify2d", pictures.path, init__encoder=str(folder))
     assert probe.probe(config, "test")["rows"][0]["features"] == 2 * 16
 
 
@@ -394,7 +394,7 @@ def call(call_command):
 
 
 def test_as_typed(tiny_options, pictures, pretrained, as_typed, tmp_path):
-    options = tiny_options("classify", pictures.path, init__encoder=str(pretrained[2]))
+    options = tiny_options("classify2d", pictures.path, init__encoder=str(pretrained[2]))
     file = tmp_path / "new" / "probe.json"
     done = as_typed("ssl3d.probe", *options, "--split=val", f"--output={file}")
     assert done.returncode == 0, done.stderr
@@ -421,16 +421,16 @@ def test_help(call):
 @pytest.mark.parametrize(
     ("name", "encoder", "options", "message"),
     [
-        ("classify", 2, ["--split=unlabelled"], "no labelled case in the split unlabelled"),
-        ("classify", 2, ["--split=tset"], "invalid choice: 'tset'"),
-        ("classify", 2, ["--output=/dev/null/x/y.json"], "/dev/null/x"),
-        ("classify", 2, ["--output=."], "is a folder"),
-        ("classify", 2, ["--config.init.encoder="], "--config.init.encoder=DIR"),
-        ("classify", 2, ["--config.init.encoder=nowhere"], "nowhere/encoder.json: missing"),
-        ("classify", 2, ["--config.data.path=nowhere"], "nowhere: no prepared data set"),
-        ("classify", 2, ["--config.data.label_fraction=0.0"], "label_fraction"),
-        ("classify", 2, ["--config.init.encode=x"], "nearest is --config.init.encoder"),
-        ("classify", 3, [], "an encoder of 3D images does not fit a 2D network"),
+        ("classify2d", 2, ["--split=unlabelled"], "no labelled case in the split unlabelled"),
+        ("classify2d", 2, ["--split=tset"], "invalid choice: 'tset'"),
+        ("classify2d", 2, ["--output=/dev/null/x/y.json"], "/dev/null/x"),
+        ("classify2d", 2, ["--output=."], "is a folder"),
+        ("classify2d", 2, ["--config.init.encoder="], "--config.init.encoder=DIR"),
+        ("classify2d", 2, ["--config.init.encoder=nowhere"], "nowhere/encoder.json: missing"),
+        ("classify2d", 2, ["--config.data.path=nowhere"], "nowhere: no prepared data set"),
+        ("classify2d", 2, ["--config.data.label_fraction=0.0"], "label_fraction"),
+        ("classify2d", 2, ["--config.init.encode=x"], "nearest is --config.init.encoder"),
+        ("classify2d", 3, [], "an encoder of 3D images does not fit a 2D network"),
         ("rotation2d", None, [], "rotation has no labels"),
     ],
 )
@@ -447,14 +447,14 @@ def test_errors_are_one_line(
 
 def test_data_that_do_not_fit_are_refused(call, tiny_options, volumes, pretrained, tmp_path):
     own = {"init__encoder": str(pretrained["slices"])}
-    status, _, err = call(*tiny_options("classify", volumes.path, **own))
+    status, _, err = call(*tiny_options("classify2d", volumes.path, **own))
     assert (status, err.count("\n")) == (2, 1)
     dataset = modified(volumes, tmp_path / "data", lambda case: case)
     for case in dataset.split("val"):
         path = store.label_path(dataset.path, case.id)
         np.save(path, np.zeros_like(np.load(path)))
     own = {"init__encoder": str(pretrained[3])}
-    status, _, err = call(*tiny_options("segment", dataset.path, **own))
+    status, _, err = call(*tiny_options("segment3d", dataset.path, **own))
     assert (status, err.count("\n")) == (2, 1)
     assert "no case of the split val has any foreground" in err
 
@@ -469,7 +469,7 @@ def test_scores_that_are_not_defined_are_null(call, tiny_options, volumes, pretr
     )
     file = tmp_path / "probe.json"
     own = {"init__encoder": str(pretrained[3])}
-    status, *_ = call(*tiny_options("segment", dataset.path, **own), f"--output={file}")
+    status, *_ = call(*tiny_options("segment3d", dataset.path, **own), f"--output={file}")
     assert status == 0
     row = json.loads(file.read_text())["rows"][0]
     assert row["dice"][empty.id] is None

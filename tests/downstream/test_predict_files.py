@@ -171,7 +171,7 @@ def test_dicom_and_nrrd_become_nifti_where_they_lie(save_model, tmp_path, monkey
 def test_grades_of_pictures_in_a_table(save_model, tmp_path, capsys):
     source = files.write_images(tmp_path / "source")
     dataset = prepared(source, tmp_path / "data", "images", "--size=32")
-    workdir = save_model(tmp_path / "run", dataset, "classify")
+    workdir = save_model(tmp_path / "run", dataset, "classify2d")
     place = source / "train_images"
     assert run(workdir, place, tmp_path / "out") == ["predictions.csv"]
     assert f"{tmp_path / 'out'}: 6 rows in predictions.csv; " in capsys.readouterr().out
@@ -208,7 +208,7 @@ def test_label_maps_of_pictures_are_pictures(save_model, tmp_path, monkeypatch):
         label = 7 * (files.fundus(i, 40)[..., 0] > 20).astype(np.uint8)
         Image.fromarray(label).save(tmp_path / f"source/labels/p{i}.png")
     dataset = prepared(tmp_path / "source", tmp_path / "data", "folder", "--size=20")
-    workdir = save_model(tmp_path / "run", dataset, "segment,slices")
+    workdir = save_model(tmp_path / "run", dataset, "segment2d")
     use_thresholds(monkeypatch, 0)
     found = run(workdir, tmp_path / "source", tmp_path / "out", "--probabilities")
     assert found == [
@@ -285,7 +285,7 @@ def test_what_cannot_be_predicted_is_one_line(save_model, one_modality, nnunet, 
 
     refused(tmp_path / "none", place, output, "model.json: missing")
     phantom = save_model(tmp_path / "phantom", volumes)
-    refused(phantom, place, output, "does not say how it was prepared")
+    refused(phantom, place, output, "settings of the preparation are missing")
     (tmp_path / "file").write_text("mine")
     refused(one_modality, place, tmp_path / "file", "file: File exists; mend that")
     assert (tmp_path / "file").read_text() == "mine"

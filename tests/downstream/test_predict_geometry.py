@@ -178,7 +178,7 @@ def test_best_or_last(save_model, trained, scans, tmp_path):
 
 def test_slices_of_a_volume(save_model, scans, tmp_path):
     dataset = prepared(scans, tmp_path / "data", "folder", "--recipe=hippocampus")
-    workdir = save_model(tmp_path / "run", dataset, "segment,slices")
+    workdir = save_model(tmp_path / "run", dataset, "segment2d")
     run(workdir, scans / "images", tmp_path / "out", "--layout=folder")
     network = predictor.load(workdir)
     (case,) = [case for case in dataset.cases if case.id == "second"]

@@ -46,7 +46,7 @@ def test_the_loss_is_weighted_by_class():
 
 
 def test_chance_is_the_largest_class(tiny):
-    task = tasks.build(tiny("classify"), LABELS)
+    task = tasks.build(tiny("classify2d"), LABELS)
     _, metrics = task.loss(jnp.zeros((2, 3)), {"grade": jnp.asarray([0, 2])})
     np.testing.assert_allclose(metrics["chance"][0], 0.5)
 
@@ -54,7 +54,7 @@ def test_chance_is_the_largest_class(tiny):
 @pytest.mark.parametrize("head", ["softmax", "ordinal"])
 def test_a_run_validates_and_keeps_its_models(tiny, pictures, tmp_path, head):
     config = tiny(
-        "classify", pictures.path, steps=4, validate_every=2, checkpoint_every=4, task__head=head
+        "classify2d", pictures.path, steps=4, validate_every=2, checkpoint_every=4, task__head=head
     )
     assert loop.train(config, tmp_path)
     lines = [line for line in run_log.read_metrics(tmp_path) if line["split"] == "val"]
@@ -64,7 +64,7 @@ def test_a_run_validates_and_keeps_its_models(tiny, pictures, tmp_path, head):
 
 
 def test_the_score_is_kappa_over_all_cases_at_once(tiny):
-    task = tasks.build(tiny("classify"), LABELS)
+    task = tasks.build(tiny("classify2d"), LABELS)
     rng = np.random.default_rng(0)
     grades = rng.integers(0, 3, 30)
     probability = rng.dirichlet(np.ones(3), 30)
@@ -81,7 +81,7 @@ def test_the_score_is_kappa_over_all_cases_at_once(tiny):
 
 
 def test_augmentation_leaves_validation_alone(tiny, pictures):
-    task = tasks.build(tiny("classify", pictures.path), LABELS)
+    task = tasks.build(tiny("classify2d", pictures.path), LABELS)
     image = np.random.default_rng(0).normal(size=(24, 24, 3)).astype(np.float16)
     record = {"volume": image, "start": np.zeros(2, np.int32), "grade": np.int32(1)}
     shown, targets = task.views(jax.random.key(0), record, False)
@@ -100,9 +100,9 @@ def test_augmentation_leaves_validation_alone(tiny, pictures):
 )
 def test_settings_that_do_not_fit_are_refused(tiny, overrides, message):
     with pytest.raises(UserError, match=message):
-        tasks.build(tiny("classify", **overrides), LABELS)
+        tasks.build(tiny("classify2d", **overrides), LABELS)
 
 
 def test_a_data_set_without_grades_is_refused(tiny, volumes):
     with pytest.raises(UserError, match="no grades"):
-        tasks.build(tiny("classify"), tasks.Labels(("background", "bright"), ()))
+        tasks.build(tiny("classify2d"), tasks.Labels(("background", "bright"), ()))

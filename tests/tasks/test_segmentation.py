@@ -178,7 +178,7 @@ def test_image_and_label_are_cut_from_the_same_place(seed, shape):
 
 
 def test_validation_looks_where_the_labels_are(tiny, volumes):
-    task = tasks.build(tiny("segment", volumes.path, data__crop=(8, 8, 8)), LABELS)
+    task = tasks.build(tiny("segment3d", volumes.path, data__crop=(8, 8, 8)), LABELS)
     case = volumes.cases[0]
     label = np.zeros(case.shape, np.uint8)
     label[18:22, 3:5, 10:14] = 1
@@ -190,7 +190,7 @@ def test_validation_looks_where_the_labels_are(tiny, volumes):
 # Training.
 
 
-@pytest.mark.parametrize("name", ["segment", "segment,slices"])
+@pytest.mark.parametrize("name", ["segment3d", "segment2d"])
 def test_a_threshold_is_learned(tiny, volumes, tmp_path, name):
     """The label of the shared data set is where the first channel exceeds 1."""
     config = tiny(
@@ -206,7 +206,7 @@ def test_a_threshold_is_learned(tiny, volumes, tmp_path, name):
 
 def test_regions_deep_supervision_and_accumulation_train_together(tiny, volumes, tmp_path):
     config = tiny(
-        "segment", volumes.path, task__regions=((1,),), task__deep=1, encoder__depth=3,
+        "segment3d", volumes.path, task__regions=((1,),), task__deep=1, encoder__depth=3,
         optimizer__accumulate=2, optimizer__ema=0.5, transfer__mode="frozen",
     )  # fmt: skip
     assert loop.train(config, tmp_path)
@@ -215,10 +215,10 @@ def test_regions_deep_supervision_and_accumulation_train_together(tiny, volumes,
     assert lines[-1]["loss"] != lines[0]["loss"]
 
 
-@pytest.mark.parametrize("name", ["segment", "classify"])
+@pytest.mark.parametrize("name", ["segment3d", "classify2d"])
 def test_mirrored_predictions_are_means_over_the_flips(tiny, datasets, tmp_path, name):
-    dataset = datasets[3 if name == "segment" else 2]
-    flipped = {"segment": (0, 2), "classify": (0, 1)}[name]
+    dataset = datasets[3 if name == "segment3d" else 2]
+    flipped = {"segment3d": (0, 2), "classify2d": (0, 1)}[name]
     config = tiny(name, dataset.path, steps=1, validate_every=1)
     config.augment.flip, config.augment.flip_axes, config.predict.mirror = 0.5, flipped, False
     assert loop.train(config, tmp_path)
@@ -226,7 +226,7 @@ def test_mirrored_predictions_are_means_over_the_flips(tiny, datasets, tmp_path,
     image = np.asarray(store.load_image(dataset, dataset.cases[0]))
 
     def predict(trained, image):
-        if name == "segment":
+        if name == "segment3d":
             return predictor.segment(trained, image)
         return next(predictor.classify(trained, [image]))
 
@@ -235,14 +235,14 @@ def test_mirrored_predictions_are_means_over_the_flips(tiny, datasets, tmp_path,
         itertools.combinations(flipped, count) for count in range(len(flipped) + 1)
     ):
         answer = predict(plain, np.flip(image, axes))
-        answers.append(np.flip(answer, axes) if name == "segment" else answer)
+        answers.append(np.flip(answer, axes) if name == "segment3d" else answer)
     np.testing.assert_allclose(predict(mirrored, image), np.mean(answers, 0), atol=1e-5)
     assert not np.allclose(answers[0], np.mean(answers, 0), atol=1e-5)
 
 
 def test_who_trains_without_mirrored_images_predicts_without(tiny, datasets, tmp_path):
     """Setting augment.flip=0 is enough: such a network knows no mirror image."""
-    config = tiny("segment", datasets[3].path, steps=1, validate_every=1)
+    config = tiny("segment3d", datasets[3].path, steps=1, validate_every=1)
     config.augment.flip, config.augment.flip_axes, config.predict.mirror = 0.0, (0,), True
     assert loop.train(config, tmp_path)
     trained = predictor.load(tmp_path)
@@ -269,9 +269,9 @@ def test_who_trains_without_mirrored_images_predicts_without(tiny, datasets, tmp
 )
 def test_settings_that_do_not_fit_are_refused(tiny, overrides, message):
     with pytest.raises(UserError, match=message):
-        tasks.build(tiny("segment", **overrides), LABELS)
+        tasks.build(tiny("segment3d", **overrides), LABELS)
 
 
 def test_a_data_set_without_classes_is_refused(tiny):
     with pytest.raises(UserError, match="no classes"):
-        tasks.build(tiny("segment"), tasks.Labels(("background",)))
+        tasks.build(tiny("segment3d"), tasks.Labels(("background",)))

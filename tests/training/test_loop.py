@@ -265,8 +265,8 @@ def test_sigterm_saves_and_the_same_command_goes_on(
         ("rotation2d", {"data__crop": (0, 0)}, "config.data.crop"),
         ("cpc2d", {"task__temperature": 0.0}, "config.task.temperature"),
         ("cpc2d", {"task__code": 0}, "config.task.code"),
-        ("classify", {"augment__flip_axes": (0, 2)}, "config.augment.flip_axes.*0 to 1"),
-        ("classify", {"augment__flip_axes": ()}, "config.augment.flip_axes"),
+        ("classify2d", {"augment__flip_axes": (0, 2)}, "config.augment.flip_axes.*0 to 1"),
+        ("classify2d", {"augment__flip_axes": ()}, "config.augment.flip_axes"),
     ],
 )
 def test_values_that_cannot_be_are_refused_by_key(tiny, pictures, tmp_path, name, overrides, key):

@@ -18,7 +18,7 @@ from ssl3d.training import run_log
 ROOT = Path(__file__).parents[2]
 
 # Configs, and how many of the eight devices share a volume.
-SHARED = [("rpl3d", 1), ("cpc3d", 1), ("rotation3d", 2), ("segment", 2)]
+SHARED = [("rpl3d", 1), ("cpc3d", 1), ("rotation3d", 2), ("segment3d", 2)]
 
 
 def gradients_on(mesh, config, dataset):
@@ -145,7 +145,7 @@ def test_eight_devices_give_the_gradients_of_one(eight_devices, name, space):
     devices, difference, loss = map(float, eight_devices[name].split())
     assert devices == space
     # A sum over the voxels of a label map is rounded more often than one over a few patches.
-    assert difference < (5e-5 if name == "segment" else 1e-5)
+    assert difference < (5e-5 if name == "segment3d" else 1e-5)
     assert loss > 1
 
 

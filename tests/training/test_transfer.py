@@ -42,7 +42,7 @@ def flat(tree):
 
 def downstream(tiny, pictures, pretrained, mode, **overrides):
     return tiny(
-        "classify", pictures.path, init__encoder=str(pretrained), transfer__mode=mode, **overrides
+        "classify2d", pictures.path, init__encoder=str(pretrained), transfer__mode=mode, **overrides
     )
 
 
@@ -98,7 +98,7 @@ def test_fine_tuning_says_what_it_loaded_and_begins_after_the_warm_up(
 
 
 def test_the_thawed_encoder_has_a_warm_up_of_its_own(tiny):
-    config = tiny("classify", steps=100, optimizer__warmup_steps=10)
+    config = tiny("classify2d", steps=100, optimizer__warmup_steps=10)
     config.transfer.mode, config.transfer.warmup_steps = "finetune", 40
     rate, whole = steps.schedule(config, start=40), steps.schedule(config)
     assert float(rate(0)) == pytest.approx(float(whole(40)) / 10)
@@ -192,7 +192,7 @@ def test_the_wrong_encoder_is_refused_before_anything_is_compiled(
 
 
 def test_fine_tuning_needs_an_encoder(tiny, pictures, tmp_path):
-    config = tiny("classify", pictures.path, transfer__mode="finetune")
+    config = tiny("classify2d", pictures.path, transfer__mode="finetune")
     with pytest.raises(UserError, match=r"--config\.init\.encoder=DIR"):
         loop.train(config, tmp_path)
     config = downstream(tiny, pictures, tmp_path / "nothing", "finetune")
@@ -214,9 +214,9 @@ def test_it_is_said_where_weights_are_not_used(tiny, pictures, pretrained):
     config = downstream(tiny, pictures, pretrained, "random")
     assert "its weights are not used" in transfer.explain(config)
     assert "stays as it is initialised" in transfer.explain(
-        tiny("classify", transfer__mode="frozen")
+        tiny("classify2d", transfer__mode="frozen")
     )
-    assert transfer.explain(tiny("classify")) == transfer.explain(tiny("rpl2d")) == ""
+    assert transfer.explain(tiny("classify2d")) == transfer.explain(tiny("rpl2d")) == ""
 
 
 @pytest.mark.parametrize("what", ["missing", "renamed", "reshaped"])
@@ -249,7 +249,7 @@ def test_label_fractions_are_nested_and_leave_validation_alone(tiny, pictures):
     for seed in (0, 1, 2):
         before = set()
         for fraction in (0.1, 0.3, 0.6, 1.0):
-            config = tiny("classify", data__label_fraction=fraction, data__label_seed=seed)
+            config = tiny("classify2d", data__label_fraction=fraction, data__label_seed=seed)
             training, validation = choose_cases(config, pictures)
             ids = {case.id for case in training}
             assert before <= ids
@@ -265,7 +265,7 @@ def test_label_fractions_are_nested_and_leave_validation_alone(tiny, pictures):
 def test_another_label_seed_is_another_subset(tiny, pictures):
     chosen = set()
     for seed in range(6):
-        config = tiny("classify", data__label_fraction=0.3, data__label_seed=seed)
+        config = tiny("classify2d", data__label_fraction=0.3, data__label_seed=seed)
         chosen.add(tuple(case.id for case in choose_cases(config, pictures)[0]))
     assert len(chosen) > 2
 
@@ -277,7 +277,7 @@ def test_cases_without_a_label_are_left_out(tiny, volumes, tmp_path):
         dataclasses.replace(case, labelled=index not in (2, 9))
         for index, case in enumerate(dataset.cases)
     )
-    config = tiny("segment", tmp_path / "data")
+    config = tiny("segment3d", tmp_path / "data")
     training, validation = choose_cases(config, dataclasses.replace(dataset, cases=cases))
     assert (len(training), len(validation)) == (7, 3)
 
@@ -287,7 +287,7 @@ def test_cases_without_a_label_are_left_out(tiny, volumes, tmp_path):
 
 def test_best_and_last_are_kept_and_go_on_after_a_stop(tiny, pictures, tmp_path):
     config = tiny(
-        "classify", pictures.path, steps=6, validate_every=1, checkpoint_every=2, data__threads=1
+        "classify2d", pictures.path, steps=6, validate_every=1, checkpoint_every=2, data__threads=1
     )
     assert loop.train(config, tmp_path / "whole")
     scores = {
@@ -311,7 +311,7 @@ def test_best_and_last_are_kept_and_go_on_after_a_stop(tiny, pictures, tmp_path)
 def one_step(tiny, pictures, tmp_path_factory):
     """The folder of a run of one step."""
     workdir = tmp_path_factory.mktemp("one_step")
-    loop.train(tiny("classify", pictures.path, steps=1, validate_every=1), workdir)
+    loop.train(tiny("classify2d", pictures.path, steps=1, validate_every=1), workdir)
     return workdir
 
 
@@ -343,7 +343,7 @@ def test_damaged_models_are_refused(one_step, tmp_path):
 def test_other_cases_in_the_same_workdir_are_refused(tiny, pictures, tmp_path):
     """Splits that were dealt anew would train on former test cases."""
     shutil.copytree(pictures.path, tmp_path / "data")
-    config = tiny("classify", tmp_path / "data", steps=2, checkpoint_every=1)
+    config = tiny("classify2d", tmp_path / "data", steps=2, checkpoint_every=1)
     assert loop.train(config, tmp_path / "run", stop_at=1)
     dataset = store.read(tmp_path / "data")
     swap = {"train": "test", "test": "train", "val": "val"}

@@ -20,7 +20,7 @@ def validated(steps, times):
 def runs_of(size, steps=1000):
     """A grid's runs, and a pretraining of each method but scratch."""
     cells = [
-        Job(f"cells/{i}", "segment", "3d", validated(steps, 8), {"steps": steps})
+        Job(f"cells/{i}", "segment3d", "3d", validated(steps, 8), {"steps": steps})
         for i in range(len(size.methods) * len(size.labels) * size.repetitions)
     ]
     before = [
@@ -117,7 +117,6 @@ def test_every_run_counts_once(volumes):
     assert len({job.name for job in runs}) == 27
     assert {budget.kind(job) for job in runs} == {
         "hippocampus",
-        "hippocampus,slices",
         "rpl3d",
         "rotation3d",
         "rpl2d",

@@ -145,7 +145,7 @@ def test_an_input_error_of_a_run_is_the_persons(stand_in, tmp_path):
 
     stand_in.setattr(runs, "launch", launch)
     with pytest.raises(UserError, match=r"^no such scan; mend it \(cells/a\)$"):
-        runs.work(tmp_path, [Job("cells/a", "segment", "", {}, {})], [])
+        runs.work(tmp_path, [Job("cells/a", "segment3d", "", {}, {})], [])
 
 
 @pytest.mark.slow

@@ -1,0 +1,12 @@
+"""Segmentation in 2D, on the slices of volumes, from scratch or from a pretrained encoder.
+
+python -m ssl3d.main --config=configs/segment2d.py[:DATASET]
+    [--config.init.encoder=RUN --config.transfer.mode=finetune] [--config.data.label_fraction=0.1]
+"""
+
+from configs import segment3d
+from ssl3d.bounds import Config
+
+
+def get_config(arg: str = "phantom_brain") -> Config:
+    return segment3d.configure(arg, rank=2)
