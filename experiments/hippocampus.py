@@ -5,9 +5,8 @@ python -m experiments.hippocampus --data=DIR --output=DIR [--budget=20]
 DIR as python -m ssl3d.prepare --layout=msd --source=Task04_Hippocampus writes it.
 """
 
-from experiments.engine import protocol
+from experiments import protocol
 from experiments.engine.study import SCRATCH, THREE_D, Column, Study
-from ssl3d import cli
 
 STUDY = Study(
     name="hippocampus",
@@ -49,4 +48,4 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    cli.run(lambda arguments: protocol.main(STUDY, arguments))
+    protocol.command(STUDY)

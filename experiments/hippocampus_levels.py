@@ -14,11 +14,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from experiments import hippocampus
-from experiments.engine import protocol
+from experiments import hippocampus, protocol
 from experiments.engine.study import SCRATCH, Column, Study
 from experiments.engine.study_data import short_hash
-from ssl3d import cli
 from ssl3d.data import store
 from ssl3d.errors import UserError
 
@@ -164,4 +162,4 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    cli.run(lambda arguments: protocol.main(STUDY, arguments))
+    protocol.command(STUDY)

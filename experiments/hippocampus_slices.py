@@ -8,10 +8,8 @@ test, planned before it is run: one task, and forty fresh repetitions, on which 
 
 import dataclasses
 
-from experiments import hippocampus
-from experiments.engine import protocol
+from experiments import hippocampus, protocol
 from experiments.engine.study import SCRATCH_2D
-from ssl3d import cli
 
 STUDY = dataclasses.replace(
     hippocampus.STUDY,
@@ -32,4 +30,4 @@ STUDY = dataclasses.replace(
 )
 
 if __name__ == "__main__":
-    cli.run(lambda arguments: protocol.main(STUDY, arguments))
+    protocol.command(STUDY)

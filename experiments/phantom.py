@@ -4,9 +4,8 @@ python -m experiments.phantom [--output=DIR] [--budget=20]
 """
 
 from configs import datasets
-from experiments.engine import protocol
+from experiments import protocol
 from experiments.engine.study import SCRATCH, THREE_D, Column, Study
-from ssl3d import cli
 
 STUDY = Study(
     name="phantom",
@@ -37,4 +36,4 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    cli.run(lambda arguments: protocol.main(STUDY, arguments))
+    protocol.command(STUDY)

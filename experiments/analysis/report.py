@@ -11,7 +11,7 @@ from experiments.analysis.results_table import Record
 from experiments.engine import grid
 from experiments.engine.budget import Size
 from experiments.engine.study import Study
-from experiments.engine.study_data import Plan, is_elsewhere, labelled_cases
+from experiments.engine.study_data import StudyData, is_elsewhere, labelled_cases
 from ssl3d.atomic import atomic_write
 from ssl3d.data import store
 from ssl3d.errors import UserError
@@ -19,7 +19,7 @@ from ssl3d.errors import UserError
 _FOLDERS = ("--data", "--output", "--pretrain-data", "--source")
 
 
-def write(plan: Plan, found: Record, limits: Sequence[str], typed: str, output: Path) -> None:
+def write(plan: StudyData, found: Record, limits: Sequence[str], typed: str, output: Path) -> None:
     """Writes tables, figures and the page. Raises `UserError` if nothing has been run yet."""
     if not found.results:
         raise UserError(f"{output}: no finished cell yet; run the study first")
@@ -53,7 +53,7 @@ def write(plan: Plan, found: Record, limits: Sequence[str], typed: str, output: 
     print(f"report: {output / 'report.html'}", flush=True)
 
 
-def describe(plan: Plan, found: Record, facts: findings.Findings) -> list[tuple[str, str]]:
+def describe(plan: StudyData, found: Record, facts: findings.Findings) -> list[tuple[str, str]]:
     """What was done, by this command and those before it, as pairs of a name and a text."""
     study, dataset = plan.study, plan.dataset
     counts = {split: len(dataset.split(split)) for split in store.SPLITS}
@@ -88,7 +88,7 @@ def describe(plan: Plan, found: Record, facts: findings.Findings) -> list[tuple[
     ]
 
 
-def cut_down(minutes: float, plan: Plan, size: Size, full: Size) -> str:
+def cut_down(minutes: float, plan: StudyData, size: Size, full: Size) -> str:
     """How small a study in a budget is, in a sentence."""
     text = (
         f"This is a study cut down to {minutes:g} minutes: {len(grid.cells(*size))} of "

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from experiments import hippocampus_slices
 from experiments.engine import grid
 from experiments.engine.grid import Cell
-from experiments.engine.study import METHODS, check_methods, finetuning_with, label_fraction
-from experiments.engine.study_data import Plan, case_hash, check_data
+from experiments.engine.study import METHODS, finetuning_with, label_fraction
+from experiments.engine.study_data import StudyData, case_hash, check
 from ssl3d.data import store
 from ssl3d.errors import UserError
 from ssl3d.training.cases import choose_cases
@@ -20,7 +20,7 @@ from tests.support.small_study import STUDIES, tiny
 
 @pytest.fixture
 def plan(study, volumes):
-    return Plan(study, volumes, volumes)
+    return StudyData(study, volumes, volumes)
 
 
 def cells_of(study):
@@ -44,14 +44,6 @@ def test_the_grid_is_the_product(study):
     # The scratch rows and the untrained encoder have one mode, whatever is asked for.
     assert len(both) == (3 + 3 * 2) * 2
     assert {cell.mode for cell in both if cell.method == "scratch"} == {"random"}
-
-
-@given(st.integers(1, 9))
-def test_the_parts_share_the_grid(count):
-    cells = cells_of(tiny())
-    parts = [grid.share(cells, (i, count)) for i in range(1, count + 1)]
-    assert sorted(cell for part in parts for cell in part) == sorted(cells)
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_one_pretraining_serves_all_cells_of_its_method(plan):
@@ -220,14 +212,15 @@ def test_amounts_of_labels(subjects, data):
             label_fraction(wrong, subjects)
 
 
-def test_methods_that_there_are_not():
+def test_unknown_methods_and_those_of_other_data(plan):
     with pytest.raises(UserError, match="nearest is rpl3d"):
-        check_methods(("rpl3",), 3)
+        check(plan, ("rpl3",))
+    pictures = changed(plan, rank=2)
     with pytest.raises(UserError, match="rpl3d needs volumes"):
-        check_methods(("rpl3d",), 2)
+        check(pictures, ("rpl3d",))
     for name, other in (("scratch2d", "scratch"), ("scratch2d-double", "scratch-double")):
-        with pytest.raises(UserError, match=f"{name} is of volumes; of pictures it is {other}$"):
-            check_methods((name,), 2)
+        with pytest.raises(UserError, match=f"{name} is for volumes; for pictures use {other}$"):
+            check(pictures, (name,))
 
 
 def test_images_that_are_in_both_data_sets(study, volumes, tmp_path):
@@ -239,22 +232,22 @@ def test_images_that_are_in_both_data_sets(study, volumes, tmp_path):
 
     same = with_content(volumes.path)
     other = with_content(tmp_path)
-    check_data(Plan(study, same, other), ("rpl3d",))  # the same splits of the same images
+    check(StudyData(study, same, other), ("rpl3d",))  # the same splits of the same images
     moved = tuple(dataclasses.replace(case, split="train") for case in other.cases)
-    leaking = Plan(study, same, dataclasses.replace(other, cases=moved))
+    leaking = StudyData(study, same, dataclasses.replace(other, cases=moved))
     with pytest.raises(UserError, match="the same image as case_08, a val case"):
-        check_data(leaking, ("rpl3d",))
-    check_data(dataclasses.replace(leaking, transductive=True), ("rpl3d",))
+        check(leaking, ("rpl3d",))
+    check(dataclasses.replace(leaking, transductive=True), ("rpl3d",))
     with pytest.raises(UserError, match=r"or leave supervised out of --methods"):
-        check_data(dataclasses.replace(leaking, transductive=True), ("rpl3d", "supervised"))
+        check(dataclasses.replace(leaking, transductive=True), ("rpl3d", "supervised"))
 
 
 def test_supervised_pretraining_needs_other_labels(plan, tmp_path):
     with pytest.raises(UserError, match="labels of another data set"):
-        check_data(plan, ("supervised",))
+        check(plan, ("supervised",))
     other = dataclasses.replace(plan.dataset, path=tmp_path)
     plan = dataclasses.replace(plan, corpus=other)
-    check_data(plan, ("supervised",))
+    check(plan, ("supervised",))
     job = grid.pretraining_job(plan, "supervised")
     assert job.config == "segment3d"
     assert job.overrides["data.train_splits"] == ("train",)
@@ -287,7 +280,7 @@ def test_every_study_has_a_config_for_each_of_its_cells(study, tmp_path):
         tmp_path / "a", "made up", study.rank, ("m",) * channels, ("a", "b", "c"), "subject", cases
     )
     corpus = dataclasses.replace(dataset, path=tmp_path / "b")
-    plan = Plan(study, dataset, corpus)
+    plan = StudyData(study, dataset, corpus)
     jobs = grid.jobs(plan, cells_of(study))
     encoders = {
         json.dumps(config.encoder.to_dict() | {"rank": config.rank}, sort_keys=True)
