@@ -19,8 +19,7 @@ from typing import NoReturn
 from experiments.analysis import report, results_table
 from experiments.analysis.results_table import Record
 from experiments.engine import budget, claims, grid, runs
-from experiments.engine.budget import Size
-from experiments.engine.grid import Cell
+from experiments.engine.grid import Cell, Size
 from experiments.engine.study import METHODS, Study, label_fraction
 from experiments.engine.study_data import StudyData, can_supervise, check, labelled_subjects
 from ssl3d import cli
@@ -29,8 +28,8 @@ from ssl3d.errors import RunError, UserError
 from ssl3d.training import cases as sources
 
 MODES = ("finetune", "frozen")
-# Folders of an output that hold no results: made anew on demand, kept out of repositories.
-_SCRATCH = (grid.CELLS, grid.PRETRAINING, "data", "plan", "drawing", budget.PROBE)
+# Folders of an output without results: a repository may hold the others, as results/ does.
+_TEMPORARY = (grid.CELLS, grid.PRETRAINING, "data", "plan", "drawing", budget.PROBE)
 
 
 def parser(study: Study) -> cli.Parser:
@@ -63,10 +62,7 @@ def parser(study: Study) -> cli.Parser:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
-    if not all(names):
-        raise argparse.ArgumentTypeError("separate the names by commas")
-    return names
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",")))
 
 
 def _positive(kind: Callable[[str], float], what: str) -> Callable[[str], float]:
@@ -129,7 +125,7 @@ def carry_out(study: Study, options: argparse.Namespace, typed: str, started: fl
             f"{output} holds a study that was reduced to a budget; give the same --budget to "
             "continue it, or another --output"
         )
-    jobs = grid.jobs(data, grid.cells(*size))
+    jobs = grid.jobs(data, grid.cells(size))
     if not options.report_only:
         i, n = options.part
         known = results_table.read(output).known()
@@ -157,10 +153,8 @@ def carry_out(study: Study, options: argparse.Namespace, typed: str, started: fl
 
 
 def _keep_out_of_repositories(output: Path) -> None:
-    """A repository may hold the results, as results/ does, but no checkpoints."""
-    for folder in (output / name for name in _SCRATCH):
-        if folder.is_dir() and not (folder / ".gitignore").exists():
-            (folder / ".gitignore").write_text("*\n")
+    for folder in filter(Path.is_dir, (output / name for name in _TEMPORARY)):
+        (folder / ".gitignore").write_text("*\n")
 
 
 def open_data(study: Study, options: argparse.Namespace, output: Path) -> StudyData:

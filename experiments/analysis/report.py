@@ -9,7 +9,7 @@ from pathlib import Path
 from experiments.analysis import figures, findings, page, results_table, tables
 from experiments.analysis.results_table import Record
 from experiments.engine import grid
-from experiments.engine.budget import Size
+from experiments.engine.grid import Size
 from experiments.engine.study import Study
 from experiments.engine.study_data import StudyData, is_elsewhere, labelled_cases
 from ssl3d.atomic import atomic_write
@@ -91,8 +91,8 @@ def describe(plan: StudyData, found: Record, facts: findings.Findings) -> list[t
 def cut_down(minutes: float, plan: StudyData, size: Size, full: Size) -> str:
     """How small a study in a budget is, in a sentence."""
     text = (
-        f"This is a study cut down to {minutes:g} minutes: {len(grid.cells(*size))} of "
-        f"{len(grid.cells(*full))} cells ({', '.join(size.methods)}; labels "
+        f"This is a study cut down to {minutes:g} minutes: {len(grid.cells(size))} of "
+        f"{len(grid.cells(full))} cells ({', '.join(size.methods)}; labels "
         f"{', '.join(size.labels)}; {size.repetitions} repetitions), "
     )
     if plan.scale < 1:

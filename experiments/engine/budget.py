@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.engine import claims, grid, runs, worker
-from experiments.engine.grid import Job
+from experiments.engine.grid import Job, Size
 from experiments.engine.study_data import StudyData
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
@@ -27,23 +27,10 @@ from ssl3d.errors import UserError
 FILE = "plan.json"
 PROBE = "probe"
 VALIDATIONS = 8  # per downstream run, where time is short
-# Share of the time that is planned; the rest is for the report and what timing did not foresee.
-_MARGIN = 0.85
-# The grid is reduced, while it can be, before its steps fall below this share.
-_LEAST_SCALE = 0.5
-# With fewer nothing is learned: no study instead.
-_LEAST_STEPS = 20
+_MARGIN = 0.85  # share of the time that is planned; the rest is for the report and the unforeseen
+_LEAST_SCALE = 0.5  # of the steps; below it the grid is reduced instead, while it can be
+_LEAST_STEPS = 20  # with fewer nothing is learned
 _PROBE_STEPS = 6
-
-
-class Size(NamedTuple):
-    """The arguments of `grid.cells`."""
-
-    methods: tuple[str, ...]
-    labels: tuple[str, ...]
-    repetitions: int
-    modes: tuple[str, ...]
-    first_repetition: int = 1
 
 
 class Cost(NamedTuple):
@@ -81,8 +68,8 @@ def read(output: Path) -> Budget | None:
         return None
     kept = json.loads((output / FILE).read_text())
     for key in ("full", "size"):
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in kept[key].items()}
-        kept[key] = Size(**values)
+        size = Size(**kept[key])
+        kept[key] = Size(*(tuple(value) if isinstance(value, list) else value for value in size))
     kept["seconds"] = {name: Cost(**cost) for name, cost in kept["seconds"].items()}
     return Budget(**kept)
 
@@ -105,7 +92,7 @@ def sizes(full: Size, brief: Sequence[str]) -> list[Size]:
         small._replace(repetitions=fewer),
         small._replace(repetitions=1),
     ):
-        if len(grid.cells(*size)) < len(grid.cells(*kept[-1])):
+        if len(grid.cells(size)) < len(grid.cells(kept[-1])):
             kept.append(size)
     return kept
 
@@ -208,7 +195,7 @@ def agree(
         print("measuring seconds per step", flush=True)
         size, scale, costs = choose(
             sizes(full, study.brief),
-            lambda size: all_runs(grid.jobs(data, grid.cells(*size))),
+            lambda size: all_runs(grid.jobs(data, grid.cells(size))),
             lambda job: probe(output, job),
             lambda: parts * (deadline - time.monotonic()),
         )

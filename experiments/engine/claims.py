@@ -1,10 +1,9 @@
 """Distribution of jobs over processes that share a folder: no server, no job done twice.
 
-A job's folder holds `claim.0`, `claim.1`, ...; the latest belongs to the process at work. A claim
-is made by an exclusive creation, in which only one process succeeds. Its modification time is the
-heartbeat. The next number follows a claim that was given back, whose process is dead, or whose
-heartbeat has stopped. No claim is ever removed: two processes that find the same stale claim cannot
-take it away from each other.
+A job's folder holds `claim.0`, `claim.1`, ..., each created exclusively by one process; the latest
+belongs to the process at work, and its modification time is the heartbeat. The next one follows
+when it is given back, its process is dead, or its heartbeat has stopped. No claim is ever removed:
+two processes that find the same stale claim cannot take it away from each other.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def take(folder: Path) -> Claim | None:
 
 
 def is_lost(claim: Claim) -> bool:
-    """Whether another process has taken over, after this one was suspended (a laptop asleep)."""
+    """Whether another process has taken over from this one (a laptop asleep)."""
     return claim.path.with_name(f"claim.{_number(claim.path) + 1}").exists()
 
 
@@ -105,7 +104,7 @@ def make_once(file: Path, folder: Path, make: Callable[[], Any]) -> None:
         else:
             if not told:
                 print(f"waiting for another process to write {file.name}", flush=True)
-                told = True
+            told = True
             time.sleep(LOOK)
 
 
@@ -125,26 +124,20 @@ def _is_over(path: Path) -> bool:
     about = _read(path)
     if "given_back" in about:
         return True
-    if about.get("host") == socket.gethostname() and not _lives(about["pid"]):
-        return True
-    return _now(path.parent) - path.stat().st_mtime > STALE
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError as error:
-        return not isinstance(error, ProcessLookupError)  # it may be another user's
-    return True
-
-
-def _now(folder: Path) -> float:
-    """The time by the clock that stamps the folder's files, which may not be this host's."""
-    probe = folder / f".now.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
-    probe.touch()
-    now = probe.stat().st_mtime
-    probe.unlink(missing_ok=True)
-    return now
+    if about.get("host") == socket.gethostname():
+        try:
+            os.kill(about["pid"], 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:  # a process of another user
+            pass
+    # By the clock that stamps the folder's files, which may not be this host's.
+    own = f".now.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
+    clock = path.with_name(own)
+    clock.touch()
+    now = clock.stat().st_mtime
+    clock.unlink(missing_ok=True)
+    return now - path.stat().st_mtime > STALE
 
 
 def _seconds(path: Path) -> float:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import importlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -44,6 +44,16 @@ _UNHASHED = (*NEUTRAL, "name", "init.encoder")
 _LENGTHS = ("steps", "optimizer.warmup_steps", "transfer.warmup_steps")
 
 
+class Size(NamedTuple):
+    """The extent of a grid."""
+
+    methods: tuple[str, ...]
+    labels: tuple[str, ...]
+    repetitions: int
+    modes: tuple[str, ...]  # of the methods that have no mode of their own
+    first_repetition: int = 1
+
+
 class Cell(NamedTuple):
     """One downstream run of the grid; `repetition` counts from the study's first."""
 
@@ -74,20 +84,15 @@ class Job:
         return " ".join(["python -m ssl3d.main", f"--workdir={self.name}/run", config, *options])
 
 
-def cells(
-    methods: Sequence[str],
-    labels: Sequence[str],
-    repetitions: int,
-    modes: Sequence[str],
-    first_repetition: int = 1,
-) -> tuple[Cell, ...]:
+def cells(size: Size) -> tuple[Cell, ...]:
     """All cells, one repetition after the other: every leading part compares all methods."""
+    first = size.first_repetition
     return tuple(
         Cell(method, mode, amount, repetition)
-        for repetition in range(first_repetition, first_repetition + repetitions)
-        for amount in labels
-        for method in methods
-        for mode in ([METHODS[method].mode] if METHODS[method].mode else modes)
+        for repetition in range(first, first + size.repetitions)
+        for amount in size.labels
+        for method in size.methods
+        for mode in ([METHODS[method].mode] if METHODS[method].mode else size.modes)
     )
 
 

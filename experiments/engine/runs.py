@@ -85,17 +85,8 @@ def _run(output: Path, job: Job, claim: claims.Claim, title: str) -> str:
         return ""
     print(title, flush=True)
     folder = output / job.name
-    document = {
-        "config": job.config,
-        "argument": job.argument,
-        "overrides": job.overrides,
-        "columns": job.columns,
-        "source": job.source,
-        "row": job.row,
-        "spent": claim.spent,
-        "launched": time.time(),
-        "command": job.command,
-    }
+    about = {"spent": claim.spent, "launched": time.time(), "command": job.command}
+    document = vars(job) | about | {"needs": job.needs and job.needs.name}
     with atomic_write(folder / worker.JOB) as partial:
         partial.write_text(json.dumps(document, indent=1) + "\n")
     with (folder / LOG).open("a") as log:
@@ -112,8 +103,8 @@ def _run(output: Path, job: Job, claim: claims.Claim, title: str) -> str:
                 raise
     if _is_done(output, job) or claims.is_lost(claim):
         return ""
-    lines = (folder / LOG).read_text(errors="replace").strip().splitlines() or ["no message"]
-    reason = lines[-1].removeprefix("error: ")
+    *_, last = (folder / LOG).read_text(errors="replace").strip().splitlines() or ["no message"]
+    reason = last.removeprefix("error: ")
     if status == 2:
         raise UserError(f"{reason} ({job.name})")
     return f"{job.name}: failed with status {status}: {reason} (see {folder / LOG})"
@@ -137,13 +128,11 @@ def launch(output: Path, job: Job, log: TextIO) -> subprocess.Popen:
 @contextlib.contextmanager
 def _stopping() -> Iterator[None]:
     """Raises `Stopped` on the first SIGTERM or SIGINT, and ignores further ones in the block."""
-    asked = False
 
     def stop(number: int, frame: object) -> None:
-        nonlocal asked
-        if not asked:
-            asked = True
-            raise Stopped
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+        raise Stopped
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

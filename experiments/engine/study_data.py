@@ -34,12 +34,10 @@ class StudyData:
 
 def labelled_cases(data: StudyData, split: str) -> tuple[store.Case, ...]:
     """The cases of a downstream split with a label map, or with a grade in a classification."""
-    graded = data.study.downstream == "classify"
-    return tuple(
-        case
-        for case in data.dataset.split(split)
-        if (case.grade is not None if graded else case.labelled)
-    )
+    cases = data.dataset.split(split)
+    if data.study.downstream == "classify":
+        return tuple(case for case in cases if case.grade is not None)
+    return tuple(case for case in cases if case.labelled)
 
 
 def labelled_subjects(data: StudyData) -> int:
@@ -70,17 +68,14 @@ def check(data: StudyData, methods: Sequence[str], labels: Sequence[str] = ()) -
         )
     if not is_elsewhere(data):
         return
-    # A transductive study hides only the labels from pretraining.
-    if not data.transductive:
-        splits, remedy = ("train", "unlabelled"), "add --transductive"
-    elif "supervised" in methods:
-        splits, remedy = ("train",), "leave supervised out of --methods"
-    else:
-        return
     held_out = {
         content: case for case in data.dataset.split("val", "test") for content in _contents(case)
     }
-    for case in data.corpus.split(*splits):
+    seen, remedy = data.corpus.split("train", "unlabelled"), "add --transductive"
+    if data.transductive:  # only the labels are hidden from pretraining
+        seen = data.corpus.split("train") if "supervised" in methods else ()
+        remedy = "leave supervised out of --methods"
+    for case in seen:
         double = next((held_out[x] for x in _contents(case) if x in held_out), None)
         if double:
             raise UserError(
@@ -111,11 +106,8 @@ def case_hash(cases: Iterable[store.Case]) -> str:
 
 def fingerprint(dataset: store.Dataset) -> str:
     """A short hash of the manifest: cases, subjects, splits, order, contents."""
-    lines = [
-        (case.id, case.subject, case.split, case.order, case.extra.get("content", ""))
-        for case in dataset.cases
-    ]
-    return short_hash(json.dumps([dataset.name, dataset.extra.get("seed"), lines]))
+    cases = [(c.id, c.subject, c.split, c.order, c.extra.get("content", "")) for c in dataset.cases]
+    return short_hash(json.dumps([dataset.name, dataset.extra.get("seed"), cases]))
 
 
 def short_hash(text: str) -> str:

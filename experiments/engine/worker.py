@@ -95,7 +95,7 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
 
 
 def _tuples(value: Any) -> Any:
-    """JSON has lists where configs have tuples."""
+    # JSON has lists where configs have tuples.
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
@@ -126,11 +126,10 @@ def read_evaluation(
     summary = json.loads((folder / "summary.json").read_text())
     with (folder / "cases.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    if summary["task"] == "classification":
+    if "predicted" in rows[0]:
         keys = ("id", "subject", "grade", "predicted")
         scores = {name: _rounded(summary["scores"][of]["value"]) for name, of in columns}
-        reference = summary["reference"]["reference_qw_kappa_kaggle"]
-        scores["reference_kappa"] = _rounded(reference)
+        scores["reference_kappa"] = _rounded(summary["reference"]["reference_qw_kappa_kaggle"])
         return [{key: row[key] for key in keys} for row in rows], scores
     dice: dict[tuple[str, str], dict[str, float]] = {}
     for row in rows:
@@ -180,10 +179,7 @@ def device_seconds(training: Iterable[dict[str, Any]], batch_size: int) -> float
 
 def machine() -> str:
     """Processor, cores, accelerator if any, and the version of jax."""
-    information = Path("/proc/cpuinfo")
-    text = information.read_text() if information.exists() else ""
-    named = re.search(r"^model name.*?:(.*)$", text, re.MULTILINE)
-    processor = named[1].strip() if named else platform.machine()
+    processor = _find(r"model name.*?:(.*)", "/proc/cpuinfo") or platform.machine()
     device = jax.devices()[0]
     kind = "" if device.platform == "cpu" else f", {jax.device_count()} x {device.device_kind}"
     return f"{processor}, {os.cpu_count()} cores{kind}, jax {jax.__version__}"
@@ -195,15 +191,16 @@ def peak_memory() -> float:
     peaks = [about["peak_bytes_in_use"] for about in found if about]  # a CPU has none
     if peaks:
         return max(peaks) / 2**20
-    # Not getrusage where avoidable: it includes the parent's memory at the fork.
-    status = Path("/proc/self/status")
-    own = (
-        re.search(r"^VmHWM:\s*(\d+)", status.read_text(), re.MULTILINE) if status.exists() else None
-    )
-    if own:
-        return int(own[1]) / 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Rather than by getrusage, which includes the parent's memory at the fork.
+    own = _find(r"VmHWM:\s*(\d+)", "/proc/self/status")
+    peak = int(own or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _find(pattern: str, file: str) -> str:
+    """The first match in a file of /proc; "" where there is none."""
+    found = re.search(pattern, Path(file).read_text()) if Path(file).exists() else None
+    return found[1].strip() if found else ""
 
 
 def _end_with_parent() -> None:

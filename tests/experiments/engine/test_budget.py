@@ -5,8 +5,8 @@ import json
 import pytest
 
 from experiments.engine import budget, grid, runs
-from experiments.engine.budget import Budget, Cost, Size
-from experiments.engine.grid import Job
+from experiments.engine.budget import Budget, Cost
+from experiments.engine.grid import Job, Size
 from experiments.engine.study_data import StudyData
 from ssl3d.errors import UserError
 from tests.support.small_study import done, rows, tiny
@@ -114,7 +114,7 @@ def test_too_little_says_how_much_is_needed():
 def test_every_run_counts_once(volumes):
     plan = StudyData(tiny(), volumes, volumes)
     size = Size(plan.study.methods, ("2", "all"), 2, ("finetune",))
-    runs = budget.all_runs(grid.jobs(plan, grid.cells(*size)))
+    runs = budget.all_runs(grid.jobs(plan, grid.cells(size)))
     assert len(runs) == 24 + 3
     assert len({job.name for job in runs}) == 27
     assert {budget.kind(job) for job in runs} == {

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from experiments import hippocampus_slices
 from experiments.engine import grid
-from experiments.engine.grid import Cell
+from experiments.engine.grid import Cell, Size
 from experiments.engine.study import METHODS, finetuning_with, label_fraction
 from experiments.engine.study_data import StudyData, case_hash, check
 from ssl3d.data import store
@@ -24,9 +24,8 @@ def plan(study, volumes):
 
 
 def cells_of(study):
-    return grid.cells(
-        study.methods, study.labels, study.repetitions, study.modes, study.first_repetition
-    )
+    about = study.methods, study.labels, study.repetitions, study.modes, study.first_repetition
+    return grid.cells(Size(*about))
 
 
 def changed(plan, **changes):
@@ -40,7 +39,7 @@ def config_of(job):
 def test_the_grid_is_the_product(study):
     cells = cells_of(study)
     assert len(cells) == len(set(cells)) == 6 * 2 * 2
-    both = grid.cells(study.methods, study.labels, 1, ("finetune", "frozen"))
+    both = grid.cells(Size(study.methods, study.labels, 1, ("finetune", "frozen")))
     # The scratch rows and the untrained encoder have one mode, whatever is asked for.
     assert len(both) == (3 + 3 * 2) * 2
     assert {cell.mode for cell in both if cell.method == "scratch"} == {"random"}
@@ -139,7 +138,7 @@ def test_settings_of_slices_come_last(plan):
 
 def test_label_subsets_are_nested_and_drawn_anew(plan):
     chosen = {}
-    for job in grid.jobs(plan, grid.cells(("scratch",), ("1", "3", "5", "all"), 4, ())):
+    for job in grid.jobs(plan, grid.cells(Size(("scratch",), ("1", "3", "5", "all"), 4, ()))):
         cases, _ = choose_cases(config_of(job), plan.dataset)
         assert job.row["train_hash"] == case_hash(cases)
         assert len({case.subject for case in cases}) == int(
