@@ -34,7 +34,7 @@ STUDY = Study(
         "data.crop": (32, 40, 32),
         "batch_size": 2,
         "steps": 400,
-        # The encoder learns from the first step on; freezing it was no help (docs/results).
+        # The encoder learns from the first step; freezing it did not help (results/).
         "transfer.warmup_steps": 0,
     },
     finetuning_of={"8": {"steps": 800}, "32": {"steps": 1200}, "all": {"steps": 2000}},

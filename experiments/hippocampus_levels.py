@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from experiments import hippocampus, protocol
 from experiments.engine.study import SCRATCH, Column, Study
-from experiments.engine.study_data import short_hash
+from experiments.engine.study_data import digest
 from ssl3d.data import store
 from ssl3d.errors import UserError
 
@@ -52,7 +52,7 @@ def write_slices(volumes: store.Dataset, folder: Path) -> store.Dataset:
     """
     # The manifest has checksums of images and labels, and how they were prepared.
     manifest = (volumes.path / store.MANIFEST).read_text()
-    origin = {"slices_of": short_hash(manifest), "every": EVERY}
+    origin = {"slices_of": digest(manifest), "every": EVERY}
     if (folder / store.MANIFEST).exists():
         pictures = store.read(folder)
         if pictures.extra != origin:
@@ -77,8 +77,9 @@ def write_slices(volumes: store.Dataset, folder: Path) -> store.Dataset:
         for place in range(0, volume.shape[CORONAL], EVERY):
             grade = None if grades is None else int(grades[place])
             cases.append(_write_slice(volume, image, place, grade, folder))
-    about = {"path": folder, "name": f"{volumes.name} levels", "rank": 2, "classes": LEVELS}
-    store.write_manifest(dataclasses.replace(volumes, **about, cases=tuple(cases), extra=origin))
+    about = dataclasses.replace(volumes, path=folder, rank=2, classes=LEVELS, cases=tuple(cases))
+    name = f"{volumes.name} levels"
+    store.write_manifest(dataclasses.replace(about, name=name, extra=origin))
     return store.read(folder)
 
 
@@ -112,13 +113,13 @@ STUDY = Study(
     derive=write_slices,
     methods=(SCRATCH, "cpc2d"),
     labels=("2",),
-    # Those before it have suggested the task, the width and the steps (docs/results).
+    # Earlier repetitions suggested the task, the width and the steps (results/).
     first_repetition=35,
     repetitions=32,
     columns=(Column("kappa", "kappa"),),
-    # Small enough for scratch to be trained to its end.
+    # Small enough to train scratch to its plateau.
     encoder={"width": 8, "depth": 4},
-    # The preset's crops of patches are of axial slices; coronal ones are about 35 x 36 mm.
+    # The preset's crops suit axial slices; coronal ones are about 35 x 36 mm.
     pretraining={"batch_size": 32},
     pretraining_of={
         "cpc2d": {"steps": 800, "data.crop": (35, 35), "batch_size": 16},
@@ -132,7 +133,7 @@ STUDY = Study(
     notes=(
         *hippocampus.STUDY.notes,
         "Cases are slices, and their grades are derived from label maps.",
-        "Its repetitions count from 35: those before had suggested the task and the steps.",
+        "Repetitions count from 35: earlier ones suggested the task and the steps.",
         "All slices of a hippocampus are in one split, and the statistics resample hippocampi.",
     ),
 )

@@ -21,7 +21,7 @@ from experiments.analysis.results_table import Record
 from experiments.engine import budget, claims, grid, runs
 from experiments.engine.grid import Cell, Size
 from experiments.engine.study import METHODS, Study, label_fraction
-from experiments.engine.study_data import StudyData, can_supervise, check, labelled_subjects
+from experiments.engine.study_data import StudyData, check
 from ssl3d import cli
 from ssl3d.data import store
 from ssl3d.errors import RunError, UserError
@@ -37,23 +37,17 @@ def parser(study: Study) -> cli.Parser:
     about = f"{study.title}.\n\n{__doc__}"
     result = cli.Parser(prog=f"python -m experiments.{study.name}", description=about)
     add = result.add_argument
-    about_data = "prepared downstream data"
-    if study.preset.startswith("phantom"):
-        about_data += " (default: generated in OUTPUT/data)"
-    elif study.derive:
-        about_data = "prepared volumes; the downstream data are cut from them into OUTPUT/data"
-    add("--data", type=Path, help=about_data)
+    add("--data", type=Path, help="prepared data; default of a phantom: generated in OUTPUT/data")
     add("--output", type=Path, default=Path("runs") / study.name, help="default: %(default)s")
     add("--pretrain-data", type=Path, help="another prepared data set to pretrain on")
     add("--source", type=Path, help="source files of the data, to score on their voxel grids")
     names, labels = ",".join(study.methods), ",".join(study.labels).replace("%", "%%")
     add("--methods", type=_names, help=f"default: {names}; all: {','.join(METHODS)}")
     add("--fractions", type=_names, help=f"of labels, e.g. 5%%,32,all (default: {labels})")
-    whole = _positive(int, "a whole number from 1")
-    add("--repetitions", type=whole, help=f"default: {study.repetitions}")
-    add("--modes", type=_names, help=f"of {','.join(MODES)} (default: {','.join(study.modes)})")
-    minutes = _positive(float, "a number of minutes")
-    add("--budget", type=minutes, help="minutes per part; the study is reduced to fit")
+    add("--repetitions", type=int, default=study.repetitions, help="default: %(default)s")
+    modes = f"of {','.join(MODES)} (default: {','.join(study.modes)})"
+    add("--modes", type=_names, default=study.modes, help=modes)
+    add("--budget", type=float, help="minutes per part; the study is reduced to fit")
     add("--part", type=_part, default=(1, 1), metavar="i/n", help="one share of n of the cells")
     about_all = "pretrain on the images of validation and test cases too (without their labels)"
     add("--transductive", action="store_true", help=about_all)
@@ -63,19 +57,6 @@ def parser(study: Study) -> cli.Parser:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.strip() for name in text.split(",")))
-
-
-def _positive(kind: Callable[[str], float], what: str) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = 0
-        if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
-        return value
-
-    return parse
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -94,6 +75,10 @@ def main(study: Study, arguments: Sequence[str]) -> int:
     """Runs the study's command; the exit status. Raises `UserError` and `RunError`."""
     started = time.monotonic()
     options = parser(study).parse_args(arguments)
+    if options.repetitions < 1:
+        raise UserError("--repetitions: give a whole number from 1")
+    if options.budget is not None and not 0 < options.budget < math.inf:
+        raise UserError("--budget: give a number of minutes")
     try:
         options.output.mkdir(parents=True, exist_ok=True)
         carry_out(study, options, report.as_typed(study, arguments), started)
@@ -199,13 +184,12 @@ def _made_once(output: Path, folder: Path, make: Callable[[], store.Dataset]) ->
 
 def choose_size(data: StudyData, options: argparse.Namespace) -> Size:
     """The requested grid; by default the study's own, as far as the data allow it."""
-    study, subjects = data.study, labelled_subjects(data)
+    study, subjects = data.study, data.subjects
     methods = options.methods or tuple(
-        name for name in study.methods if name != "supervised" or can_supervise(data)
+        name for name in study.methods if name != "supervised" or data.can_supervise
     )
     check(data, methods)
-    modes = options.modes or study.modes
-    for mode in modes:
+    for mode in options.modes:
         if mode not in MODES:
             raise UserError(f"--modes: no mode {mode!r}; choose of {', '.join(MODES)}")
     if not subjects:
@@ -214,8 +198,7 @@ def choose_size(data: StudyData, options: argparse.Namespace) -> Size:
     if options.fractions:
         given = ["all" if text == "100%" else text for text in options.fractions]
         labels = tuple(sorted(given, key=lambda amount: label_fraction(amount, subjects)))
-    repetitions = options.repetitions or study.repetitions
-    return Size(methods, labels, repetitions, modes, study.first_repetition)
+    return Size(methods, labels, options.repetitions, options.modes, study.first_repetition)
 
 
 def current(data: StudyData, everything: Record) -> set[str]:

@@ -11,7 +11,7 @@ from experiments.analysis.results_table import Record
 from experiments.engine import grid
 from experiments.engine.grid import Size
 from experiments.engine.study import Study
-from experiments.engine.study_data import StudyData, is_elsewhere, labelled_cases
+from experiments.engine.study_data import StudyData
 from ssl3d.atomic import atomic_write
 from ssl3d.data import store
 from ssl3d.errors import UserError
@@ -25,7 +25,7 @@ def write(plan: StudyData, found: Record, limits: Sequence[str], typed: str, out
         raise UserError(f"{output}: no finished cell yet; run the study first")
     study = plan.study
     if study.published:
-        study = dataclasses.replace(study, published=study.published.like_ours(is_elsewhere(plan)))
+        study = dataclasses.replace(study, published=study.published.like_ours(plan.elsewhere))
     notes = list(limits)
     if plan.transductive:
         notes.append("Transductive: pretraining saw the images of validation and test cases.")
@@ -58,8 +58,8 @@ def describe(plan: StudyData, found: Record, facts: findings.Findings) -> list[t
     study, dataset = plan.study, plan.dataset
     counts = {split: len(dataset.split(split)) for split in store.SPLITS}
     split = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    tested = len(labelled_cases(plan, "test"))
-    seen = ("the same data, " if not is_elsewhere(plan) else f"{plan.corpus.name}, ") + (
+    tested = len(plan.labelled("test"))
+    seen = ("the same data, " if not plan.elsewhere else f"{plan.corpus.name}, ") + (
         "all cases, validation and test too (transductive)"
         if plan.transductive
         else "training and unlabelled cases"

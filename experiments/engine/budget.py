@@ -68,8 +68,8 @@ def read(output: Path) -> Budget | None:
         return None
     kept = json.loads((output / FILE).read_text())
     for key in ("full", "size"):
-        size = Size(**kept[key])
-        kept[key] = Size(*(tuple(value) if isinstance(value, list) else value for value in size))
+        lists = ("methods", "labels", "modes")
+        kept[key] = Size(**kept[key] | {name: tuple(kept[key][name]) for name in lists})
     kept["seconds"] = {name: Cost(**cost) for name, cost in kept["seconds"].items()}
     return Budget(**kept)
 
@@ -119,18 +119,16 @@ def choose(
     measure: Callable[[Job], Cost],
     left: Callable[[], float],
 ) -> tuple[Size, float, dict[str, Cost]]:
-    """The first size that fits, the scale of its steps, and the costs by kind.
+    """The first size that fits, the scale of its steps, and the costs by kind; or `UserError`.
 
     Args:
       tried: the candidates, see `sizes`.
       jobs_of: the runs of a size at full length, pretraining included.
       measure: the cost of a run; takes time itself, called once per kind.
       left: seconds, of all processes together, less the time spent on measuring.
-
-    Raises:
-      UserError: not even the smallest fits.
     """
     costs: dict[str, Cost] = {}
+    jobs: Sequence[Job] = ()
 
     def cost(job: Job) -> Cost:
         if kind(job) not in costs:
@@ -185,8 +183,7 @@ def agree(
 ) -> tuple[StudyData, Budget]:
     """The shortened study, and the budget of its output folder, decided on the first call.
 
-    The deadline is by `time.monotonic`. Raises `UserError` where the folder has another budget or
-    another full size, or nothing fits.
+    Raises `UserError` where the folder has another budget or full size, or nothing fits.
     """
     study = dataclasses.replace(data.study, validations=VALIDATIONS)
     data = dataclasses.replace(data, study=study)

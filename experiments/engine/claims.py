@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import socket
 import threading
@@ -48,7 +49,9 @@ def take(folder: Path) -> Claim | None:
             json.dump(about, file)
     except FileExistsError:
         return None
-    return Claim(path, sum(map(_seconds, earlier)))
+    # A claim ends with its last change, a heartbeat or its return.
+    spent = (file.stat().st_mtime - _read(file).get("started", math.inf) for file in earlier)
+    return Claim(path, sum(max(seconds, 0.0) for seconds in spent))
 
 
 def is_lost(claim: Claim) -> bool:
@@ -67,10 +70,7 @@ def give_back(claim: Claim) -> None:
 def kept_alive(
     claim: Claim, lose: Callable[[], None] = lambda: None, beat: float = BEAT
 ) -> Iterator[None]:
-    """Beats during the block, and gives the claim back after it.
-
-    Calls `lose` once, from another thread, if another process takes over.
-    """
+    """Beats in the block, then gives the claim back; calls `lose` if another process takes over."""
     over = threading.Event()
 
     def keep() -> None:
@@ -96,16 +96,15 @@ def make_once(file: Path, folder: Path, make: Callable[[], Any]) -> None:
     """Has one process write a missing file, by `make`, with its claims in `folder`."""
     told = False
     while not file.exists():
-        claim = take(folder)
-        if claim:
+        if claim := take(folder):
             with kept_alive(claim):
                 if not file.exists():  # written between the look and the claim
                     make()
-        else:
-            if not told:
-                print(f"waiting for another process to write {file.name}", flush=True)
+            continue
+        if not told:
+            print(f"waiting for another process to write {file.name}", flush=True)
             told = True
-            time.sleep(LOOK)
+        time.sleep(LOOK)
 
 
 def _number(path: Path) -> int:
@@ -132,15 +131,9 @@ def _is_over(path: Path) -> bool:
         except PermissionError:  # a process of another user
             pass
     # By the clock that stamps the folder's files, which may not be this host's.
-    own = f".now.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
-    clock = path.with_name(own)
+    process = f"{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
+    clock = path.with_name(f".now.{process}")
     clock.touch()
     now = clock.stat().st_mtime
     clock.unlink(missing_ok=True)
     return now - path.stat().st_mtime > STALE
-
-
-def _seconds(path: Path) -> float:
-    about = _read(path)
-    end = about.get("given_back", path.stat().st_mtime)
-    return max(end - about.get("started", end), 0.0)

@@ -9,28 +9,10 @@ import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import ml_collections
 from flax.traverse_util import flatten_dict
 
-from experiments.engine.study import (
-    DOUBLES,
-    METHODS,
-    Column,
-    Settings,
-    Study,
-    finetuning_with,
-    label_fraction,
-)
-from experiments.engine.study_data import (
-    StudyData,
-    case_hash,
-    code_version,
-    fingerprint,
-    is_elsewhere,
-    labelled_cases,
-    labelled_subjects,
-    short_hash,
-)
+from experiments.engine.study import DOUBLES, METHODS, Column, Settings, Study, label_fraction
+from experiments.engine.study_data import StudyData, case_hash, code_version, digest, fingerprint
 from ssl3d.data import pipeline
 from ssl3d.errors import UserError
 from ssl3d.training.cases import choose_cases
@@ -40,8 +22,7 @@ PRETRAINING, CELLS = "pretraining", "cells"
 PRETRAINING_VALIDATIONS = 5
 # Keys outside a run's hash. The pretraining enters it by its own hash, not by its folder.
 _UNHASHED = (*NEUTRAL, "name", "init.encoder")
-# Keys that a smaller budget shortens.
-_LENGTHS = ("steps", "optimizer.warmup_steps", "transfer.warmup_steps")
+_LENGTHS = ("steps", "optimizer.warmup_steps", "transfer.warmup_steps")  # scaled by a budget
 
 
 class Size(NamedTuple):
@@ -107,7 +88,7 @@ def pretraining_job(data: StudyData, method: str) -> Job | None:
     study, task = data.study, METHODS[method].task
     if not task:
         return None
-    elsewhere, supervised = is_elsewhere(data), method == "supervised"
+    elsewhere, supervised = data.elsewhere, method == "supervised"
     transductive = data.transductive and not supervised  # whose labels are of training cases
     splits = ("train",) if supervised else ("train", "unlabelled")
     settings = {
@@ -120,31 +101,31 @@ def pretraining_job(data: StudyData, method: str) -> Job | None:
     preset = (study.pretraining_preset if elsewhere else "") or study.preset
     config, settings = _resolve(data, method, task, preset, settings, PRETRAINING_VALIDATIONS)
     cases, _ = choose_cases(config, data.corpus)
-    digest = _digest(config, fingerprint(data.corpus))
+    own = _config_hash(config, fingerprint(data.corpus))
     row = {
-        "pretraining": f"{method}-{digest}",
+        "pretraining": f"{method}-{own}",
         "method": method,
         "steps": config.steps,
         "cases": len(cases),
         "cases_hash": case_hash(cases),
         "dataset": data.corpus.name,
         "transductive": transductive,
-        "config_hash": digest,
+        "config_hash": own,
         "draws": pipeline.DRAW_VERSION,
         "code": code_version(),
     }
-    return Job(f"{PRETRAINING}/{method}-{digest}", task, preset, settings, row)
+    return Job(f"{PRETRAINING}/{method}-{own}", task, preset, settings, row)
 
 
 def cell_job(data: StudyData, cell: Cell, needs: Job | None) -> Job:
     """The downstream run of a cell, from the pretraining that it needs."""
-    study, subjects = data.study, labelled_subjects(data)
+    study, subjects = data.study, data.subjects
     rank = METHODS[cell.method].rank or study.rank
     file = f"{study.downstream}{rank}d"
     settings = {
         "data.path": str(data.dataset.path.resolve()),
         **study.finetuning,
-        **finetuning_with(study, cell.labels, subjects),
+        **study.finetuning_with(cell.labels, subjects),
         **(study.finetuning_slices if rank < study.rank else {}),
         "seed": cell.repetition,
         "data.label_seed": cell.repetition,
@@ -155,16 +136,15 @@ def cell_job(data: StudyData, cell: Cell, needs: Job | None) -> Job:
     }
     config, settings = _resolve(data, cell.method, file, study.preset, settings, study.validations)
     train, validation = choose_cases(config, data.dataset)
-    test = labelled_cases(data, "test")
+    test = data.labelled("test")
     if not test:
         raise UserError(f"{data.dataset.path}: no labelled test cases; prepare with --test=0.2")
     before = needs.row if needs else {}
-    digest = _digest(
-        config, fingerprint(data.dataset), before.get("config_hash", ""), bool(data.source)
-    )
+    hashed = fingerprint(data.dataset), before.get("config_hash", ""), bool(data.source)
+    own = _config_hash(config, *hashed)
     name = "-".join((cell.method, cell.mode, cell.labels.replace("%", "pc"), f"r{cell.repetition}"))
     row = {
-        "cell": f"{name}-{digest}",
+        "cell": f"{name}-{own}",
         **cell._asdict(),
         "training_cases": len(train),
         "seed": config.seed,
@@ -173,7 +153,7 @@ def cell_job(data: StudyData, cell: Cell, needs: Job | None) -> Job:
         "pretraining": before.get("pretraining", ""),
         "pretraining_steps": before.get("steps", 0),
         "transductive": before.get("transductive", False),
-        "config_hash": digest,
+        "config_hash": own,
         "train_hash": case_hash(train),
         "val_hash": case_hash(validation),
         "test_hash": case_hash(test),
@@ -182,10 +162,10 @@ def cell_job(data: StudyData, cell: Cell, needs: Job | None) -> Job:
         "code": code_version(),
     }
     about = file, study.preset, settings, row, needs, study.columns, data.source
-    return Job(f"{CELLS}/{name}-{digest}", *about)
+    return Job(f"{CELLS}/{name}-{own}", *about)
 
 
-def load_config(file: str, argument: str, overrides: Settings) -> ml_collections.ConfigDict:
+def load_config(file: str, argument: str, overrides: Settings) -> Any:
     """The config of configs/FILE.py with overrides. Raises `UserError` for a key it lacks."""
     config = importlib.import_module(f"configs.{file}").get_config(argument)
     try:
@@ -197,7 +177,7 @@ def load_config(file: str, argument: str, overrides: Settings) -> ml_collections
 
 def _resolve(
     data: StudyData, method: str, file: str, argument: str, settings: Settings, validations: int
-) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
+) -> tuple[Any, dict[str, Any]]:
     """The config and all its overrides, with the numbers of steps at the scale of `data`.
 
     The validations are within the usual steps: a longer run validates at the same interval.
@@ -205,8 +185,8 @@ def _resolve(
     encoder = {f"encoder.{key}": value for key, value in data.study.encoder.items()}
     settings = {**data.study.data, **encoder, **settings}
     config = load_config(file, argument, settings)
-    flat = flatten_dict(config.to_dict(), sep=".")
-    scaled = {key: round(flat[key] * data.scale) for key in _LENGTHS if key in flat}
+    lengths = {key: n for key, n in _flat(config).items() if key in _LENGTHS}
+    scaled = {key: round(n * data.scale) for key, n in lengths.items()}
     steps = max(scaled["steps"], 1)
     scaled["steps"] = max(round(steps * _times(data.study, method, config.steps)), 1)
     scaled["validate_every"] = max(steps // validations, 1)
@@ -230,7 +210,10 @@ def _times(study: Study, method: str, steps: int) -> float:
     return 1 + max(pretraining, default=0) / steps
 
 
-def _digest(config: ml_collections.ConfigDict, *more: object) -> str:
-    flat = flatten_dict(json.loads(config.to_json()), sep=".")
-    kept = {key: value for key, value in flat.items() if key not in _UNHASHED}
-    return short_hash(json.dumps([kept, *more], sort_keys=True))
+def _config_hash(config: Any, *more: object) -> str:
+    kept = {key: value for key, value in _flat(config).items() if key not in _UNHASHED}
+    return digest(json.dumps([kept, *more], sort_keys=True))
+
+
+def _flat(config: Any) -> dict[str, Any]:
+    return flatten_dict(json.loads(config.to_json()), sep=".")

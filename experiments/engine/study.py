@@ -98,6 +98,12 @@ class Study:
     brief: tuple[str, ...] = (SCRATCH, "untrained-frozen", "rpl3d")  # least that a budget leaves
     notes: tuple[str, ...] = ()  # on data and sizes, for the report
 
+    def finetuning_with(self, amount: str, subjects: int) -> Settings:
+        """The entry of `finetuning_of` for an amount of labels."""
+        own = label_fraction(amount, subjects)
+        listed = {_share(key, subjects): settings for key, settings in self.finetuning_of.items()}
+        return listed.get(max((share for share in listed if share <= own), default=0.0), {})
+
 
 def scratch_of(method: str, rank: int) -> str:
     """The scratch baseline with the network of a method, on data of this rank."""
@@ -112,13 +118,6 @@ def label_fraction(amount: str, subjects: int) -> float:
             f"--fractions: {amount} of {subjects} labelled training subjects; choose less, or all"
         )
     return share
-
-
-def finetuning_with(study: Study, amount: str, subjects: int) -> Settings:
-    """The entry of `study.finetuning_of` for an amount of labels."""
-    own = label_fraction(amount, subjects)
-    listed = {_share(key, subjects): settings for key, settings in study.finetuning_of.items()}
-    return listed.get(max((share for share in listed if share <= own), default=0.0), {})
 
 
 def _share(amount: str, subjects: int) -> float:

@@ -31,18 +31,27 @@ class StudyData:
     scale: float = 1.0  # of all numbers of steps
     source: str = ""  # folder the data were prepared from, to score on its voxel grids
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether pretraining has a data set of its own."""
+        return self.corpus.path.resolve() != self.dataset.path.resolve()
 
-def labelled_cases(data: StudyData, split: str) -> tuple[store.Case, ...]:
-    """The cases of a downstream split with a label map, or with a grade in a classification."""
-    cases = data.dataset.split(split)
-    if data.study.downstream == "classify":
-        return tuple(case for case in cases if case.grade is not None)
-    return tuple(case for case in cases if case.labelled)
+    @property
+    def can_supervise(self) -> bool:
+        """Whether separate pretraining data have label maps."""
+        return self.elsewhere and any(case.labelled for case in self.corpus.split("train"))
 
+    def labelled(self, split: str) -> tuple[store.Case, ...]:
+        """The cases of a downstream split with a label map, or with a grade."""
+        cases = self.dataset.split(split)
+        if self.study.downstream == "classify":
+            return tuple(case for case in cases if case.grade is not None)
+        return tuple(case for case in cases if case.labelled)
 
-def labelled_subjects(data: StudyData) -> int:
-    """The number of labelled training subjects."""
-    return len({case.subject for case in labelled_cases(data, "train")})
+    @property
+    def subjects(self) -> int:
+        """The number of labelled training subjects."""
+        return len({case.subject for case in self.labelled("train")})
 
 
 def check(data: StudyData, methods: Sequence[str], labels: Sequence[str] = ()) -> None:
@@ -60,13 +69,13 @@ def check(data: StudyData, methods: Sequence[str], labels: Sequence[str] = ()) -
             other = name.replace(SCRATCH_2D, SCRATCH)
             raise UserError(f"--methods: {name} is for volumes; for pictures use {other}")
     for amount in labels:
-        label_fraction(amount, labelled_subjects(data))
-    if "supervised" in methods and not can_supervise(data):
+        label_fraction(amount, data.subjects)
+    if "supervised" in methods and not data.can_supervise:
         raise UserError(
             "--methods: supervised pretrains on the labels of another data set; give one with "
             "label maps, --pretrain-data=DIR"
         )
-    if not is_elsewhere(data):
+    if not data.elsewhere:
         return
     held_out = {
         content: case for case in data.dataset.split("val", "test") for content in _contents(case)
@@ -89,28 +98,18 @@ def _contents(case: store.Case) -> list[str]:
     return [case.extra[key] for key in ("content", "volume_content") if key in case.extra]
 
 
-def can_supervise(data: StudyData) -> bool:
-    """Whether separate pretraining data have label maps."""
-    return is_elsewhere(data) and any(case.labelled for case in data.corpus.split("train"))
-
-
-def is_elsewhere(data: StudyData) -> bool:
-    """Whether pretraining has a data set of its own."""
-    return data.corpus.path.resolve() != data.dataset.path.resolve()
-
-
 def case_hash(cases: Iterable[store.Case]) -> str:
     """A short hash of the case ids, independent of their order."""
-    return short_hash("\n".join(sorted(case.id for case in cases)))
+    return digest("\n".join(sorted(case.id for case in cases)))
 
 
 def fingerprint(dataset: store.Dataset) -> str:
     """A short hash of the manifest: cases, subjects, splits, order, contents."""
     cases = [(c.id, c.subject, c.split, c.order, c.extra.get("content", "")) for c in dataset.cases]
-    return short_hash(json.dumps([dataset.name, dataset.extra.get("seed"), cases]))
+    return digest(json.dumps([dataset.name, dataset.extra.get("seed"), cases]))
 
 
-def short_hash(text: str) -> str:
+def digest(text: str) -> str:
     """Twelve digits of the SHA-256."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -69,11 +69,12 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     lines = run_log.read_metrics(workdir)
     training = [line for line in lines if line["split"] == "train"]
     validation = [line for line in lines if line["split"] == "val"]
-    row, cases, curve = dict(job["row"]), [], []
+    result: dict[str, Any] = {"row": dict(job["row"]), "cases": [], "curve": []}
+    row = result["row"]
     if job["columns"]:
         key = "kappa" if job["config"].startswith("classify") else "dice"
-        curve = [[line["step"], _rounded(line[key])] for line in validation]
-        cases, scores = test(job, workdir)
+        result["curve"] = [[line["step"], _rounded(line[key])] for line in validation]
+        result["cases"], scores = test(job, workdir)
         row |= scores
     else:
         for name, line in (("untrained", validation[0]), ("trained", validation[-1])):
@@ -91,7 +92,7 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
         speed = float(np.median([line["volumes_per_second"] for line in training]))
         row["step_seconds"] = config.batch_size / speed
         row["validation_seconds"] = min(line["seconds"] for line in validation)
-    return {"row": row, "cases": cases, "curve": curve}
+    return result
 
 
 def _tuples(value: Any) -> Any:
@@ -134,14 +135,16 @@ def read_evaluation(
     dice: dict[tuple[str, str], dict[str, float]] = {}
     for row in rows:
         dice.setdefault((row["id"], row["subject"]), {})[row["class"]] = float(row["dice"])
+    found = {
+        column: [_rounded(_dice(own, of, summary["classes"])) for own in dice.values()]
+        for column, of in columns
+    }
     cases = [
-        {"id": name, "subject": subject}
-        | {column: _rounded(_dice(own, of, summary["classes"])) for column, of in columns}
-        for (name, subject), own in dice.items()
+        {"id": name, "subject": subject} | {column: found[column][i] for column in found}
+        for i, (name, subject) in enumerate(dice)
     ]
-    scores = {column: _rounded(_mean(case[column] for case in cases)) for column, _ in columns}
-    scores["reference_dice"] = _rounded(summary["reference"]["reference_dice"])
-    return cases, scores
+    scores = {column: _rounded(_mean(values)) for column, values in found.items()}
+    return cases, scores | {"reference_dice": _rounded(summary["reference"]["reference_dice"])}
 
 
 def _dice(case: dict[str, float], of: str | int, classes: Sequence[str]) -> float:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from experiments import hippocampus_slices
 from experiments.engine import grid
 from experiments.engine.grid import Cell, Size
-from experiments.engine.study import METHODS, finetuning_with, label_fraction
+from experiments.engine.study import METHODS, label_fraction
 from experiments.engine.study_data import StudyData, case_hash, check
 from ssl3d.data import store
 from ssl3d.errors import UserError
@@ -126,7 +126,7 @@ def test_amounts_between_have_the_settings_of_the_next_lower_one(study):
         study, finetuning_of={"8": {"steps": 8}, "32": {"steps": 32}, "all": {"steps": 96}}
     )
     amounts = ("2", "2%", "8", "10%", "32", "50%", "95", "96", "100%", "all")
-    steps = [finetuning_with(study, amount, 96).get("steps") for amount in amounts]
+    steps = [study.finetuning_with(amount, 96).get("steps") for amount in amounts]
     assert steps == [None, None, 8, 8, 32, 32, 32, 96, 96, 96]
 
 
