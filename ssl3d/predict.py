@@ -98,7 +98,7 @@ def predict(options: argparse.Namespace) -> str:
             f"{options.workdir}: was trained on built-in phantoms, of which there are no files to "
             "predict; python -m ssl3d.evaluate scores it"
         )
-    job = preparation.job_of_dataset(dataset, place if place.is_dir() else place.parent)
+    job = preparation.settings_of_dataset(dataset, place if place.is_dir() else place.parent)
     listing = list_inputs(place, dataset, options.layout)
     for note in listing.notes:
         say(f"note: {note.name}: {note.reason}")
@@ -215,7 +215,7 @@ def channel_files(place: Path, dataset: store.Dataset) -> Listing:
 
 
 def prepared_cases(
-    cases: Sequence[SourceCase], job: preparation.Job, skip: bool
+    cases: Sequence[SourceCase], job: preparation.PreparationSettings, skip: bool
 ) -> Iterator[Found]:
     """Prepares one case after another, the next in a thread while the caller is busy with this.
 
@@ -249,7 +249,7 @@ def prepared_cases(
 def segment_all(
     trained: Trained,
     cases: Iterable[Found],
-    job: preparation.Job,
+    job: preparation.PreparationSettings,
     output: Path,
     with_probabilities: bool,
 ) -> int:
@@ -271,7 +271,7 @@ def segment_all(
     return count
 
 
-def label_values(job: preparation.Job, case: str, brats: bool) -> np.ndarray:
+def label_values(job: preparation.PreparationSettings, case: str, brats: bool) -> np.ndarray:
     """Class index -> value in label files, uint8 [K], or uint16 where that does not do.
 
     Where several values are one class, the smallest. Of the two that BraTS has had for the
@@ -301,7 +301,7 @@ def on_source_grid(
 
 
 def classify_all(
-    trained: Trained, cases: Iterable[Found], job: preparation.Job, output: Path
+    trained: Trained, cases: Iterable[Found], job: preparation.PreparationSettings, output: Path
 ) -> int:
     """Writes the table of all cases; returns how many."""
     classes = trained.model.dataset.classes

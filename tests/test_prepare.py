@@ -1,9 +1,6 @@
-"""The command as people call it: exit status, one line on stderr, help."""
+"""The command line: options, exit status, one line on stderr."""
 
 from __future__ import annotations
-
-import subprocess
-import sys
 
 import nibabel as nib
 import numpy as np
@@ -11,16 +8,6 @@ import pytest
 
 from ssl3d import prepare
 from ssl3d.errors import UserError
-
-
-def call(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "ssl3d.prepare", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 def write_scans(folder, count=3):
@@ -31,32 +18,33 @@ def write_scans(folder, count=3):
     return folder
 
 
-def test_help():
-    result = call("--help")
+def test_help(as_typed):
+    result = as_typed("ssl3d.prepare", "--help")
     assert result.returncode == 0
     assert "--on-error" in result.stdout
     assert result.stderr == ""
 
 
-def test_status_of_good_and_bad_runs(tmp_path):
+def test_the_exit_status_tells_valid_from_invalid_cases(tmp_path, as_typed, call_command):
     source = write_scans(tmp_path / "scans")
     arguments = ["--layout=folder", f"--source={source}", "--recipe=mr", "--crop=no"]
-    good = call(*arguments, f"--output={tmp_path / 'good'}", "--workers=2")
+    good = as_typed("ssl3d.prepare", *arguments, f"--output={tmp_path / 'good'}", "--workers=2")
     assert (good.returncode, good.stderr) == (0, "")
     assert good.stdout.splitlines()[-1].startswith(f"{tmp_path / 'good'}: 3 cases (train 1, val 1")
 
     (source / "scan1.nii.gz").write_bytes(b"\x1f\x8bgarbage")
-    bad = call(*arguments, f"--output={tmp_path / 'bad'}", "--workers=2")
-    assert bad.returncode == 2
-    assert "Traceback" not in bad.stderr
-    first, last = bad.stderr.splitlines()
+    arguments += [f"--output={tmp_path / 'bad'}", "--workers=1"]
+    status, _, errors = call_command(prepare.main, *arguments)
+    assert status == 2
+    assert "Traceback" not in errors
+    first, last = errors.splitlines()
     assert first.startswith("error: scan1: ")
     assert "scan1.nii.gz: damaged gzip data" in first
     assert last.startswith("error: one case cannot be prepared")
 
-    skipped = call(*arguments, f"--output={tmp_path / 'bad'}", "--on-error=skip", "--workers=1")
-    assert skipped.returncode == 0
-    assert "1 left out, see report.csv" in skipped.stdout
+    status, output, _ = call_command(prepare.main, *arguments, "--on-error=skip")
+    assert status == 0
+    assert "1 left out, see report.csv" in output
 
 
 @pytest.mark.parametrize(
@@ -68,10 +56,10 @@ def test_status_of_good_and_bad_runs(tmp_path):
         (["--wrong"], "--wrong"),
     ],
 )
-def test_usage_errors_are_one_line_with_status_2(arguments, what):
-    result = call(*arguments)
-    assert result.returncode == 2
-    (line,) = result.stderr.splitlines()
+def test_usage_errors_are_one_line_with_status_2(call_command, arguments, what):
+    status, _, errors = call_command(prepare.main, *arguments)
+    assert status == 2
+    (line,) = errors.splitlines()
     assert line.startswith("error: ")
     assert what in line or "required" in line
 
@@ -99,16 +87,16 @@ def test_the_source_is_not_written_to(tmp_path):
         (["--recipe=mr", "--classes=0:background,1:"], "--classes: write 0:background"),
         (["--recipe=mr", "--classes=0:background,-1:liver"], "the label value -1"),
         (["--recipe=mr", "--classes=0:background,70000:liver"], "the label value 70000"),
-        (["--recipe=mr", "--modalities=T1,"], "--modalities: names"),
-        (["--recipe=mr", "--spacing=fine"], "--spacing: numbers"),
-        (["--recipe=mr", "--spacing=nan"], "--spacing: numbers"),
-        (["--recipe=mr", "--spacing=inf"], "--spacing: numbers"),
+        (["--recipe=mr", "--modalities=T1,"], "--modalities: give names"),
+        (["--recipe=mr", "--spacing=fine"], "--spacing: give numbers"),
+        (["--recipe=mr", "--spacing=nan"], "--spacing: give numbers"),
+        (["--recipe=mr", "--spacing=inf"], "--spacing: give numbers"),
         (["--recipe=mr", "--val=some"], "--val: 'some' is not a number between 0 and 1"),
         (["--recipe=mr", "--seed=-1"], "--seed: '-1' is not a whole number of 0 to"),
         (["--recipe=mr", "--csv=grades.csv"], "--csv is for --layout=images, not folder"),
     ],
 )
-def test_options_that_make_no_sense(tmp_path, options, what):
+def test_an_invalid_option_is_refused(tmp_path, options, what):
     source = write_scans(tmp_path / "scans", 1)
     with pytest.raises(UserError) as error:
         prepare.main(

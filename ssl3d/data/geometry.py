@@ -1,19 +1,19 @@
-"""Where the voxels are: canonical orientation, crops, resampling, and the way back.
+"""Voxel grids: canonical orientation, crops, resampling, and back to the source file.
 
-An affine maps voxel indices to mm in RAS+ (x to the Right, y to the Anterior, z Superior); in
-pictures it maps (row, column) to pixels. Voxel centres lie on integers, so a grid of n voxels
-covers [-0.5, n - 0.5] along its axis.
+An affine maps voxel indices to mm in RAS+ (x to the right, y anterior, z superior); for pictures
+it maps (row, column) to pixels. Voxel centres lie on integers, so a grid of n voxels covers
+[-0.5, n - 0.5] along its axis.
 
-Two grids of the same image differ by a permutation of axes, flips, a step and an offset per
-axis, also where the affine itself is oblique or sheared: resampling is separable and never
-rotates. `to_source` brings a prediction on a prepared case back to the file it came from.
+Two grids of one image differ by a permutation of the axes, flips, and a step and an offset per
+axis, even if the affine itself is oblique or sheared: resampling is separable and never rotates.
+`to_source` resamples a prediction for a prepared case to the grid of its source file.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -23,17 +23,19 @@ from ssl3d.data import store
 
 Order = Literal["nearest", "linear", "cubic"]
 
-# Voxels: how far from integers the map between two grids may be and still be a mere re-indexing.
+# Voxels: deviation from integers up to which a map between two grids is a mere re-indexing.
 INDEX_TOLERANCE = 1e-3
-# Of the steps between two grids. NIfTI keeps its affine in 7 digits, DICOM in up to 16: rounded,
-# the same volume is resampled to the same bytes whichever file it came in.
+# Rounding of the steps between two grids. NIfTI stores an affine in 7 digits, DICOM in up to 16;
+# rounded, a volume is resampled to the same bytes from either format.
 STEP_DECIMALS = 6
 POSITION_DECIMALS = 9
+# Voxels of the source grid that are resampled at once.
+SLAB = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """The voxels of an image: `shape` (*S) and `affine` [(r + 1), (r + 1)]."""
+    """The voxel grid of an image: `shape` (*S) and `affine` [r + 1, r + 1]."""
 
     shape: tuple[int, ...]
     affine: np.ndarray
@@ -50,11 +52,11 @@ def spacing_of(affine: np.ndarray) -> tuple[float, ...]:
 
 
 def to_canonical(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Axes permuted and flipped to lie as close to R, A, S as they can; pictures stay as they are.
+    """Permutes and flips the axes to the orientation closest to RAS+; pictures are unchanged.
 
     Args:
       array: [*S] or [*S, C].
-      affine: [(r + 1), (r + 1)], invertible.
+      affine: [r + 1, r + 1], invertible.
 
     Returns:
       A view of the array, and its affine.
@@ -64,16 +66,16 @@ def to_canonical(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.
         return array, np.asarray(affine, np.float64)
     grid, axes, flips = _canonical(Grid(array.shape[:rank], np.asarray(affine, np.float64)))
     array = np.transpose(array, (*axes, *range(rank, array.ndim)))
-    return np.flip(array, [i for i in range(rank) if flips[i]]), grid.affine
+    return np.flip(array, tuple(i for i in range(rank) if flips[i])), grid.affine
 
 
 def canonical_grid(grid: Grid) -> Grid:
-    """The grid that `to_canonical` arrives at."""
+    """The grid of the result of `to_canonical`."""
     return grid if len(grid.shape) == 2 else _canonical(grid)[0]
 
 
 def _canonical(grid: Grid) -> tuple[Grid, list[int], list[bool]]:
-    """The canonical grid, and per canonical axis the source axis and whether it is flipped."""
+    """The canonical grid, and for each of its axes the source axis and whether it is flipped."""
     rank = len(grid.shape)
     orientation = io_orientation(grid.affine)
     axes = [int(np.flatnonzero(orientation[:, 0] == i)[0]) for i in range(rank)]
@@ -88,7 +90,7 @@ def _canonical(grid: Grid) -> tuple[Grid, list[int], list[bool]]:
 
 
 def crop_grid(grid: Grid, box: Sequence[tuple[int, int]]) -> Grid:
-    """The part of a grid inside `box`, ((start, stop), ...) in voxels."""
+    """The part of a grid in the box ((start, stop), ...), in voxels."""
     shape = tuple(stop - start for start, stop in box)
     return Grid(shape, _affine(grid, [1.0] * len(box), [float(start) for start, _ in box]))
 
@@ -98,8 +100,8 @@ def target_grid(
 ) -> Grid:
     """The grid to resample to: of a given spacing in mm, or of a given size in voxels.
 
-    A size stretches each axis to fit. A spacing is kept (to a part in a million): the new grid
-    is centred on the old one and covers all of it.
+    A size stretches each axis to fit. With a spacing (exact to a millionth), the new grid is
+    centred on the old one and covers it.
     """
     if size is not None:
         shape = tuple(int(n) for n in size)
@@ -131,16 +133,16 @@ def _affine(grid: Grid, steps: Sequence[float], offsets: Sequence[float]) -> np.
 def resample(
     array: np.ndarray, affine: np.ndarray, target: Grid, order: Order = "linear"
 ) -> np.ndarray:
-    """The array on another grid of the same image; what lies outside the array becomes 0.
+    """The array on another grid of the same image; voxels outside the array become 0.
 
-    Linear and cubic interpolation widen their kernel where the step is longer than a voxel, so
-    that fine detail is averaged, not aliased; `nearest` copies values and never blends.
+    Linear and cubic interpolation widen their kernel for steps longer than a voxel, so that fine
+    detail is averaged, not aliased; `nearest` copies values.
 
     Args:
-      array: [*S] or [*S, C] (with `nearest` of any type, else real numbers).
+      array: [*S] or [*S, C], of any type with `nearest`, else real numbers.
       affine: of the array.
       target: the new grid.
-      order: of the interpolation.
+      order: interpolation.
 
     Returns:
       [*target.shape] or [*target.shape, C]; the array's type with `nearest`, else float32.
@@ -151,7 +153,7 @@ def resample(
     rank = len(target.shape)
     axes, steps, offsets = _axis_maps(np.asarray(affine, np.float64), target.affine)
     array = np.transpose(array, (*axes, *range(rank, array.ndim)))
-    # The axis that shrinks most goes first: the others then have less to do.
+    # The axis that shrinks most goes first, which leaves less work for the others.
     for axis in sorted(range(rank), key=lambda i: target.shape[i] / array.shape[i]):
         length, count = array.shape[axis], target.shape[axis]
         positions = offsets[axis] + steps[axis] * np.arange(count)
@@ -166,31 +168,79 @@ def resample(
 def to_source(
     array: np.ndarray, case: store.Case, order: Order = "nearest"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Brings an array on a prepared case's grid back to the grid of the case's source file.
+    """Resamples an array from the grid of a prepared case to the grid of its source file.
 
-    Voxels of the source that the preparation cropped away become 0, the background.
+    Voxels that the preparation cropped become 0, the background.
 
     Args:
       array: [*case.shape] (a label map) or [*case.shape, K] (probabilities).
       case: the prepared case.
-      order: `nearest` for label maps; `linear` for probabilities, to be compared afterwards.
+      order: `nearest` for label maps, `linear` for probabilities.
 
     Returns:
-      The array on the source's grid, and the source's affine [(r + 1), (r + 1)].
+      The array on the source grid, and the affine [r + 1, r + 1] of the source.
+
+    Raises:
+      ValueError: the case is a phantom, which has no source file.
     """
-    source = Grid(
-        tuple(case.extra["source_shape"]), np.asarray(case.extra["source_affine"], np.float64)
-    )
-    return resample(array, np.asarray(case.affine), source, order), source.affine
+    grid = _known_source_grid(case)
+    return resample(array, np.asarray(case.affine), grid, order), grid.affine
+
+
+def to_source_slabs(
+    array: np.ndarray, case: store.Case, order: Order = "linear"
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """The result of `to_source`, slab by slab along the first axis, to bound memory.
+
+    Yields:
+      (slice along the first axis of the source grid, the array in this slab).
+
+    Raises:
+      ValueError: as `to_source`.
+    """
+    grid = _known_source_grid(case)
+    thickness = max(1, SLAB // math.prod(grid.shape[1:]))
+    for start in range(0, grid.shape[0], thickness):
+        stop = min(start + thickness, grid.shape[0])
+        slab = crop_grid(grid, [(start, stop), *((0, n) for n in grid.shape[1:])])
+        yield slice(start, stop), resample(array, np.asarray(case.affine), slab, order)
+
+
+def source_grid(case: store.Case) -> Grid | None:
+    """The grid of the file that a case was prepared from; None for a phantom."""
+    if "source_shape" not in case.extra:
+        return None
+    shape, affine = case.extra["source_shape"], case.extra["source_affine"]
+    return Grid(tuple(shape), np.asarray(affine, np.float64))
+
+
+def _known_source_grid(case: store.Case) -> Grid:
+    grid = source_grid(case)
+    if grid is None:
+        raise ValueError(f"{case.id} has no source file")
+    return grid
+
+
+def is_reindexed(case: store.Case) -> bool:
+    """Whether the preparation only permuted, flipped or cropped voxels; False for a phantom."""
+    source = source_grid(case)
+    if source is None:
+        return False
+    voxel = np.linalg.solve(np.asarray(case.affine), source.affine)
+    nearest = np.rint(voxel)
+    # A deviation of the step accumulates along the axis.
+    deviation = np.abs(voxel - nearest)[:-1] * [*source.shape, 1]
+    one_to_one = np.abs(nearest[:-1, :-1]).sum() == len(source.shape)
+    return bool(one_to_one and np.max(deviation) < INDEX_TOLERANCE)
 
 
 def _axis_maps(
     affine: np.ndarray, target: np.ndarray
 ) -> tuple[list[int], list[float], list[float]]:
-    """Per target axis: the array's axis, and its position = offset + step * target index."""
+    """For each target axis: the array axis, and step and offset of offset + step * index."""
     rank = len(target) - 1
     voxel = np.linalg.solve(affine, target)
-    # Relative to each column, so that a fine grid's small steps are not taken for zeros.
+    # Relative to each column, so that the small steps of a fine grid do not count as zeros.
     scaled = np.abs(voxel[:-1, :-1]) / np.abs(voxel[:-1, :-1]).max(axis=0)
     axes = [int(i) for i in scaled.argmax(axis=0)]
     if sorted(axes) != list(range(rank)) or (scaled > INDEX_TOLERANCE).sum() != rank:
@@ -204,7 +254,7 @@ def _all_integers(positions: np.ndarray) -> bool:
 
 
 def _pick(array: np.ndarray, axis: int, positions: np.ndarray) -> np.ndarray:
-    """The nearest values along one axis, 0 outside; a view where only a range is asked for."""
+    """The nearest values along one axis, 0 outside; a view for a contiguous range."""
     indices = np.floor(positions + 0.5 + 1e-9).astype(np.int64)
     inside = _inside(positions, array.shape[axis])
     indices = indices.clip(0, array.shape[axis] - 1)
@@ -222,7 +272,7 @@ def _inside(positions: np.ndarray, length: int) -> np.ndarray:
 def _weights(
     positions: np.ndarray, step: float, length: int, order: Order
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each position the indices [m, taps] that contribute and their weights [m, taps]."""
+    """The indices [m, taps] that contribute to each position, and their weights [m, taps]."""
     width = max(1.0, step)
     reach = width * (2 if order == "cubic" else 1)
     first = np.floor(positions - reach).astype(np.int64) + 1
@@ -237,7 +287,7 @@ def _weights(
         weights[distance >= 2] = 0
     else:
         weights = np.maximum(0.0, 1 - distance)
-    # At the border the kernel is cut and renormalised: the border's values go on.
+    # A kernel that crosses the border is cut and renormalised.
     weights[(indices < 0) | (indices >= length)] = 0
     weights /= weights.sum(axis=1, keepdims=True).clip(min=1e-12)
     weights[~_inside(positions, length)] = 0
@@ -247,8 +297,8 @@ def _weights(
 def _blend(array: np.ndarray, axis: int, indices: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Weighted sums along one axis, float32.
 
-    Plane by plane and without BLAS: memory stays at the result plus one plane, and the bytes do
-    not depend on the number of threads.
+    Plane by plane and without BLAS: memory is the result plus one plane, and the bytes do not
+    depend on the number of threads.
     """
     planes = np.moveaxis(array, axis, 0)
     result = np.zeros((len(indices), *planes.shape[1:]), np.float32)

@@ -1,7 +1,7 @@
-"""Intensities: what the numbers of a volume mean before the network sees them.
+"""Intensity normalisation.
 
-Every normalisation is one `Scaling` per image, so that it can be written down with the case and
-undone: `(clip(x, low, high) - shift) / scale`, per channel.
+Every normalisation is one `Scaling` per image, `(clip(x, low, high) - shift) / scale` per channel,
+so that the manifest can record it and `undo` can invert it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import numpy as np
 
 from ssl3d.errors import UserError
 
-# Of the foreground's values: enough to cut off vessels and reconstruction spikes, the choice of
-# nnU-Net (Isensee et al. 2021) for clipped modalities.
+# Percentiles of the foreground that exclude vessels and reconstruction spikes, as in nnU-Net
+# (Isensee et al. 2021) for clipped modalities.
 MR_PERCENTILES = (0.5, 99.5)
-# HU: fat to enhanced vessels, with the pancreas (30-130 HU) well inside.
+# HU: from fat to enhanced vessels, with the pancreas (30 to 130 HU) well inside.
 ABDOMEN_WINDOW = (-150.0, 250.0)
-# Grey levels of 255: below this a channel is noise of the compression, not contrast.
-FLATTEST_PICTURE_CHANNEL = 1.0
+# Grey levels (of 255); a channel with a smaller deviation is compression noise, not contrast.
+MIN_PICTURE_DEVIATION = 1.0
+# Percentiles of the values that are shown as black and white.
+DISPLAY_PERCENTILES = (1, 99)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Scaling:
 
 
 def apply(image: np.ndarray, scaling: Scaling) -> np.ndarray:
-    """The normalised image, float32 [*S, C]; a float32 `image` is changed in place."""
+    """The normalised image, float32 [*S, C]; modifies a float32 `image` in place."""
     image = np.asarray(image, np.float32)
     if image.shape[-1] != len(scaling.low):
         raise ValueError(f"{image.shape[-1]} channels, scaling for {len(scaling.low)}")
@@ -46,11 +48,12 @@ def apply(image: np.ndarray, scaling: Scaling) -> np.ndarray:
 
 def undo(image: np.ndarray, scaling: Scaling) -> np.ndarray:
     """Normalised [*S, C] -> source units (HU, scanner units, grey levels), float32, a copy."""
-    return image.astype(np.float32) * np.float32(scaling.scale) + np.float32(scaling.shift)
+    shift, scale = np.array([scaling.shift, scaling.scale], np.float32)
+    return image.astype(np.float32) * scale + shift
 
 
 def mr_scaling(image: np.ndarray, foreground: np.ndarray | None = None) -> Scaling:
-    """Percentile clip, then mean 0 and standard deviation 1 within the foreground, per channel.
+    """Percentile clip, then mean 0 and standard deviation 1 in the foreground, per channel.
 
     Args:
       image: [*S, C], any unit.
@@ -62,10 +65,10 @@ def mr_scaling(image: np.ndarray, foreground: np.ndarray | None = None) -> Scali
     columns = []
     for channel in range(image.shape[-1]):
         values = _values(image, foreground, channel)
-        low, high = (float(x) for x in np.percentile(values, MR_PERCENTILES, overwrite_input=True))
+        low, high = np.percentile(values, MR_PERCENTILES, overwrite_input=True).tolist()
         np.clip(values, low, high, out=values)
         mean = float(values.mean(dtype=np.float64))
-        # In place: a copy of the values in float64 would be twice the volume.
+        # In place: a float64 copy of the values would be twice the volume.
         values -= np.float32(mean)
         deviation = float(np.sqrt(np.mean(np.square(values, out=values), dtype=np.float64)))
         columns.append((low, high, mean, _positive(deviation, channel)))
@@ -75,13 +78,13 @@ def mr_scaling(image: np.ndarray, foreground: np.ndarray | None = None) -> Scali
 def minmax_scaling(
     image: np.ndarray, foreground: np.ndarray | None = None, joint: bool = False
 ) -> Scaling:
-    """The foreground's minimum to 0 and maximum to 1, per channel or for all channels jointly.
+    """Minimum of the foreground to 0, maximum to 1, per channel or for all channels jointly.
 
     Args:
       image: [*S, C], any unit.
       foreground: bool [*S]; all voxels where None.
-      joint: one minimum and maximum for all channels, as the paper's code does for UK Biobank
-        and BraTS.
+      joint: one minimum and maximum for all channels, as in the paper's code for UK Biobank and
+        BraTS.
 
     Raises:
       UserError: a channel (with `joint`, the image) is constant within the foreground.
@@ -99,19 +102,19 @@ def minmax_scaling(
 
 
 def ct_scaling(window: tuple[float, float], channels: int = 1) -> Scaling:
-    """A window in HU to [-1, 1]; the same numbers for every case, as HU are calibrated."""
-    low, high = (float(x) for x in window)
+    """A window in HU to [-1, 1], the same for every case, as HU are calibrated."""
+    low, high = float(window[0]), float(window[1])
     if not low < high:
         raise UserError(f"window {window}: give the lower HU value first")
-    columns = ((low,), (high,), ((low + high) / 2,), ((high - low) / 2,))
-    return Scaling(*(column * channels for column in columns))
+    columns = (low, high, (low + high) / 2, (high - low) / 2)
+    return Scaling(*((value,) * channels for value in columns))
 
 
 def picture_scaling(image: np.ndarray, foreground: np.ndarray | None = None) -> Scaling:
-    """Mean 0 and standard deviation 1 within the foreground, per colour.
+    """Mean 0 and standard deviation 1 in the foreground, per colour.
 
-    A colour with next to no contrast (the blue of many fundus cameras is all black) is centred
-    but not blown up.
+    A colour almost without contrast (the blue channel of many fundus cameras is black) is centred
+    but not amplified.
 
     Args:
       image: [*S, C], grey levels 0 to 255.
@@ -120,7 +123,7 @@ def picture_scaling(image: np.ndarray, foreground: np.ndarray | None = None) -> 
     columns = []
     for channel in range(image.shape[-1]):
         values = _values(image, foreground, channel).astype(np.float64)
-        deviation = max(float(values.std()), FLATTEST_PICTURE_CHANNEL)
+        deviation = max(float(values.std()), MIN_PICTURE_DEVIATION)
         columns.append((0.0, 255.0, float(values.mean()), deviation))
     return Scaling(*zip(*columns, strict=True))
 
@@ -140,13 +143,18 @@ def normalise_picture(image: np.ndarray, foreground: np.ndarray | None = None) -
     return apply(np.array(image, np.float32), picture_scaling(image, foreground))
 
 
+def display_window(image: np.ndarray) -> np.ndarray:
+    """The values of an image [..., C] that are shown as black and white, [2, C]."""
+    return np.percentile(image.reshape(-1, image.shape[-1]), DISPLAY_PERCENTILES, axis=0)
+
+
 def _values(image: np.ndarray, foreground: np.ndarray | None, channel: int) -> np.ndarray:
-    """The foreground's values of one channel, float32 [n], a copy."""
+    """The values of one channel in the foreground, float32 [n], a copy."""
     values = image[..., channel]
     if foreground is not None:
         values = values[foreground]
     if values.size == 0:
-        raise UserError("the foreground is empty: there is nothing to normalise by")
+        raise UserError("the foreground is empty, so the image cannot be normalised")
     return np.array(values, np.float32).reshape(-1)
 
 

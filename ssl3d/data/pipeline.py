@@ -1,9 +1,9 @@
-"""Grain: from the prepared store to batches.
+"""Input pipeline (Grain): from the prepared data set to batches.
 
-The order of the data is a pure function of (seed, global index): example i of the run is drawn,
-cropped and tiled with a generator seeded by (seed, i), and a process takes its share of every
-global batch. Neither the number of reader threads nor of hosts changes anything, and a resume
-needs only the number of the next batch.
+The order of the data is a pure function of (seed, global index): example i of a run is sampled,
+cropped and tiled by a generator seeded with (seed, i), and each process takes its share of every
+global batch. The number of reader threads or hosts changes nothing, and a resume needs only the
+number of the next batch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import functools
 import itertools
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, cast
 
 import grain
 import numpy as np
@@ -20,21 +20,46 @@ import numpy as np
 from ssl3d.data import store
 from ssl3d.errors import UserError
 
-# Raised whenever the same seed draws other cases or crops than before: runs say what they drew.
+# Incremented whenever a seed samples other cases or crops than before; runs record it.
 DRAW_VERSION = 2
-# Endless for any run.
+# More than any run needs.
 _EXAMPLES = 2**48
 
-Batch = dict[str, Any]
+Arrays = dict[str, np.ndarray]
+
+
+class Subject(TypedDict):
+    """Who an example is of: case number, CRC-32 of the case id, subject number, each [] or [B]."""
+
+    case: np.ndarray
+    case_key: np.ndarray
+    subject: np.ndarray
+
+
+class Batch(Subject):
+    """A training batch; every array of `record`, the task's own, has a leading axis B."""
+
+    record: Arrays
+
+
+class ValidationBatch(Batch):
+    """A batch of validation examples.
+
+    `valid`, bool [B], is false for copies of the last example that fill up the last batch;
+    `repeat`, [B], numbers the passes over the cases.
+    """
+
+    valid: np.ndarray
+    repeat: np.ndarray
 
 
 class Example(NamedTuple):
-    """What a task's `record` gets: one image, or one slice of a volume for a 2D task.
+    """The input of a task's `record`: one image, or one slice of a volume for a 2D task.
 
     Attributes:
-      image: [*S, C], float16, usually a memory map: only what is sliced is read.
+      image: [*S, C], float16, usually a memory map, of which only slices are read.
       case: the case in the manifest.
-      label: [*S], uint8, the label map of the same voxels, for tasks that ask for it.
+      label: [*S], uint8, the label map of the same voxels, if the task needs it.
     """
 
     image: np.ndarray
@@ -42,7 +67,7 @@ class Example(NamedTuple):
     label: np.ndarray | None = None
 
 
-Record = Callable[[np.random.Generator, Example, bool], dict[str, np.ndarray]]
+Record = Callable[[np.random.Generator, Example, bool], Arrays]
 
 
 def open_example(
@@ -54,20 +79,23 @@ def open_example(
     rng: np.random.Generator,
     label_map: bool = False,
 ) -> Example:
-    """Opens a case; a 2D task gets a slice of a volume, drawn from its foreground.
+    """Opens a case; a 2D task gets a random slice of a volume, from its foreground.
 
     Args:
       slice_axis: of the volume, in RAS+ (2: axial, 1: coronal, 0: sagittal).
-      margin: voxels on every side that are left out.
+      margin: voxels removed on every side.
       label_map: open the label map too. A slice then comes from anywhere in the volume, as a
-        prediction has to be right in every one of them.
+        segmentation must be right in all of them.
+
+    Raises:
+      UserError: a missing or damaged array, or a margin that leaves nothing.
     """
     image = store.load_image(dataset, case)
     label = store.load_label(dataset, case) if label_map else None
     if rank < dataset.rank:
         extent = case.foreground or tuple((0, side) for side in case.shape)
         first, end = (0, case.shape[slice_axis]) if label_map else extent[slice_axis]
-        # The outer tenths of the foreground show little: skin, or the tip of an organ.
+        # The outer tenths of the foreground show little: skin or the tip of an organ.
         outer = 0 if label_map else (end - first) // 10
         at = int(rng.integers(first + outer, end - outer))
         image = image[(slice(None),) * slice_axis + (at,)]
@@ -86,13 +114,12 @@ def open_example(
 def crop(
     rng: np.random.Generator, image: np.ndarray, size: Sequence[int], train: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A crop of `size` voxels, anywhere in training and from the middle in validation.
+    """A crop of `size` voxels: a random one in training, the central one in validation.
 
-    Where the image is smaller, it is continued by its mirror image: a constant border would tell
-    a task where it is.
+    A smaller image is padded by reflection: a constant border would reveal the position.
 
     Returns:
-      The crop [*size, C] and its first voxel [r] in the image (negative where continued).
+      The crop [*size, C] and its first voxel [r] in the image (negative in the padding).
     """
     room = np.asarray(image.shape[:-1]) - np.asarray(size)
     if train:
@@ -103,9 +130,9 @@ def crop(
 
 
 def crop_around(voxel: np.ndarray, shape: Sequence[int], size: Sequence[int]) -> np.ndarray:
-    """The first voxel [r] of the crop of `size` nearest to having `voxel` [r] in its middle.
+    """The first voxel [r] of the crop of `size` inside `shape` whose centre is nearest to `voxel`.
 
-    Inside an image of `shape`; where the image is smaller, the crop has it in its own middle.
+    Along an axis on which the image is smaller, the crop is centred on the image.
     """
     room = np.asarray(shape) - np.asarray(size)
     wanted = np.asarray(voxel) - np.asarray(size) // 2
@@ -115,9 +142,9 @@ def crop_around(voxel: np.ndarray, shape: Sequence[int], size: Sequence[int]) ->
 def cut(
     array: np.ndarray, start: np.ndarray, size: Sequence[int], outside: int | None = None
 ) -> np.ndarray:
-    """The crop of `size` from voxel `start` [r] on, of an array [*S] or [*S, C].
+    """The crop of `size` that starts at voxel `start` [r], of an array [*S] or [*S, C].
 
-    What lies beyond the array is its mirror image, or the value `outside`.
+    Voxels beyond the array are its reflection, or have the value `outside`.
     """
     rank = len(size)
     inside = tuple(
@@ -130,25 +157,30 @@ def cut(
     ]
     if any(before or after for before, after in missing):
         missing += [(0, 0)] * (array.ndim - rank)
-        how = {"mode": "symmetric"} if outside is None else {"constant_values": outside}
-        part = np.pad(part, missing, **how)
+        if outside is None:
+            return np.pad(part, missing, "symmetric")
+        return np.pad(part, missing, constant_values=outside)
     return part
 
 
 def case_key(case: store.Case) -> int:
-    """A number that only the case's id decides, for random draws in validation."""
+    """CRC-32 of the case id, the seed of a case in validation."""
     return zlib.crc32(case.id.encode())
 
 
-def _labels(dataset: store.Dataset) -> Callable[[store.Case], Batch]:
-    """The function that says which case an example is of, in numbers."""
+def _subjects(dataset: store.Dataset) -> Callable[[store.Case], Subject]:
+    """The function from a case to its numbers."""
     numbers = {case.id: i for i, case in enumerate(dataset.cases)}
     subjects = dataset.subjects()
-    return lambda case: {
-        "case": np.int32(numbers[case.id]),
-        "case_key": np.uint32(case_key(case)),
-        "subject": np.int32(subjects[case.subject]),
-    }
+
+    def subject(case: store.Case) -> Subject:
+        return {
+            "case": np.asarray(numbers[case.id], np.int32),
+            "case_key": np.asarray(case_key(case), np.uint32),
+            "subject": np.asarray(subjects[case.subject], np.int32),
+        }
+
+    return subject
 
 
 def train_batches(
@@ -166,19 +198,17 @@ def train_batches(
     first_batch: int = 0,
     process: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
-    """Endless shuffled batches of this process' share, from global batch `first_batch` on.
-
-    Each batch is a dict of arrays with a leading axis of batch_size / processes: `record` (what
-    the task's `record` returned), `case` (number in the manifest), `case_key`, `subject`.
+    """Endless shuffled batches of this process's share, from global batch `first_batch` on.
 
     Args:
-      label_map: whether the task's `record` gets the label map.
+      batch_size: of the global batch; B is batch_size / processes.
+      label_map: whether the task's `record` needs the label map.
       process: (index, count) of the processes that share every global batch.
     """
     index, count = process
-    labels = _labels(dataset)
+    subject = _subjects(dataset)
 
-    # Not Grain's shuffle, whose every draw of two cases takes 9 ms, and of a hundred 0.7 ms.
+    # Not Grain's shuffle, which takes 9 ms per example of two cases, and 0.7 ms of a hundred.
     @functools.lru_cache(maxsize=16)
     def order(epoch: int) -> np.ndarray:
         return np.random.default_rng((seed, epoch)).permutation(len(cases))
@@ -187,14 +217,15 @@ def train_batches(
         epoch, position = divmod(number, len(cases))
         case = cases[order(epoch)[position]]
         example = open_example(dataset, case, rank, slice_axis, margin, rng, label_map)
-        return {"record": record(rng, example, True)} | labels(case)
+        return {"record": record(rng, example, True), **subject(case)}
 
     source = (
         grain.MapDataset.range(_EXAMPLES).seed(seed).random_map(make).batch(batch_size // count)
     )
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    batches = iter(source[index::count].to_iter_dataset(options))
-    # With threads and no worker processes this is the whole state of the iterator.
+    shared = cast(grain.MapDataset, source[index::count])
+    batches = iter(shared.to_iter_dataset(options))
+    # With threads and without worker processes this is the whole state of the iterator.
     batches.set_state({"next_index": first_batch})
     return batches
 
@@ -212,15 +243,11 @@ def validation_batches(
     seed: int,
     label_map: bool = False,
     process: tuple[int, int] = (0, 1),
-) -> Iterator[Batch]:
-    """Every case `repeats` times, in order; what is drawn depends on (seed, case, repeat) alone.
-
-    Batches as in `train_batches`, and `valid` bool, false for the repetitions of the last example
-    that fill up the last batch, and `repeat`.
-    """
+) -> Iterator[ValidationBatch]:
+    """Every case `repeats` times, in order; samples depend on (seed, case, repeat) alone."""
     index, count = process
     local = batch_size // count
-    labels = _labels(dataset)
+    subject = _subjects(dataset)
     entries = list(itertools.product(range(repeats), cases))
     for start in range(0, len(entries), batch_size):
         rows = []
@@ -228,12 +255,18 @@ def validation_batches(
             repeat, case = entries[min(position, len(entries) - 1)]
             rng = np.random.default_rng((seed, case_key(case), repeat))
             example = open_example(dataset, case, rank, slice_axis, margin, rng, label_map)
-            filled = {"valid": np.bool_(position < len(entries)), "repeat": np.uint32(repeat)}
-            rows.append({"record": record(rng, example, False)} | labels(case) | filled)
+            row: ValidationBatch = {
+                "record": record(rng, example, False),
+                **subject(case),
+                "valid": np.asarray(position < len(entries)),
+                "repeat": np.asarray(repeat, np.uint32),
+            }
+            rows.append(row)
         yield _stack(rows)
 
 
 def _stack(rows: list[Any]) -> Any:
+    """Nested dicts of arrays [...] -> one with arrays [B, ...]."""
     if isinstance(rows[0], dict):
         return {key: _stack([row[key] for row in rows]) for key in rows[0]}
     return np.stack(rows)

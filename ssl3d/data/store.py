@@ -1,11 +1,11 @@
 """The prepared data set: a folder with a manifest and one `.npy` per image and label.
 
-    dataset.json          name, modalities, classes and, per case, everything but the voxels
+    dataset.json          name, modalities, classes, and everything about the cases but the voxels
     images/<id>.npy       float16 [*S, C], intensities already normalised
-    labels/<id>.npy       uint8 [*S], values index `classes` (a graded picture has its grade
-                          in the manifest instead)
+    labels/<id>.npy       uint8 [*S], indices into `classes` (the manifest holds the grade of a
+                          graded image)
 
-Readable with NumPy alone, memory-mapped, so that a crop reads only its own part of the file.
+NumPy alone reads it, memory-mapped, so that a crop reads only its part of the file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ VERSION = 1
 MANIFEST = "dataset.json"
 SPLITS = ("train", "val", "test", "unlabelled")
 
-# An id becomes a file name: no separators, no leading dot, nothing a shell or Windows trips over.
+# An id is a file name: no separators, no leading dot, no characters special to shells or Windows.
 ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
 
 
@@ -37,19 +36,20 @@ class Case:
     """One image of the data set.
 
     Attributes:
-      id: unique name, also the files' stem.
-      subject: whose image it is; splits and negatives go by subject.
+      id: unique name, also the stem of the files.
+      subject: the person imaged; splits and negatives are by subject.
       split: one of `SPLITS`.
       shape: *S of the stored image, in voxels (pixels).
       channels: C of the stored image.
       spacing: mm per voxel along each axis of the stored image.
-      affine: voxel of the stored image -> mm in RAS+, (r + 1) x (r + 1) rows.
+      affine: voxel of the stored image -> mm in RAS+, rows of [r + 1, r + 1].
       labelled: whether `labels/<id>.npy` exists.
       grade: class index of the whole image, or None.
-      order: rank of the case's subject in the seeded shuffle of its split; the nested subset of
-        a label fraction f is the subjects of the lowest ranks.
-      foreground: first and last-plus-one voxel of the foreground per axis, ((start, stop), ...).
-      extra: everything preparation wants to remember (source, checksums, statistics, geometry).
+      order: rank of the subject in the seeded shuffle of its split; a label fraction takes the
+        subjects of the lowest ranks, so that smaller fractions are nested in larger ones.
+      foreground: bounding box of the foreground, ((start, stop), ...) in voxels.
+      extra: JSON object of the preparation (source files, checksums, geometry, scaling, voxels
+        per class); empty for a phantom.
     """
 
     id: str
@@ -68,17 +68,17 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A prepared data set: the manifest, with the folder it was read from.
+    """The manifest of a prepared data set, and its folder.
 
     Attributes:
       path: the folder.
-      name: what it is called in reports.
+      name: as in reports.
       rank: 2 for pictures, 3 for volumes.
       modalities: names of the C channels.
-      classes: names of the label values (or of the grades), index 0 is the background (grade 0).
-      splits_by: "subject", or "case" where the source has no subject ids.
+      classes: names of the label values (or grades), index 0 is the background (grade 0).
+      splits_by: "subject", or "case" for a source without subject ids.
       cases: sorted by id.
-      extra: everything preparation wants to remember (recipe, seed, version).
+      extra: JSON object of the preparation (layout, settings, seed, splits) or of the phantom.
     """
 
     path: Path
@@ -95,22 +95,22 @@ class Dataset:
         return tuple(case for case in self.cases if case.split in names)
 
     def subjects(self) -> dict[str, int]:
-        """Subject -> number; the same numbers in every split and on every host."""
+        """Subject -> number, the same in every split and on every host."""
         return {name: i for i, name in enumerate(sorted({case.subject for case in self.cases}))}
 
 
 def image_path(folder: Path, case_id: str) -> Path:
-    """Where the image of a case lies."""
+    """The image file of a case."""
     return folder / "images" / f"{case_id}.npy"
 
 
 def label_path(folder: Path, case_id: str) -> Path:
-    """Where the label of a case lies."""
+    """The label file of a case."""
     return folder / "labels" / f"{case_id}.npy"
 
 
 def check_id(case_id: str) -> str:
-    """Returns the id, or raises `UserError` when it cannot be a file name inside the folder."""
+    """Returns the id. Raises `UserError`: not a file name inside the folder."""
     if not ID_PATTERN.fullmatch(case_id):
         raise UserError(
             f"case id {case_id!r} cannot be a file name: use letters, digits and . _ + - only, "
@@ -124,14 +124,14 @@ def write_arrays(
 ) -> None:
     """Writes one case: `image` [*S, C] as float16, `label` [*S] as uint8.
 
-    The label goes first and each file appears by a rename, so a case whose image is there is
-    whole. Raises `UserError` for a bad id or intensities that float16 cannot hold.
+    The label is written first, and each file atomically, so that a case with an image is complete.
+    Raises `UserError`: an invalid id, or intensities beyond float16.
     """
     check_id(case_id)
     if not np.isfinite(image).all() or np.abs(image).max(initial=0) > np.finfo(np.float16).max:
         raise UserError(
-            f"{case_id}: the normalised image holds values that float16 cannot; check its "
-            "intensities and the recipe's normalisation"
+            f"{case_id}: the normalised image exceeds the range of float16; check its intensities "
+            "and the recipe's normalisation"
         )
     if label is not None:
         if label.shape != image.shape[:-1]:
@@ -147,7 +147,7 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 
 def write_manifest(dataset: Dataset) -> None:
-    """Writes `dataset.json`; until it is there the folder is no data set."""
+    """Writes `dataset.json`, which makes the folder a data set."""
     document = {
         "format": FORMAT,
         "version": VERSION,
@@ -168,8 +168,8 @@ def read(path: str | Path) -> Dataset:
     """Reads the manifest of a prepared data set.
 
     Raises:
-      UserError: no data set there, another format or version, or a manifest that contradicts
-        itself (duplicate or unsafe ids, unknown splits, a subject in two splits, wrong ranks).
+      UserError: no data set, another format or version, or an inconsistent manifest (duplicate or
+        unsafe ids, unknown splits, a subject in two splits, wrong ranks).
     """
     folder = Path(path)
     file = folder / MANIFEST
@@ -205,7 +205,7 @@ def read(path: str | Path) -> Dataset:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{file}: a field is missing or of the wrong kind ({type(error).__name__}: {error}); "
+            f"{file}: a field is missing or of the wrong type ({type(error).__name__}: {error}); "
             "prepare the data again"
         ) from None
     _check(dataset, file)
@@ -270,7 +270,7 @@ def _check(dataset: Dataset, file: Path) -> None:
         ):
             raise refuse(f"case {case.id}: the foreground {case.foreground} is not in the image")
         if case.grade is not None and not 0 <= case.grade < len(dataset.classes):
-            raise refuse(f"case {case.id}: grade {case.grade} is none of the classes")
+            raise refuse(f"case {case.id}: grade {case.grade} is not a class")
         if splits.setdefault(case.subject, case.split) != case.split:
             raise refuse(f"subject {case.subject} is in two splits")
 
@@ -280,8 +280,8 @@ def load_image(dataset: Dataset, case: Case) -> np.ndarray:
     array = _load(image_path(dataset.path, case.id))
     if array.dtype != np.float16 or array.shape != (*case.shape, case.channels):
         raise UserError(
-            f"{image_path(dataset.path, case.id)}: {array.dtype} {array.shape}, the manifest says "
-            f"float16 {(*case.shape, case.channels)}; prepare the data again"
+            f"{image_path(dataset.path, case.id)}: {array.dtype} {array.shape}, expected "
+            f"float16 {(*case.shape, case.channels)} by the manifest; prepare the data again"
         )
     return array
 
@@ -291,8 +291,8 @@ def load_label(dataset: Dataset, case: Case) -> np.ndarray:
     array = _load(label_path(dataset.path, case.id))
     if array.dtype != np.uint8 or array.shape != case.shape:
         raise UserError(
-            f"{label_path(dataset.path, case.id)}: {array.dtype} {array.shape}, the manifest says "
-            f"uint8 {case.shape}; prepare the data again"
+            f"{label_path(dataset.path, case.id)}: {array.dtype} {array.shape}, expected "
+            f"uint8 {case.shape} by the manifest; prepare the data again"
         )
     return array
 
@@ -301,36 +301,6 @@ def _load(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
-        raise UserError(f"{path}: missing, though the manifest lists it; prepare again") from None
+        raise UserError(f"{path}: missing, but in the manifest; prepare the data again") from None
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: cannot be read ({error}); prepare the data again") from None
-
-
-def assign_splits(
-    subjects: Sequence[str], fractions: dict[str, float], seed: int
-) -> dict[str, tuple[str, int]]:
-    """Deals subjects to splits: subject -> (split, rank within the split).
-
-    Seeded and independent of the order in which the subjects come. Sizes are the fractions of
-    the number of subjects, rounded to the nearest, with at least one subject for each split
-    of a non-zero fraction where there are enough; `train` takes what is left.
-
-    Args:
-      subjects: names; duplicates count once.
-      fractions: of "val" and "test", e.g. {"val": 0.2, "test": 0.2}.
-      seed: of the shuffle.
-    """
-    names = sorted(set(subjects))
-    # RandomState's stream is frozen by NumPy's policy: the same splits under any version.
-    shuffled = [names[i] for i in np.random.RandomState(seed).permutation(len(names))]
-    splits: dict[str, tuple[str, int]] = {}
-    start = 0
-    for split in ("test", "val"):
-        share = fractions.get(split, 0.0)
-        count = max(round(share * len(names)), 1 if share > 0 and len(names) > 2 else 0)
-        for rank, name in enumerate(shuffled[start : start + count]):
-            splits[name] = (split, rank)
-        start += count
-    for rank, name in enumerate(shuffled[start:]):
-        splits[name] = ("train", rank)
-    return splits

@@ -1,6 +1,6 @@
-"""Predictions as files: label maps and probabilities on the grid of the image they are of.
+"""Predictions as files: label maps and probabilities on the grid of the input image.
 
-NIfTI for volumes, with the input's own header where it is NIfTI too; PNG and TIFF for pictures.
+NIfTI for volumes, with the header of a NIfTI input; PNG and TIFF for pictures.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def write_on_source_grid(
     dtype: np.dtype,
     channels: int = 0,
 ) -> None:
-    """Writes an array [*S] on the source's grid, or one for each of so many channels."""
+    """Writes `parts`: one array [*S] on the source grid, or one per channel if `channels` > 0."""
     folder.mkdir(exist_ok=True)
     if len(case.shape) == 2:
         kind, ending = ("TIFF", "tif") if channels else ("PNG", "png")
@@ -46,7 +46,7 @@ def write_on_source_grid(
 
 
 def header_for(source: SourceCase, case: store.Case) -> nib.Nifti1Header:
-    """The header of the case's (first) file; of another format, one that says the same."""
+    """The header of the case's first file, or an equivalent one if that is not NIfTI."""
     path = source.images[0][0]
     if suffix(path) in nifti.SUFFIXES:
         return read_header(path)
@@ -60,7 +60,7 @@ def header_for(source: SourceCase, case: store.Case) -> nib.Nifti1Header:
 
 
 def read_header(path: Path) -> nib.Nifti1Header:
-    """The header of a NIfTI file that has been read before, as it is, without its extensions."""
+    """The unchanged header of a valid NIfTI file, without its extensions."""
     with path.open("rb") as file:
         zipped = file.read(len(nifti.GZIP_MAGIC)) == nifti.GZIP_MAGIC
     with gzip.open(path) if zipped else path.open("rb") as file:
@@ -70,19 +70,19 @@ def read_header(path: Path) -> nib.Nifti1Header:
         for kind, size, where, magic in nifti.KINDS
         if head[where : where + len(magic)] == magic
     )
-    # Unchecked: nibabel's check changes odd but harmless numbers, and says so on stderr.
+    # Unchecked: nibabel's check changes unusual but harmless values, and reports them on stderr.
     return kind.from_fileobj(io.BytesIO(head[:size]), check=False)
 
 
 def write_nifti(path: Path, volumes: Iterable[np.ndarray], header: nib.Nifti1Header) -> None:
-    """Writes volumes [*S], one after another, as the header says, zipped."""
+    """Writes volumes [*S], one after another, as gzipped NIfTI with this header."""
     header.set_slope_inter(1, 0)
-    # The scan's window: in it, a viewer would show all labels black.
+    # The display window of the scan would show all labels black.
     header["cal_min"] = header["cal_max"] = 0
     header["vox_offset"] = header.single_vox_offset
     dtype = header.get_data_dtype()
-    # The time is left out, so that the same prediction is the same file; maps of few values
-    # shrink well at the fastest level.
+    # Without the time of writing, the same prediction is the same file; label maps compress well
+    # at the fastest level.
     with path.open("wb") as file, gzip.GzipFile("", "wb", 1, file, mtime=0) as zipped:
         zipped.write(header.binaryblock.ljust(header.single_vox_offset, b"\0"))
         for volume in volumes:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ssl3d import metrics
 from ssl3d.data import geometry, readers, store
-from ssl3d.data.preparation.case import check_label_values, job_of_dataset
+from ssl3d.data.preparation.case import check_label_values, settings_of_dataset
 from ssl3d.downstream import predictor
 from ssl3d.downstream.predictor import Trained
 from ssl3d.errors import UserError
@@ -95,7 +95,7 @@ def source_truth(dataset: store.Dataset, case: store.Case, source: Path) -> np.n
             "prepared; prepare the data again"
         )
     array = geometry.resample(array, canonical.affine, grid, "nearest")
-    values = job_of_dataset(dataset, source).values
+    values = settings_of_dataset(dataset, source).values
     check_label_values(path, np.unique(array).tolist(), values)
     table = np.zeros(max(values) + 1, np.uint8)
     table[list(values)] = list(values.values())

@@ -1,6 +1,5 @@
-"""Procedural anatomy: subjects drawn from nothing but a random generator.
+"""Synthetic subjects, generated from procedural anatomy and a random generator.
 
-`fields` holds the primitives (coordinates, smooth noise, signed distances, partial volume, bias
-and noise); `brain`, `abdomen` and `fundus` each put one kind of image together from them, with the
-help of the other modules here.
+`fields` provides the primitives (coordinates, smooth noise, signed distances, partial volume, bias
+field, noise); `brain`, `abdomen` and `fundus` combine them into one kind of image each.
 """

@@ -1,9 +1,9 @@
-"""A portal-venous CT of the abdomen, with pancreas and tumour labelled as in Task07.
+"""Synthetic portal-venous CT of the abdomen, with pancreas and tumour labels as in Task07.
 
 The atlas is a set of shapes in mm: x from the patient's left to right, y from back to front, z
-upwards, the origin in front of the second lumbar vertebra. Its numbers are an adult's, fitted by
-eye to real CTs; each subject draws sizes, courses and enhancement around them, and is then posed
-and bent. Organs are painted from the outside in: what comes later lies over what was there.
+upwards, origin in front of the second lumbar vertebra. Its numbers are an adult's, fitted by eye to
+real CTs; a subject has random sizes, courses and enhancement around them, a pose and a deformation.
+Organs are painted from the outside in, each over the ones before.
 """
 
 from collections.abc import Sequence
@@ -15,21 +15,21 @@ from numpy.random import Generator
 from scipy.interpolate import CubicSpline
 
 from ssl3d.phantoms import fields
+from ssl3d.phantoms.fields import Vector
 
 BACKGROUND, PANCREAS, TUMOUR = 0, 1, 2
 FIELD_OF_VIEW_MM = (300.0, 300.0, 240.0)
 TUMOUR_SHARE = 0.75  # of the subjects
 
-Vector = Sequence[float]
 Window = tuple[slice, ...]
 Value = float | np.ndarray
 
-# HU; organs that take up contrast medium are `_Scan.enhanced`.
+# HU; `_Scan.enhanced` gives those of organs that take up contrast medium.
 AIR, LUNG, FAT, GALL, FLUID, CORD = -1000, -840, -102, 8, 18, 38
 MUSCLE, GUT_WALL, DISC, CARTILAGE, CANCELLOUS, CORTICAL = 58, 82, 85, 110, 190, 620
-TEXTURE_MM = 7.0  # grain of fat, faeces and lobules
+TEXTURE_MM = 7.0  # scale of the texture of fat, faeces and lobules
 
-# Courses are rows of (x, y, z, radius) in mm. Those that leave the field of view end beyond it.
+# Courses are rows of (x, y, z, radius) in mm; some end beyond the field of view.
 ARTERIES = (
     ((-4, -8, 146, 11), (-8, -14, 60, 10), (-9, -16, 0, 9), (-8, -12, -92, 8)),
     ((-8, -12, -88, 7), (-34, -6, -148, 6)),
@@ -81,18 +81,18 @@ ILIAC_CREST = ((44, -72, -104, 6), (64, -66, -97, 6), (88, -40, -95, 6), (99, -1
 
 @dataclass
 class _Scan:
-    """An image while it is painted, and what is known of its voxels and of the patient.
+    """An image under construction, its voxels, and properties of the patient.
 
-    A shape is evaluated in a window of the grid around it only: slices that select `*W` voxels.
+    A shape is evaluated only in a window of the grid around it: slices that select `*W` voxels.
     """
 
     points: np.ndarray  # mm in the atlas [3, *S]
-    height: np.ndarray  # mm in the scanner [*S], against gravity for a patient on the back
+    height: np.ndarray  # mm in the scanner [*S], against gravity for a supine patient
     texture: np.ndarray  # noise of unit variance [*S]
     cavity: np.ndarray  # signed distance to the inner surface of the trunk's wall [*S] mm
-    diaphragm: np.ndarray  # the same to the diaphragm, negative in the abdomen
+    diaphragm: np.ndarray  # signed distance to the diaphragm [*S] mm, negative in the abdomen
     adiposity: float  # from 0 (lean) to 1 (obese)
-    enhancement: float  # uptake of contrast medium, 1 is usual
+    enhancement: float  # uptake of contrast medium, 1 on average
 
     def __post_init__(self) -> None:
         shape = self.height.shape
@@ -100,7 +100,7 @@ class _Scan:
         self.image = np.full(shape, AIR, np.float32)
         self.label = np.full(shape, BACKGROUND, np.uint8)
         self.voxel_mm = float(np.prod(np.divide(FIELD_OF_VIEW_MM, shape)) ** (1 / 3))
-        # First and last atlas coordinate along each axis, over each plane of voxels across it.
+        # Smallest and largest atlas coordinate along each axis, for each plane of voxels across it.
         others = ((1, 2), (0, 2), (0, 1))
         self.extents = [(p.min(o), p.max(o)) for p, o in zip(self.points, others, strict=True)]
 
@@ -109,7 +109,7 @@ class _Scan:
         return native + self.enhancement * uptake
 
     def near(self, low: Vector, high: Vector) -> tuple[Window, np.ndarray]:
-        """The window that holds a box of the atlas, and the points [3, *W] in it."""
+        """The window that contains a box of the atlas, and its points [3, *W]."""
         window = []
         for (first, last), start, stop in zip(self.extents, low, high, strict=True):
             planes = np.flatnonzero((last > start - self.voxel_mm) & (first < stop + self.voxel_mm))
@@ -130,7 +130,7 @@ class _Scan:
         return window, fields.ellipsoid(points, centre, radii, turn)
 
     def paint(self, window: Window, distance: np.ndarray, value: Value, label: int = 0) -> None:
-        """Lay `value` HU, one or [*W], and `label` over where `distance` [*W] is negative."""
+        """Paints `value` HU (one or [*W]) and `label` where `distance` [*W] is negative."""
         share = fields.soft(distance, self.voxel_mm)
         image = self.image[window]
         image += share * (np.asarray(value, np.float32) - image)
@@ -142,7 +142,7 @@ def _cavity(rng: Generator, points: np.ndarray, adiposity: float) -> np.ndarray:
     x, y, _ = points
     width = 104 + 4 * adiposity + rng.uniform(-4, 3)
     front, back = 76 + 12 * adiposity + rng.uniform(-4, 4), 68 + rng.uniform(-2, 2)
-    # A superellipse of exponent 5/2: flanks fuller than an ellipse's.
+    # A superellipse of exponent 5/2, with fuller flanks than an ellipse.
     across, along = np.abs(x) / width, np.maximum(y / front, -y / back)
     level = across**2 * np.sqrt(across) + along**2 * np.sqrt(along)
     level = np.maximum(level, np.float32(1e-6)) ** np.float32(0.4)
@@ -150,7 +150,7 @@ def _cavity(rng: Generator, points: np.ndarray, adiposity: float) -> np.ndarray:
 
 
 def _diaphragm(points: np.ndarray) -> np.ndarray:
-    """Signed distance to the diaphragm's domes, negative in the abdomen, [*S] mm."""
+    """Signed distance to the domes of the diaphragm, negative in the abdomen, [*S] mm."""
     points = np.stack([*points[:2], np.maximum(points[2], 0)])  # open downwards
     right = fields.ellipsoid(points, (50, 4, 0), (64, 86, 98))
     left = fields.ellipsoid(points, (-50, 0, 0), (63, 82, 91))
@@ -159,12 +159,12 @@ def _diaphragm(points: np.ndarray) -> np.ndarray:
 
 
 def subject(
-    rng: Generator, shape: tuple[int, int, int]
-) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
-    """A random patient's CT: image float32 [*S, 1] in HU, label uint8 [*S], spacing in mm.
+    rng: Generator, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
+    """The CT of a random patient: image float32 [*S, 1] in HU, label uint8 [*S], spacing in mm.
 
-    Axes are RAS+: left to right, back to front, upwards. The field of view is `FIELD_OF_VIEW_MM`
-    whatever the `shape`. Labels are 0 background, 1 pancreas, 2 tumour, as in Task07.
+    `shape` has three sides; axes are RAS+, and the field of view is `FIELD_OF_VIEW_MM` for any
+    `shape`. Labels are 0 background, 1 pancreas, 2 tumour, as in Task07.
     """
     spacing = tuple(extent / size for extent, size in zip(FIELD_OF_VIEW_MM, shape, strict=True))
     grid = fields.coordinates(shape, spacing)
@@ -179,7 +179,7 @@ def subject(
     for organs in (_trunk, _chest, _liver_and_spleen, _kidneys, _spine, _gut, _pancreas, _vessels):
         organs(rng, scan)
 
-    # Quantum noise, the same everywhere and slightly correlated, and an offset of calibration.
+    # Stationary, slightly correlated quantum noise, and a calibration offset.
     noise = 0.8 * rng.standard_normal(shape, np.float32) + 0.6 * fields.smooth_noise(rng, shape, 1)
     image = scan.image + rng.uniform(7, 15) * noise + rng.normal(0, 2)
     return image[..., None], scan.label, spacing
@@ -187,13 +187,13 @@ def subject(
 
 @cache
 def _spline(knots: int, pieces: int) -> np.ndarray:
-    """Weights [P, knots] of a cubic spline through knots, with `pieces` steps between two."""
+    """Weights [P, knots] of a cubic spline through knots, `pieces` steps from knot to knot."""
     steps = np.linspace(0, knots - 1, (knots - 1) * pieces + 1)
     return CubicSpline(np.arange(knots), np.eye(knots))(steps).astype(np.float32)
 
 
 def _course(
-    rng: Generator, rows: Sequence[Vector], wander: float = 2.0, pieces: int = 3
+    rng: Generator, rows: Sequence[Vector] | np.ndarray, wander: float = 2.0, pieces: int = 3
 ) -> np.ndarray:
     """A smooth course through rows (x, y, z, radius) displaced by up to +- `wander` mm, [P, 4]."""
     knots = np.array(rows, np.float32)
@@ -208,7 +208,7 @@ def _trunk(rng: Generator, scan: _Scan) -> None:
     backward = np.clip(-y / (np.hypot(x, y) + 1), 0, 1)
     # Flanks are thicker than the front, where the recti meet in a thin midline.
     wall = rng.uniform(11, 14) - np.where(y > 42, 2 + 4 * np.exp(-((x / 7) ** 2)), 0)
-    # Fat is thickest at the back and flanks of the lower trunk.
+    # Fat is thickest at the back and the flanks of the lower trunk.
     lower = np.clip(0.5 - z / 240, 0, 1)
     fat = (5 + 14 * scan.adiposity) * (0.75 + 0.35 * lower * (1 + backward))
     adipose = FAT + 9 * scan.texture
@@ -228,7 +228,7 @@ def _chest(rng: Generator, scan: _Scan) -> None:
     texture = scan.texture[window]
     cavity, diaphragm = scan.cavity[window], scan.diaphragm[window]
     below = np.maximum(cavity, -z)
-    lung = LUNG + 30 * texture + 500 * np.clip(texture - 1.3, 0, 1)  # vessels are its peaks
+    lung = LUNG + 30 * texture + 500 * np.clip(texture - 1.3, 0, 1)  # its peaks are vessels
     scan.paint(window, np.maximum(below + 2, -diaphragm), lung)
     scan.paint(window, np.maximum(below, np.abs(diaphragm + 2) - 2), MUSCLE)
     scan.paint(window, np.maximum(np.hypot(x, 0.8 * (y + 18)) - 26, -diaphragm), FAT)
@@ -236,7 +236,7 @@ def _chest(rng: Generator, scan: _Scan) -> None:
     scan.paint(window, heart - 4, FAT)
     scan.paint(window, heart, scan.enhanced(42, 95))
 
-    # Ribs lie 27 mm apart in planes that descend forwards; the higher, the further they reach.
+    # Ribs lie 27 mm apart in planes that descend forwards; upper ribs reach further.
     plane = z + 0.55 * (y + 68)
     number = np.floor(plane / 27)
     rib = np.hypot(cavity - 5, 0.8 * (plane % 27 - 13.5)) - 4.5
@@ -250,7 +250,7 @@ def _liver_and_spleen(rng: Generator, scan: _Scan) -> None:
     window, points = scan.near((-90, -90, -100), (130, 110, 130))
     right = fields.ellipsoid(points, (54, 2, 26), rng.uniform(0.93, 1.08, 3) * (76, 84, 84))
     left = fields.ellipsoid(points, (-10, 38, 54), (rng.uniform(40, 66), 38, 40))
-    # The visceral surface is a plane that faces down, left and back.
+    # The visceral surface is a plane facing down, left and back.
     normal = np.array((0.52 + rng.uniform(-0.08, 0.08), 0.34, 0.76), np.float32)
     normal /= np.linalg.norm(normal)
     under = normal @ (10, 0, 22 + rng.uniform(-7, 9)) - np.tensordot(normal, points, 1)
@@ -273,7 +273,7 @@ def _liver_and_spleen(rng: Generator, scan: _Scan) -> None:
 
 
 def _kidneys(rng: Generator, scan: _Scan) -> None:
-    """Kidneys in their fat, with cortex, medulla and pelvis; the liver lowers the right one."""
+    """Kidneys in perirenal fat, with cortex, medulla and pelvis; the right one lies lower."""
     for side, rise in ((1, -24), (-1, -6)):
         centre = np.add((side * 56, -36, rise), rng.uniform(-4, 4, 3))
         radii = np.multiply((25, 23, 52), rng.uniform(0.9, 1.08))
@@ -293,7 +293,7 @@ def _spine(rng: Generator, scan: _Scan) -> None:
     for side in (-1, 1):
         for rows in (PSOAS, CRUS):
             scan.paint(*scan.along(_course(rng, rows) * (side, 1, 1, 1)), MUSCLE)
-        for depth in range(0, 45, 9):  # the wing of the ilium, rod by rod
+        for depth in range(0, 45, 9):  # the wing of the ilium, as rods
             window, crest = scan.along(np.subtract(ILIAC_CREST, (0, 0, depth, 0)) * (side, 1, 1, 1))
             scan.paint(window, crest, CORTICAL)
             scan.paint(window, crest + 3, CANCELLOUS)
@@ -317,7 +317,7 @@ def _spine(rng: Generator, scan: _Scan) -> None:
 
 
 def _hollow(scan: _Scan, course: np.ndarray, content: np.ndarray, gas: float) -> None:
-    """A piece of gut: its wall, `content` HU [*S], and a share `gas` of the lumen on top."""
+    """A segment of gut: wall, `content` HU [*S], and gas in the upper fraction `gas`."""
     window, outer = scan.along(course)
     outer = np.maximum(outer, scan.peritoneum[window])
     scan.paint(window, outer - 2, FAT)  # serosal fat keeps neighbours apart
@@ -333,17 +333,17 @@ def _hollow(scan: _Scan, course: np.ndarray, content: np.ndarray, gas: float) ->
 def _gut(rng: Generator, scan: _Scan) -> None:
     """Small bowel, colon, oesophagus, stomach and duodenum."""
     faeces = np.clip(-60 + 130 * scan.texture, -500, 90)
-    drunk = FLUID + rng.choice([0, 0, 130]) + 12 * scan.texture  # to some, contrast medium
+    fluid = FLUID + rng.choice([0, 0, 130]) + 12 * scan.texture  # a third with oral contrast medium
 
-    # Coils of the small bowel are arcs at random in the lower cavity, and in the left upper one.
+    # Loops of the small bowel are random arcs in the lower cavity and in the left upper one.
     turns = np.linspace(0, 1, 6)
     for level in (*[-36] * 4, *np.linspace(-62, -140, 26)):
         upper = level == -36
         x, z = -38 if upper else rng.uniform(-56, 52), level + rng.uniform(-4, 4)
         angle, size = rng.uniform(0, 2 * np.pi) + rng.uniform(2.0, 4.5) * turns, rng.uniform(11, 24)
         y = rng.uniform(2, 54) + rng.uniform(-14, 14) * turns
-        rows = [x + 1.3 * size * np.cos(angle), y, z + size * np.sin(angle), 10.5 + 0 * y]
-        _hollow(scan, _course(rng, np.transpose(rows), pieces=2), drunk, rng.uniform(-0.3, 0.25))
+        arc = [x + 1.3 * size * np.cos(angle), y, z + size * np.sin(angle), 10.5 + 0 * y]
+        _hollow(scan, _course(rng, np.transpose(arc), pieces=2), fluid, rng.uniform(-0.3, 0.25))
 
     for rows in COLON:
         course = _course(rng, rows, wander=6)
@@ -354,14 +354,14 @@ def _gut(rng: Generator, scan: _Scan) -> None:
     stomach = _course(rng, STOMACH, wander=5, pieces=2)
     stomach[:, 3] *= rng.uniform(0.72, 1.08)
     stomach[:, 2] -= rng.uniform(0, 16) * np.sin(np.linspace(0, np.pi, len(stomach)))
-    _hollow(scan, stomach, drunk, gas=rng.uniform(0.1, 0.5))
-    _hollow(scan, _course(rng, DUODENUM, wander=3), drunk, gas=rng.uniform(-0.1, 0.25))
+    _hollow(scan, stomach, fluid, gas=rng.uniform(0.1, 0.5))
+    _hollow(scan, _course(rng, DUODENUM, wander=3), fluid, gas=rng.uniform(-0.1, 0.25))
 
 
 def _pancreas(rng: Generator, scan: _Scan) -> None:
-    """The lobulated gland, often with a hypodense tumour and a wide duct, and the splenic vein."""
+    """The pancreas, often with a hypodense tumour and a dilated duct; the splenic vein."""
     course = _course(rng, PANCREAS_COURSE, wander=3, pieces=2)
-    # Tails end high or low, bodies arch more or less over the spine, as they do in people.
+    # As in people, tails end high or low, and bodies arch more or less over the spine.
     to_tail = np.clip((12 - course[:, 0]) / 80, 0, 1)
     arch = np.sin(np.pi * to_tail)
     course[:, 0] *= 1 - rng.uniform(-0.05, 0.16) * to_tail
@@ -371,7 +371,7 @@ def _pancreas(rng: Generator, scan: _Scan) -> None:
 
     diseased = rng.uniform() < TUMOUR_SHARE
     seat = int(rng.integers(1, len(course) - 2))
-    if diseased:  # behind an obstructed duct the gland withers
+    if diseased:  # the gland atrophies behind an obstructed duct
         course[seat + 1 :, 3] *= rng.uniform(0.7, 0.95)
     window, distance = scan.along(course)
     lobules = scan.texture[window]

@@ -1,7 +1,7 @@
-"""Heads in four MR contrasts, most of them with a glioma.
+"""Synthetic heads in four MR contrasts, most of them with a glioma.
 
-Each subject is the atlas of `head` seen through a pose, an elastic deformation and the mass effect
-of a tumour, all random, and then through a scanner.
+A subject is the atlas of `head` under a random pose, an elastic deformation and the mass effect of
+a tumour, imaged by a scanner model.
 """
 
 from dataclasses import dataclass
@@ -23,30 +23,30 @@ from ssl3d.phantoms.fields import (
 )
 
 CONTRASTS = head.CONTRASTS
-CLASSES = ("background", "necrosis", "oedema", "enhancing")  # BraTS, with its 4 written as 3
+CLASSES = ("background", "necrosis", "oedema", "enhancing")  # of BraTS, its label 4 as 3
 NECROSIS, OEDEMA, ENHANCING = 1, 2, 3
 
-FIELD_OF_VIEW = 192.0  # mm along every axis, whatever the number of voxels
+FIELD_OF_VIEW = 192.0  # mm along every axis, for any number of voxels
 HEAD_SIZE = 0.78  # of the MNI head, which would touch the borders of the field of view
-CENTRE = (0.0, -17.0, -11.0)  # MNI mm that lie in the centre of the field of view
+CENTRE = (0.0, -17.0, -11.0)  # of the field of view, in MNI mm
 TUMOUR_SHARE = 0.8  # of the subjects
 
 
 def subject(
-    rng: np.random.Generator, shape: tuple[int, int, int]
-) -> tuple[Array, Array, tuple[float, float, float]]:
+    rng: np.random.Generator, shape: tuple[int, ...]
+) -> tuple[Array, Array, tuple[float, ...]]:
     """One head: image float32 [*S, 4] (`CONTRASTS`), labels uint8 [*S] (`CLASSES`), spacing in mm.
 
-    Axes run left to right, posterior to anterior, inferior to superior; the field of view is
-    192 mm for any `shape`. Signal is at least 0, in arbitrary units with a gain of its own per
-    contrast. The result is a function of `rng` and `shape` alone.
+    `shape` has three sides; axes are RAS+, and the field of view is 192 mm for any `shape`. The
+    signal is at least 0, in arbitrary units, with a separate gain per contrast. The result is a
+    function of `rng` and `shape` alone.
     """
     spacing = np.array([FIELD_OF_VIEW / size for size in shape])
     step = spacing / HEAD_SIZE
-    traits = head.Traits.draw(rng)
+    traits = head.Traits.sample(rng)
     points = _atlas_points(rng, shape, spacing)
     skin = head.outline(points, traits)
-    inside = np.flatnonzero(skin < step.max())
+    inside = np.flatnonzero(skin < np.max(step))
     texture = np.stack([smooth_noise(rng, shape, 7 / step).ravel()[inside] for _ in range(3)])
 
     canvas = head.Canvas(rng, shape, step, inside)
@@ -54,10 +54,10 @@ def subject(
     inner = head.torque(outer, traits)
     dura = head.paint_head(canvas, traits, skin.ravel()[inside], outer, inner, texture)
 
-    within = np.flatnonzero(dura < step.max())
+    within = np.flatnonzero(dura < np.max(step))
     part, inner, texture = canvas.part(within), inner[:, within], texture[:, within]
     if rng.uniform() < TUMOUR_SHARE:
-        tumour = Tumour.draw(rng)
+        tumour = Tumour.sample(rng)
         inner = tumour.displace(inner)
         cerebrum = head.paint_brain(rng, part, traits, inner, texture[0])
         classes = tumour.paint(part, inner, cerebrum, texture)
@@ -71,15 +71,15 @@ def subject(
 
 
 def _atlas_points(rng: np.random.Generator, shape: tuple[int, ...], spacing: Array) -> Array:
-    """MNI coordinates of the voxels of a randomly shaped and placed head, [3, *S]."""
+    """MNI coordinates of the voxels of a randomly deformed and posed head, [3, *S]."""
     points = deform(rng, coordinates(shape, spacing), 1.3, 30 / spacing)
     points = pose(rng, points, degrees=6, scaling=0.04, shift=3)
     return points / np.float32(HEAD_SIZE) + np.array(CENTRE, np.float32).reshape(3, 1, 1, 1)
 
 
 def _acquire(rng: np.random.Generator, image: Array, height: Array) -> Array:
-    """What the scanner makes of the signal [4, *S], [*S, 4]; `height` [*S] is the atlas's z."""
-    # The coil's sensitivity ends at the neck: a cut by the border would tell where the border is.
+    """The image [*S, 4] that a scanner acquires of the signal [4, *S]; `height` [*S] is atlas z."""
+    # Coil sensitivity ends at the neck: a neck cut off by the border would reveal the border.
     image *= 1 / (1 + np.exp((-96 - height) / 4))
     shape = image.shape[1:]
     image *= bias_field(rng, shape, 0.12)
@@ -91,16 +91,16 @@ def _acquire(rng: np.random.Generator, image: Array, height: Array) -> Array:
 
 @dataclass(frozen=True)
 class Tumour:
-    """A glioma of the cerebral white matter; lengths in atlas mm."""
+    """A glioma of the cerebral white matter; lengths in mm of the atlas."""
 
     centre: Array  # [3]
     radii: Array  # [3]
     rotation: Array  # [3, 3]
     rim: float  # thickness of the enhancing wall around the necrosis
-    reach: float  # of the oedema beyond the wall
+    reach: float  # extent of the oedema beyond the wall
 
     @classmethod
-    def draw(cls, rng: np.random.Generator) -> "Tumour":
+    def sample(cls, rng: np.random.Generator) -> "Tumour":
         while True:
             centre = (head.VAULT_CENTRE + head.VAULT * rng.uniform(-1, 1, 3)).astype(np.float32)
             depth = -head.cerebrum(centre[:, None]).item()
@@ -117,7 +117,7 @@ class Tumour:
         )
 
     def displace(self, points: Array) -> Array:
-        """Mass effect: where the tissue at `points` [3, n] was before the tumour grew."""
+        """Mass effect: the positions before the tumour grew of the tissue at `points`, [3, n]."""
         away = points - self.centre[:, None]
         distance = np.sqrt(np.sum(away**2, axis=0)) + np.float32(1e-3)
         radius = np.float32(self.radii.mean())
@@ -127,14 +127,14 @@ class Tumour:
     def paint(
         self, canvas: head.Canvas, points: Array, cerebrum: head.Cerebrum, texture: Array
     ) -> Array:
-        """Lay the tumour over the brain; returns the class of every voxel, uint8 [n].
+        """Paints the tumour over the brain; returns the class of every voxel, uint8 [n].
 
         `texture` [3, n] is smooth noise.
         """
         wall = ellipsoid(points, self.centre, self.radii, self.rotation)
         wall += 0.22 * self.radii.mean() * texture[0]
         core = wall + self.rim * (1 + 0.3 * texture[1])
-        # Oedema runs along the white matter, spares the cortex and does not cross the falx.
+        # Oedema spreads in the white matter, spares the cortex and does not cross the falx.
         across = points[0] * self.centre[0] < 0
         barrier = 14 * (1 - cerebrum.white) + 20 * across
         swelling = wall - self.reach * (1 + 0.4 * texture[2]) + barrier

@@ -1,7 +1,7 @@
-"""The built-in data sets: brain MR, abdominal CT and fundus photographs, drawn procedurally.
+"""The built-in data sets: synthetic brain MR, abdominal CT and fundus photographs.
 
-Nothing to download, nobody's privacy: subject i is a pure function of (seed, i). They are written
-in the prepared format, as if `ssl3d.prepare` had read them from a hospital's archive.
+No download, no patient data: subject i is a pure function of (seed, i). The data sets are written
+in the format of `ssl3d.prepare`.
 """
 
 from __future__ import annotations
@@ -19,26 +19,17 @@ import threadpoolctl
 from tqdm import tqdm
 
 from ssl3d.data import intensity, store
+from ssl3d.data.preparation.foreground import bounding_box
 from ssl3d.errors import UserError
 from ssl3d.phantoms import abdomen, brain, fundus
 
-# Voxels; below it the anatomy is smaller than a voxel.
+# Voxels; in a smaller image the anatomy is smaller than a voxel.
 _LEAST_SIDE = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
-    """What the manifest says of a kind of phantom, and how one subject is drawn."""
-
-    rank: int
-    modalities: tuple[str, ...]
-    classes: tuple[str, ...]
-    draw: Callable
-
-
-@dataclasses.dataclass(frozen=True)
 class Subject:
-    """One drawn and normalised subject, as it goes into the store."""
+    """A generated and normalised subject."""
 
     image: np.ndarray  # [*S, C]
     label: np.ndarray | None  # [*S]
@@ -47,22 +38,32 @@ class Subject:
     foreground: np.ndarray  # bool [*S]
 
 
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of phantom: its entries in the manifest, and the generator of one subject."""
+
+    rank: int
+    modalities: tuple[str, ...]
+    classes: tuple[str, ...]
+    generate: Callable[[np.random.Generator, tuple[int, ...]], Subject]
+
+
 def _brain(rng: np.random.Generator, shape: tuple[int, ...]) -> Subject:
     image, label, spacing = brain.subject(rng, shape)
-    # Air is noise around 0; a tenth of the brightest tissue is above it in every contrast.
+    # Noise in air is below a tenth of the brightest tissue in every contrast.
     foreground = image.mean(axis=-1) > 0.1 * np.percentile(image.mean(axis=-1), 99)
     return Subject(intensity.normalise_mr(image, foreground), label, None, spacing, foreground)
 
 
 def _abdomen(rng: np.random.Generator, shape: tuple[int, ...]) -> Subject:
     image, label, spacing = abdomen.subject(rng, shape)
-    foreground = image[..., 0] > -300  # HU: between fat (-100) and lung or air (below -700)
+    foreground = image[..., 0] > -300  # HU, between fat (-100) and lung or air (below -700)
     return Subject(intensity.normalise_ct(image), label, None, spacing, foreground)
 
 
 def _fundus(rng: np.random.Generator, shape: tuple[int, ...]) -> Subject:
     image, grade = fundus.subject(rng, shape)
-    foreground = image.max(axis=-1) > 0.06  # of 1; the black around the field of view is noise
+    foreground = image.max(axis=-1) > 0.06  # of 1; outside the field of view is noise
     picture = intensity.normalise_picture(255 * image, foreground)
     return Subject(picture, None, grade, (1.0, 1.0), foreground)
 
@@ -84,18 +85,10 @@ KINDS = {
 }
 
 
-def _bounds(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
-    bounds = []
-    for axis in range(mask.ndim):
-        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
-        bounds.append((int(hit[0]), int(hit[-1]) + 1))
-    return tuple(bounds)
-
-
 def _write_case(
     index: int, kind: str, shape: tuple[int, ...], split: tuple[str, int], seed: int, folder: Path
 ) -> store.Case:
-    subject = KINDS[kind].draw(np.random.default_rng((seed, index)), shape)
+    subject = KINDS[kind].generate(np.random.default_rng((seed, index)), shape)
     case_id = f"{kind}_{index:04d}"
     store.write_arrays(folder, case_id, subject.image, subject.label)
     centre = [-(side - 1) / 2 * step for side, step in zip(shape, subject.spacing, strict=True)]
@@ -112,7 +105,7 @@ def _write_case(
         labelled=subject.label is not None,
         grade=subject.grade,
         order=split[1],
-        foreground=_bounds(subject.foreground),
+        foreground=bounding_box(subject.foreground),
     )
 
 
@@ -124,57 +117,61 @@ def write(
     seed: int = 0,
     workers: int | None = None,
 ) -> store.Dataset:
-    """Draws a data set into `folder`, or returns the one that is there already.
+    """Generates a data set in `folder`, or returns the one that already exists.
 
     Args:
       kind: "brain", "abdomen" or "fundus".
-      shape: *S in voxels; the field of view in mm stays the same.
+      shape: *S in voxels; the field of view in mm is fixed.
       counts: subjects of each split, e.g. {"train": 96, "val": 32, "test": 32}.
       seed: subject i is a function of (seed, i).
       workers: processes (default: one per core).
 
     Raises:
-      UserError: no such kind, a shape of the wrong rank, or another data set in the folder.
+      UserError: an unknown kind, a shape of another rank, or another data set in the folder.
     """
     if kind not in KINDS:
         raise UserError(f"config.data.phantom.kind={kind!r}: choose one of {', '.join(KINDS)}")
-    about = KINDS[kind]
-    if len(shape) != about.rank:
-        raise UserError(f"config.data.phantom.shape={shape}: {kind} has {about.rank} dimensions")
+    properties = KINDS[kind]
+    if len(shape) != properties.rank:
+        raise UserError(
+            f"config.data.phantom.shape={shape}: {kind} has {properties.rank} dimensions"
+        )
     if min(shape) < _LEAST_SIDE:
         raise UserError(
-            f"config.data.phantom.shape={shape}: every side needs {_LEAST_SIDE} voxels or more"
+            f"config.data.phantom.shape={shape}: each side must be at least {_LEAST_SIDE} voxels"
         )
     if min(counts.values()) < 0 or sum(counts.values()) == 0:
-        raise UserError(f"config.data.phantom: {counts} cases; give numbers from 0, not all 0")
+        raise UserError(
+            f"config.data.phantom: {counts} cases; give numbers of at least 0, not all 0"
+        )
     recipe = {"phantom": kind, "shape": list(shape), "counts": dict(counts), "seed": seed}
     if (folder / store.MANIFEST).exists():
         dataset = store.read(folder)
         if dataset.extra != recipe:
             raise UserError(
-                f"{folder}: holds another data set than the one asked for ({recipe}); "
-                "give another --config.data.path or remove the folder"
+                f"{folder}: holds another data set than the requested one ({recipe}); "
+                "choose another --config.data.path or delete the folder"
             )
         return dataset
     splits = [(split, rank) for split, count in counts.items() for rank in range(count)]
-    draw = functools.partial(_write_case, kind=kind, shape=shape, seed=seed, folder=folder)
-    # Spawned and not forked: a fork of a process that has used jax can hang.
+    write_case = functools.partial(_write_case, kind=kind, shape=shape, seed=seed, folder=folder)
+    # Spawned, not forked: a fork of a process that has used JAX can hang.
     context = multiprocessing.get_context("spawn")
-    # One BLAS thread each: the products are small, and more threads only get into each other's way.
+    # One BLAS thread each: the products are small, and more threads compete for the cores.
     with ProcessPoolExecutor(
         workers or os.cpu_count(), context, threadpoolctl.threadpool_limits, (1,)
     ) as pool:
-        jobs = [pool.submit(draw, i, split=split) for i, split in enumerate(splits)]
+        tasks = [pool.submit(write_case, i, split=split) for i, split in enumerate(splits)]
         cases = tuple(
-            job.result()
-            for job in tqdm(jobs, f"drawing {kind} phantoms", unit="case", disable=None)
+            task.result()
+            for task in tqdm(tasks, f"generating {kind} phantoms", unit="case", disable=None)
         )
     dataset = store.Dataset(
         path=folder,
         name=f"phantom {kind}",
-        rank=about.rank,
-        modalities=about.modalities,
-        classes=about.classes,
+        rank=properties.rank,
+        modalities=properties.modalities,
+        classes=properties.classes,
         splits_by="subject",
         cases=cases,
         extra=recipe,

@@ -1,16 +1,15 @@
-"""The retina's frame of reference, and how to draw on a photograph of it.
+"""Retinal coordinates and the rendering of strokes and pigments on a photograph.
 
-An eye is laid out in mm on the retina, in a frame that is the same for both eyes: the origin is
-the centre of the optic disc, axis 0 points inferiorly and axis 1 temporally.
+Coordinates are mm on the retina, in a frame that is the same for both eyes: the origin is the
+centre of the optic disc, axis 0 points inferiorly and axis 1 temporally.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from ssl3d.phantoms.fields import coordinates, rotation_matrix
+from ssl3d.phantoms.fields import Vector, coordinates, rotation_matrix
 
 # Absorbance of one unit of each pigment at red, green and blue.
 MELANIN = (0.42, 0.80, 1.15)
@@ -20,10 +19,10 @@ ARTERY, VEIN, BLOOD = (0.10, 0.75, 0.60), (0.40, 1.05, 0.75), (0.55, 1.45, 0.90)
 
 @dataclass(frozen=True)
 class Eye:
-    """One eye and how one photograph sees it."""
+    """An eye and the geometry of its photograph."""
 
-    shape: tuple[int, int]
-    right: bool  # a right eye: its disc, which lies nasally, is on the right of the picture
+    shape: tuple[int, ...]  # (H, W)
+    right: bool  # a right eye, whose disc (nasal) is on the right of the picture
     pixel: float  # mm
     radius: float  # of the round field of view, mm
     centre: np.ndarray  # of the picture, in the eye's frame [2]
@@ -33,7 +32,7 @@ class Eye:
     tortuosity: float  # of the vessels, about 1
 
     @staticmethod
-    def draw(rng: np.random.Generator, shape: tuple[int, int]) -> "Eye":
+    def sample(rng: np.random.Generator, shape: tuple[int, ...]) -> "Eye":
         """A random eye: 45 to 50 degrees of field (12.6 to 14 mm), centred near the macula."""
         radius = rng.uniform(6.3, 7.0)
         return Eye(
@@ -49,24 +48,24 @@ class Eye:
         )
 
     def retina(self) -> np.ndarray:
-        """Where each pixel lies in the eye's frame, mm, float32 [2, H, W]."""
+        """Coordinates of the pixels in the frame of the eye, mm, float32 [2, H, W]."""
         points = coordinates(self.shape, (self.pixel, self.pixel))
         points = np.tensordot(self.tilt * self.mirror, points, axes=1).astype(np.float32)
         return points + self.centre[:, None, None]
 
     def indices(self, points: np.ndarray) -> np.ndarray:
-        """Where points [..., 2] of the eye's frame lie in the picture, in pixels [..., 2]."""
+        """Pixel coordinates [..., 2] of points [..., 2] in the frame of the eye."""
         offset = (points - self.centre) @ (self.tilt * self.mirror) / self.pixel
         return offset + (np.array(self.shape) - 1) / 2
 
     @property
     def mirror(self) -> np.ndarray:
-        """Signs that turn the picture's axes into the eye's before the head is tilted [2]."""
+        """Signs [2] that map the axes of the picture to those of the eye, before the tilt."""
         return np.array([1, -1 if self.right else 1])
 
 
 class Strokes(NamedTuple):
-    """Straight pieces with round ends: `start`, `end` [n, 2], `radius` [n] mm; `density` 0..1."""
+    """Line segments with round ends: `start`, `end` [n, 2], `radius` [n] mm; `density` 0..1."""
 
     start: np.ndarray
     end: np.ndarray
@@ -75,10 +74,10 @@ class Strokes(NamedTuple):
 
 
 def coverage(eye: Eye, strokes: Strokes, softness: float = 0.5) -> np.ndarray:
-    """How densely `strokes` lie over each pixel, 0..1 [H, W]; edges are `softness` pixels wide.
+    """The density of `strokes` at each pixel, 0..1 [H, W]; edges are `softness` pixels wide.
 
-    A subject has thousands of strokes of a few pixels each, so each is drawn in its own window
-    and not, as by `fields.tube`, as a distance over the whole picture.
+    A subject has thousands of strokes of a few pixels each, so each is rendered in a window of its
+    own, unlike `fields.tube`, which evaluates a distance over the whole picture.
     """
     start, end = (eye.indices(points).astype(np.float32) for points in (strokes.start, strokes.end))
     radius = (strokes.radius / eye.pixel).astype(np.float32)
@@ -92,7 +91,7 @@ def coverage(eye: Eye, strokes: Strokes, softness: float = 0.5) -> np.ndarray:
     share = np.sum(local * along, axis=2) / np.maximum(np.sum(along**2, axis=2), 1e-6)
     local -= np.clip(share, 0, 1)[..., None] * along
     distance = np.sqrt(np.sum(local**2, axis=2))
-    # A box of the stroke's width under a bell-shaped blur: thin strokes fade, thick ones do not.
+    # A box as wide as the stroke, blurred by a bell curve: thin strokes fade, thick ones do not.
     edges = [np.tanh((radius[:, None] + sign * distance) / softness) for sign in (1, -1)]
     density = np.reshape(strokes.density, (-1, 1)) * (edges[0] + edges[1]) / 2
     inside = np.all((pixels >= 0) & (pixels < eye.shape), axis=2)
@@ -102,16 +101,16 @@ def coverage(eye: Eye, strokes: Strokes, softness: float = 0.5) -> np.ndarray:
     return cover
 
 
-def absorb(image: np.ndarray, density: np.ndarray, absorbance: Sequence[float]) -> None:
-    """Let `density` [H, W] of a pigment take its share of the light of `image` [3, H, W]."""
+def absorb(image: np.ndarray, density: np.ndarray, absorbance: Vector) -> None:
+    """Attenuates `image` [3, H, W] in place by a pigment of `density` [H, W] (Beer-Lambert law)."""
     image *= np.exp(-column(absorbance) * density)
 
 
-def squared_distance(points: np.ndarray, centre: Sequence[float]) -> np.ndarray:
+def squared_distance(points: np.ndarray, centre: Vector) -> np.ndarray:
     """Squared distance of points [2, H, W] from `centre`, [H, W]."""
     return np.sum((points - column(centre)) ** 2, axis=0)
 
 
-def column(values: Sequence[float]) -> np.ndarray:
-    """One value per channel or axis, to broadcast over a picture, [n, 1, 1]."""
+def column(values: Vector) -> np.ndarray:
+    """One value per channel or axis, [n, 1, 1], to broadcast over a picture."""
     return np.asarray(values, np.float32)[:, None, None]

@@ -1,12 +1,12 @@
-"""The primitives the built-in subjects are drawn with, for any rank.
+"""Primitives for synthetic images of any rank.
 
-A subject is drawn in three moves: take the `coordinates` of the voxels, move them (`pose`,
-`deform`) so that a fixed atlas becomes an individual, and evaluate shapes of the atlas there as
-signed distances in mm, negative inside. `soft` turns a distance into the share of each voxel that
-the shape fills, and `paint` lays that share over the image.
+An image is generated in three steps: take the `coordinates` of the voxels; displace them (`pose`,
+`deform`), which turns a fixed atlas into an individual; evaluate the shapes of the atlas there as
+signed distances in mm, negative inside. `soft` converts a distance to a partial volume, with which
+`paint` blends a value into the image.
 
-Vocabulary: `r` rank, `*S` spatial. Shapes, `soft` and `paint` also take a bare list of points,
-[r, n], so that the details inside a body need not be evaluated in the air around it.
+r is the rank, *S are the spatial axes. Shapes, `soft` and `paint` also accept a list of points
+[r, n], so that details inside a body need not be evaluated in the air around it.
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,11 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-Scale = float | Sequence[float]  # one number for all axes, or one for each
+Vector = Sequence[float] | np.ndarray  # one number per axis
+Scale = float | Vector  # one number for all axes, or one per axis
 
 
-def coordinates(shape: Sequence[int], spacing: Sequence[float]) -> np.ndarray:
+def coordinates(shape: Sequence[int], spacing: Vector) -> np.ndarray:
     """Voxel centres as mm from the centre of the field of view, float32 [r, *S]."""
     axes = [
         (np.arange(size, dtype=np.float32) - (size - 1) / 2) * np.float32(step)
@@ -27,10 +28,10 @@ def coordinates(shape: Sequence[int], spacing: Sequence[float]) -> np.ndarray:
 
 
 def _spline_weights(rng: np.random.Generator, size: int, scale: float) -> np.ndarray:
-    """Cubic B-spline weights from a grid of nodes `scale` voxels apart, [size, nodes].
+    """Cubic B-spline weights of nodes `scale` voxels apart, [size, nodes].
 
-    The grid starts at a random phase, and rows have unit norm, so that neither the mean nor the
-    variance of interpolated white noise depends on the position.
+    The nodes have a random phase and the rows unit norm, so that mean and variance of interpolated
+    white noise do not depend on the position.
     """
     position = np.arange(size) / scale + rng.uniform()
     nodes = np.arange(-1, int(position[-1]) + 3)
@@ -46,16 +47,16 @@ def _spline_weights(rng: np.random.Generator, size: int, scale: float) -> np.nda
 def smooth_noise(rng: np.random.Generator, shape: Sequence[int], scale: Scale) -> np.ndarray:
     """A smooth Gaussian random field of zero mean and unit variance, float32 [*S].
 
-    Mean and variance are those of the ensemble, the same at every voxel. The correlation falls to
-    one half at a distance of `scale` voxels (one number, or one per axis; at least 1). The cost is
-    that of a few small matrix products, whatever the scale.
+    Mean and variance are ensemble statistics, the same at every voxel. The correlation is one half
+    at a distance of `scale` voxels (at least 1). The cost is a few small matrix products at any
+    scale.
     """
     scales = np.broadcast_to(np.asarray(scale, float), (len(shape),))
     weights = [
         _spline_weights(rng, size, max(s, 1.0)) for size, s in zip(shape, scales, strict=True)
     ]
     field = rng.standard_normal([w.shape[1] for w in weights], dtype=np.float32)
-    for matrix in weights:  # each product moves one axis to the back: after r of them all are home
+    for matrix in weights:  # each product moves one axis to the back; r of them restore the order
         field = np.tensordot(field, matrix, axes=(0, 1))
     return np.ascontiguousarray(field)
 
@@ -69,9 +70,9 @@ def pose(
 ) -> np.ndarray:
     """Atlas coordinates of `points` [r, *S] for a randomly placed subject, [r, *S].
 
-    Each bound holds for every axis (one number) or per axis, and draws are uniform within it: a
-    rotation vector up to +- `degrees` (2D: one angle), sizes between 1 / (1 + `scaling`) and
-    1 + `scaling`, a displacement of up to +- `shift` mm. The subject grows, turns, then moves.
+    All samples are uniform: a rotation vector within +- `degrees` (2D: one angle), scale factors
+    from 1 / (1 + `scaling`) to 1 + `scaling`, a displacement within +- `shift` mm. The subject is
+    scaled, rotated, then displaced.
     """
     rank = len(points)
     angles = np.deg2rad(np.asarray(degrees)) * rng.uniform(-1, 1, 3 if rank == 3 else 1)
@@ -85,13 +86,13 @@ def pose(
 def deform(
     rng: np.random.Generator, points: np.ndarray, amplitude: float, scale: Scale
 ) -> np.ndarray:
-    """`points` [r, *S] displaced by smooth noise: `amplitude` mm (std per axis), `scale` voxels."""
+    """`points` [r, *S] displaced by smooth noise, `amplitude` mm (std) and `scale` voxels."""
     displacement = [smooth_noise(rng, points.shape[1:], scale) for _ in points]
     return points + np.float32(amplitude) * np.stack(displacement)
 
 
 def rotation_matrix(*degrees: float) -> np.ndarray:
-    """The rotation by one angle (2D) or by a rotation vector of three (3D), [r, r]."""
+    """The rotation matrix [r, r] of one angle (2D) or of a rotation vector (3D)."""
     if len(degrees) == 3:
         return Rotation.from_rotvec(degrees, degrees=True).as_matrix()
     (angle,) = np.deg2rad(degrees)
@@ -100,14 +101,14 @@ def rotation_matrix(*degrees: float) -> np.ndarray:
 
 def ellipsoid(
     points: np.ndarray,
-    centre: Sequence[float],
-    radii: Sequence[float],
+    centre: Vector,
+    radii: Vector,
     rotation: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Signed distance to an ellipsoid, [*S] mm: exact at its surface, to first order near it.
+    """Signed distance to an ellipsoid, [*S] mm: exact on the surface, first order near it.
 
-    `points` [r, *S], `centre` [r], `radii` [r]; `rotation` [r, r] turns the ellipsoid's own axes
-    into the atlas's (see `rotation_matrix`).
+    `points` [r, *S], `centre` [r], `radii` [r]; `rotation` [r, r] maps the axes of the ellipsoid to
+    those of the atlas (see `rotation_matrix`).
     """
     local = points - _column(centre, points)
     if rotation is not None:
@@ -116,20 +117,22 @@ def ellipsoid(
     level = _norm(local)
     local /= _column(radii, points)
     slope = _norm(local)
-    # The centre itself has slope 0 and lies a smallest radius inside.
+    # The centre has slope 0 and lies inside by the smallest radius.
     return np.maximum(level * (level - 1) / (slope + np.float32(1e-9)), np.float32(-min(radii)))
 
 
-def tube(points: np.ndarray, path: Sequence[Sequence[float]], radius: Scale) -> np.ndarray:
+def tube(
+    points: np.ndarray, path: Sequence[Sequence[float]] | np.ndarray, radius: Scale
+) -> np.ndarray:
     """Signed distance to a tube around a polyline, [*S] mm.
 
     `points` [r, *S], `path` [P, r] vertices in mm (P >= 2), `radius` one number or one per vertex,
-    tapering linearly between vertices.
+    linear between vertices.
     """
-    path = np.asarray(path, np.float32)
-    radii = np.broadcast_to(np.asarray(radius, np.float32), (len(path),))
-    distance = None
-    for start, end, first, last in zip(path, path[1:], radii, radii[1:], strict=False):
+    vertices = np.asarray(path, np.float32)
+    radii = np.broadcast_to(np.asarray(radius, np.float32), (len(vertices),))
+    distance = np.array(np.inf, np.float32)
+    for start, end, first, last in zip(vertices, vertices[1:], radii, radii[1:], strict=False):
         step = end - start
         local = points - _column(start, points)
         along = np.tensordot(step, local, axes=1) / max(float(step @ step), 1e-9)
@@ -137,32 +140,30 @@ def tube(points: np.ndarray, path: Sequence[Sequence[float]], radius: Scale) -> 
         for axis, length in enumerate(step):
             local[axis] -= along * length
         piece = _norm(local) - (first + along * (last - first))
-        distance = piece if distance is None else np.minimum(distance, piece)
+        distance = np.minimum(distance, piece)
     return distance
 
 
 def blend(first: np.ndarray, second: np.ndarray, radius: float) -> np.ndarray:
-    """Union of two signed distances whose crease is filled with a fillet of `radius` mm, [*S]."""
+    """Union of two signed distances with a fillet of `radius` mm in the crease, [*S]."""
     overlap = np.maximum(radius - np.abs(first - second), 0)
     return np.minimum(first, second) - overlap**2 / np.float32(4 * radius)
 
 
 def soft(distance: np.ndarray, width: float) -> np.ndarray:
-    """Partial volume: the share of a voxel that lies inside a surface, 0..1, [*S].
+    """Partial volume: the fraction of each voxel inside a surface, 0..1, [*S].
 
-    Goes from 1 to 0 linearly over `width` mm centred on the surface; about a voxel is natural,
-    more makes a blurred boundary.
+    Falls linearly from 1 to 0 over `width` mm across the surface: one voxel for a sharp boundary,
+    more for a blurred one.
     """
     return np.clip(np.float32(0.5) - distance / np.float32(width), 0, 1)
 
 
-def paint(
-    image: np.ndarray, share: np.ndarray, value: float | Sequence[float] | np.ndarray
-) -> None:
-    """Lay `value` over `image` [C, *S] in place where `share` [*S] says so (0 keeps, 1 replaces).
+def paint(image: np.ndarray, share: np.ndarray, value: Scale) -> None:
+    """Blends `value` into `image` [C, *S] in place, with the weights `share` [*S] from 0 to 1.
 
-    `value` is one number, one per channel [C], or a field per channel [C, *S]. Raises ValueError
-    for an `image` that is not contiguous in memory.
+    `value` is one number, one per channel [C], or a field per channel [C, *S]. Raises ValueError:
+    `image` is not contiguous.
     """
     inside = np.flatnonzero(share)
     part = share.ravel()[inside]
@@ -174,27 +175,26 @@ def paint(
 
 
 def bias_field(rng: np.random.Generator, shape: Sequence[int], strength: float) -> np.ndarray:
-    """A multiplicative receive-coil field of random orientation, positive, around 1, [*S].
+    """A random multiplicative coil sensitivity (bias field), positive, around 1, [*S].
 
-    `strength` is the standard deviation of its logarithm; it varies over half the field of view.
+    `strength` is the standard deviation of its logarithm; its scale is half the field of view.
     """
     half = [max(size / 2, 1.0) for size in shape]
     return np.exp(np.float32(strength) * smooth_noise(rng, shape, half))
 
 
 def rician(rng: np.random.Generator, image: np.ndarray, sigma: float | np.ndarray) -> np.ndarray:
-    """`image` as a magnitude MR image sees it: complex noise of `sigma` added, then its modulus.
+    """The modulus of `image` plus complex Gaussian noise, as in a magnitude MR image.
 
-    `sigma` is in units of the image and broadcasts against it. The noise is the same everywhere,
-    air included, where its mean is 1.25 `sigma`.
+    `sigma` is in units of the image and broadcasts against it. In air the mean is 1.25 `sigma`.
     """
     sigma = np.asarray(sigma, np.float32)
     real, imaginary = rng.standard_normal((2, *image.shape), dtype=np.float32) * sigma
     return np.sqrt((image + real) ** 2 + imaginary**2)
 
 
-def _column(vector: Sequence[float], points: np.ndarray) -> np.ndarray:
-    """A vector [r] that broadcasts against `points` [r, *S]."""
+def _column(vector: Scale, points: np.ndarray) -> np.ndarray:
+    """A vector [r], reshaped to broadcast against `points` [r, *S]."""
     return np.asarray(vector, np.float32).reshape(-1, *[1] * (points.ndim - 1))
 
 

@@ -1,13 +1,12 @@
-"""Retinal photographs with diabetic retinopathy of grade 0 to 4, drawn procedurally.
+"""Synthetic fundus photographs with diabetic retinopathy of grade 0 to 4.
 
-Light comes back from the sclera and loses, by Beer and Lambert's law, what melanin, macular
-pigment and blood absorb on its way; pale things (disc, exudates, scars) are painted over it. `eye`
-holds the frame of reference, `retinal_vessels` and `retinopathy` what their names say.
+Melanin, macular pigment and blood absorb the light reflected by the sclera (Beer-Lambert law);
+pale structures (disc, exudates, scars) are painted over it.
 
-What tells up from down is anatomy: the fovea lies below the level of the disc; the inferior arcade
-runs closer to it and holds the thicker vein; the superior retina has more pigment, the inferior
-one shows more of the choroid; the vessels enter the disc above its centre, and its crescent lies
-below and temporally. Illumination, noise and the rim of the field tell nothing.
+Only anatomy distinguishes up from down: the fovea lies below the level of the disc; the inferior
+arcade runs closer to it and has the thicker vein; the superior retina has more pigment, the
+inferior one shows more of the choroid; the vessels enter the disc above its centre; the crescent
+lies below and temporally. Illumination, noise and the rim of the field are symmetric.
 """
 
 import numpy as np
@@ -18,32 +17,31 @@ from ssl3d.phantoms.fields import coordinates, ellipsoid, paint, smooth_noise, s
 from ssl3d.phantoms.retinal_vessels import add_vessels
 from ssl3d.phantoms.retinopathy import Proliferation, add_lesions, add_scars
 
-# Share of each grade: the order of APTOS 2019 (49, 10, 27, 5, 8 %), flattened so that a few
-# hundred subjects hold enough of each.
+# Proportions of the grades, flatter than in APTOS 2019 (49, 10, 27, 5, 8 %), so that a few hundred
+# subjects include enough of each.
 GRADE_SHARES = (0.34, 0.14, 0.24, 0.14, 0.14)
 
-# Light that comes back through the retina before any pigment takes its share: red, green, blue.
+# Light reflected through the retina before absorption: red, green, blue.
 SCLERA = (1.15, 0.80, 0.48)
 RIM, CUP, CRESCENT = (1.1, 0.82, 0.5), (1.15, 1.05, 0.8), (1.05, 0.78, 0.48)
 
 
-def subject(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[np.ndarray, int]:
-    """A retinal photograph of `shape` (H, W), float32 [H, W, 3] in 0..1, and its grade 0..4."""
+def subject(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
+    """A fundus photograph of `shape` (H, W), float32 [H, W, 3] in 0..1, and its grade 0..4."""
     grade = int(rng.choice(len(GRADE_SHARES), p=GRADE_SHARES))
     return photograph(rng, shape, grade), grade
 
 
-def photograph(rng: np.random.Generator, shape: tuple[int, int], grade: int) -> np.ndarray:
+def photograph(rng: np.random.Generator, shape: tuple[int, ...], grade: int) -> np.ndarray:
     """A photograph of an eye with retinopathy of `grade`, float32 [H, W, 3] in 0..1.
 
-    The same generator state gives the same eye and the same camera at every grade: only what the
-    disease does differs.
+    The same generator state gives the same eye and camera at every grade; only the lesions differ.
     """
     seeds = rng.integers(2**63, size=3)
     eye_rng, disease_rng, camera_rng = (np.random.default_rng(seed) for seed in seeds)
-    eye = Eye.draw(eye_rng, tuple(shape))
+    eye = Eye.sample(eye_rng, tuple(shape))
     image = _background(eye_rng, eye)
-    signs = Proliferation.draw(disease_rng, grade)
+    signs = Proliferation.sample(disease_rng, grade)
     if Proliferation.SCARS in signs:
         add_scars(disease_rng, image, eye)
     add_vessels(eye_rng, image, eye, grade)
@@ -62,7 +60,7 @@ def _background(rng: np.random.Generator, eye: Eye) -> np.ndarray:
     foveola = np.exp(-squared_distance(retina, eye.fovea) / (2 * rng.uniform(0.28, 0.4) ** 2))
     periphery = np.minimum(squared_distance(retina, eye.fovea / 2) / 7**2, 1)  # 7 mm: the rim
 
-    # Choroidal vessels show where the pigment epithelium is thin: not at the macula, more below.
+    # Choroidal vessels show where the pigment epithelium is thin: more below, not at the macula.
     tigroid = rng.uniform(0.02, 0.12) * (1 - 0.8 * macula) * (1 - 0.4 * superior)
     melanin = rng.uniform(0.55, 1.35) * (
         1
@@ -85,24 +83,23 @@ def _background(rng: np.random.Generator, eye: Eye) -> np.ndarray:
 
 
 def _choroidal_vessels(rng: np.random.Generator, eye: Eye, retina: np.ndarray) -> np.ndarray:
-    """Choroidal vessels as a texture of unit variance, drawn out towards the four vortex veins."""
+    """Choroidal vessels: texture of unit variance, elongated towards the four vortex veins."""
     pad = int(2 / eye.pixel) + 1
     grain = smooth_noise(rng, [size + 2 * pad for size in eye.shape], 0.15 / eye.pixel)
-    # The vortex veins leave above and below, so the way there is steeper than from the pole.
+    # The vortex veins leave above and below, so vessels run steeper than radially from the pole.
     away = (retina - column(eye.fovea / 2)) * column((1.5, 1))
-    away /= np.sqrt(np.sum(away**2, axis=0)) + 1  # mm: no preferred direction at the pole itself
+    away /= np.sqrt(np.sum(away**2, axis=0)) + 1  # mm: no preferred direction at the pole
     direction = np.tensordot((eye.tilt * eye.mirror).T, away, axes=1) / eye.pixel
     winding = [smooth_noise(rng, eye.shape, 0.5 / eye.pixel) for _ in eye.shape]
     start = np.indices(eye.shape) + pad + 0.16 / eye.pixel * np.stack(winding)
-    smeared = sum(
-        map_coordinates(grain, start + along * direction, order=1)
-        for along in np.linspace(-0.9, 0.9, 7)  # mm
-    )
+    smeared = np.zeros(eye.shape, np.float32)
+    for along in np.linspace(-0.9, 0.9, 7):  # mm
+        smeared += map_coordinates(grain, start + along * direction, order=1)
     return smeared / smeared.std()
 
 
 def _nerve_fibres(retina: np.ndarray, eye: Eye) -> np.ndarray:
-    """Sheen of the nerve fibre bundles, brightest where they enter the disc, more so below."""
+    """Reflex of the nerve fibre bundles, brightest at the disc and below."""
     reach = np.exp(-squared_distance(retina, (0, 0)) / (2 * 2.2**2))
     angle = np.arctan2(retina[0], retina[1])
     below, above = (np.exp(-((angle - at) ** 2) / (2 * 0.4**2)) for at in (1.1, -1.1))
@@ -110,7 +107,7 @@ def _nerve_fibres(retina: np.ndarray, eye: Eye) -> np.ndarray:
 
 
 def _paint_disc(rng: np.random.Generator, image: np.ndarray, eye: Eye, retina: np.ndarray) -> None:
-    """Crescent, rim and cup. The rim is broadest below, so the cup lies above the middle."""
+    """Paints crescent, rim and cup. The rim is broadest below, so the cup lies above the middle."""
     width = max(0.12, eye.pixel)
     temporal_below = rng.uniform((0.10, 0.04), (0.28, 0.2))
     crescent = ellipsoid(retina, temporal_below, eye.disc * 1.03)
@@ -126,7 +123,7 @@ def _paint_disc(rng: np.random.Generator, image: np.ndarray, eye: Eye, retina: n
 def _expose(rng: np.random.Generator, image: np.ndarray, eye: Eye) -> np.ndarray:
     """The photograph [H, W, 3] in 0..1: flash, haze, optics, colours, noise, round field."""
     frame = coordinates(eye.shape, (eye.pixel, eye.pixel)) / eye.radius
-    # The flash falls off away from a random side, not alike in all colours.
+    # The flash falls off from a random side, differently for each colour.
     angle = rng.uniform(0, 2 * np.pi)
     slope = rng.uniform(0, 0.2) + rng.uniform(-0.06, 0.06, 3)
     slope = column(slope) * (np.sin(angle) * frame[0] + np.cos(angle) * frame[1])

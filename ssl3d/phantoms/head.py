@@ -1,10 +1,10 @@
-"""The atlas of the head: where everything is, and how bright it is in four MR contrasts.
+"""Atlas of the head: anatomy, and the signal of each tissue in four MR contrasts.
 
-Lengths are MNI millimetres (x to the right, y anterior, z superior, the anterior commissure at the
-origin), so that every number can be checked against a textbook. Shapes take points [3, n] and
+Lengths are MNI millimetres (x to the right, y anterior, z superior, origin at the anterior
+commissure), so that every number can be checked against a textbook. Shapes take points [3, n] and
 return signed distances, negative inside.
 
-Left and right differ as they do in people, a little more than on average: the torque (the left
+Left and right differ slightly more than in the average person: the torque (the left
 occipital and the right frontal lobe protrude, and bend the midline), a larger left ventricle with a
 longer occipital horn, a longer and flatter left Sylvian fissure, a dominant right transverse sinus,
 and of the veins on the convexity Trolard's on the right and Labbe's on the left.
@@ -52,7 +52,7 @@ STEM = ((0, -20, -6), (0, -27, -28), (0, -34, -48), (0, -42, -72), (0, -46, -150
 
 @dataclass(frozen=True)
 class Traits:
-    """What differs between subjects besides pose and deformation; lengths in mm."""
+    """Individual variation besides pose and deformation; lengths in mm."""
 
     sulcus: float  # half the width of a sulcus
     cortex: float  # thickness
@@ -63,7 +63,7 @@ class Traits:
     asymmetry: float  # 1 on average, at least one half
 
     @classmethod
-    def draw(cls, rng: np.random.Generator) -> "Traits":
+    def sample(cls, rng: np.random.Generator) -> "Traits":
         age = rng.uniform()  # widens sulci and ventricles together, and thins the cortex
         return cls(
             sulcus=0.5 + age + rng.uniform(-0.2, 0.2),
@@ -77,7 +77,7 @@ class Traits:
 
 
 class Canvas:
-    """An image under construction at some voxels of a grid: tissues are laid over one another."""
+    """An image at some voxels of a grid, onto which tissues are painted one over another."""
 
     def __init__(
         self, rng: np.random.Generator, shape: tuple[int, ...], step: Array, index: Array
@@ -89,14 +89,15 @@ class Canvas:
         self.shape, self.step, self.index = shape, step, index
 
     def share(self, distance: Array) -> Array:
-        """Partial volume of what lies within a signed distance, [n]."""
+        """Partial volume inside a surface, given by its signed distance, [n]."""
         return soft(distance, float(np.mean(self.step)))
 
     def lay(self, tissue: str, distance: Array, opacity: float | Array = 1) -> None:
+        """Paints a tissue inside a surface, given by its signed distance [n]."""
         paint(self.image, self.share(distance) * opacity, self.signal[tissue])
 
     def part(self, chosen: Array) -> "Canvas":
-        """A canvas of its own at the voxels `chosen` [m] among those of this one."""
+        """A new canvas at the voxels `chosen` [m] of this one."""
         part = copy(self)
         part.image, part.index = self.image[:, chosen], self.index[chosen]
         return part
@@ -108,16 +109,16 @@ class Canvas:
         return volume
 
     def slope(self, values: Array) -> Array:
-        """Length of the gradient of a field that is given at the voxels, [n] per mm."""
+        """Norm of the gradient of a field at the voxels, [n] per mm."""
         gradient = np.gradient(self.volume(values), *self.step)
-        return np.sqrt(sum(np.square(part.ravel()[self.index]) for part in gradient))
+        return np.sqrt(np.sum([np.square(part.ravel()[self.index]) for part in gradient], axis=0))
 
 
 class Cerebrum(NamedTuple):
-    """What a tumour must know about the cerebrum, each a share of the voxel, [n]."""
+    """Partial volumes of the cerebrum that a tumour needs, [n] each."""
 
-    hull: Array  # with sulci, without ventricles
-    tissue: Array  # without either
+    hull: Array  # including sulci, excluding ventricles
+    tissue: Array  # excluding both
     white: Array
 
 
@@ -125,7 +126,7 @@ class Cerebrum(NamedTuple):
 
 
 def torque(points: Array, traits: Traits) -> Array:
-    """Where points of an asymmetric head lie in the symmetric atlas, [3, n]."""
+    """Coordinates in the symmetric atlas of points in an asymmetric head, [3, n]."""
     x, y, z = points
     along = np.clip((y + 17) / 88, -1, 1)
     midline = -6 * traits.asymmetry * along**3
@@ -134,7 +135,7 @@ def torque(points: Array, traits: Traits) -> Array:
 
 
 def outline(points: Array, traits: Traits) -> Array:
-    """The skin. Takes points on a grid, too: [3, *S] -> [*S]."""
+    """The skin; also takes points on a grid, [3, *S] -> [*S]."""
     depth = 3 + traits.skull + traits.scalp
     cranium = ellipsoid(_egg(points), VAULT_CENTRE, VAULT + depth)
     occiput = ellipsoid(points, (0, -55, -30), (62, 56, 42))
@@ -145,13 +146,13 @@ def outline(points: Array, traits: Traits) -> Array:
 
 
 def cavity(points: Array) -> Array:
-    """The inside of the dura: the brain and the fluid around it."""
+    """The space inside the dura: the brain and the fluid around it."""
     brain = blend(cerebrum(points), _cerebellum(points), 15)
     return blend(brain, tube(points, STEM, (15, 17, 11, 7, 6)), 10) - 2.5
 
 
 def cerebrum(points: Array, base: float = 1) -> Array:
-    """Both hemispheres without their folds; depth from their `base` counts so many times."""
+    """Both hemispheres without folds; `base` scales the distance to their lower surface."""
     x, y, z = points
     vault = ellipsoid(_egg(points), VAULT_CENTRE, VAULT)
     chiasm = 8 * np.exp(-((x / 18) ** 2) - ((y - 2) / 25) ** 2)
@@ -166,13 +167,13 @@ def _cerebellum(points: Array) -> Array:
 
 
 def _egg(points: Array) -> Array:
-    """Heads are wider behind than in front."""
+    """Points in an ellipsoidal head of a head that is wider at the back."""
     x, y, z = points
     return np.stack([x * (1 + 0.0016 * (y + 17)), y, z])
 
 
 def _fold(points: Array) -> Array:
-    """The left side laid upon the right one: what is drawn there is drawn twice."""
+    """Points with the left side mirrored to the right, for paired structures."""
     return np.stack([np.abs(points[0]), *points[1:]])
 
 
@@ -188,16 +189,16 @@ def _sylvian_fissure(points: Array, traits: Traits) -> Array:
 
 
 def _folds(rng: np.random.Generator, canvas: Canvas, points: Array, scale: float) -> Array:
-    """Distance to the sheets along which the cortex folds inwards, as if they never ended.
+    """Distance to the sheets along which the cortex folds inwards, extended without end.
 
-    They are the zeros of a random field that varies little along the radii of either hemisphere.
+    The sheets are the zeros of a random field that varies little along the radii of a hemisphere.
     """
     x, y, z = points
     local = np.stack([np.abs(x) - 18, y + 17, z - 6])
     level = np.sqrt(np.sum((local / np.array([[50], [88], [68]], np.float32)) ** 2, axis=0))
     local *= np.maximum(level, 0.2) ** -0.65
     local[0] = np.where(x < 0, -1, 1) * (local[0] + 80)
-    fine = 4  # lattice points per node: enough for linear interpolation
+    fine = 4  # lattice points per node, enough for linear interpolation
     lattice = smooth_noise(rng, (120, 80, 80), fine)
     position = local * (fine / scale) + np.array([[60], [40], [40]])
     field = map_coordinates(lattice, position, order=1, mode="mirror")
@@ -210,7 +211,7 @@ def _folds(rng: np.random.Generator, canvas: Canvas, points: Array, scale: float
 def paint_head(
     canvas: Canvas, traits: Traits, skin: Array, outer: Array, inner: Array, texture: Array
 ) -> Array:
-    """Everything but the brain; returns the distance to the `cavity`, [n].
+    """Paints everything but the brain; returns the distance to the `cavity`, [n].
 
     `skin` [n] is the distance to the `outline`, `outer` [3, n] the points, `inner` those after
     `torque`, and `texture` [3, n] independent smooth noise.
@@ -247,18 +248,18 @@ def paint_head(
 def paint_brain(
     rng: np.random.Generator, canvas: Canvas, traits: Traits, points: Array, texture: Array
 ) -> Cerebrum:
-    """Cerebrum, cerebellum, stem and vessels at `points` [3, n]; `texture` [n] is smooth noise."""
+    """Paints the brain and its vessels at `points` [3, n]; `texture` [n] is smooth noise."""
     x, y, z = points
     mirrored = _fold(points)
     cerebellum, stem = _cerebellum(points), tube(points, STEM, (15, 17, 11, 7, 6))
     hull = np.maximum(cerebrum(points), 3 - cerebellum)
 
-    # Distance to the pia, which lines the surface, the fissures and the sulci. Sulci end some way
-    # below the surface, sooner at the base of the brain; the falx ends above the corpus callosum.
+    # Distance to the pia, which lines the surface, the fissures and the sulci. Sulci end below the
+    # surface, earlier at the base of the brain; the falx ends above the corpus callosum.
     depth = np.maximum(-cerebrum(points, base=2) - 19 - 4 * texture, 0)
     sulci = np.hypot(_folds(rng, canvas, points, traits.gyrus), depth)
     core = ellipsoid(points, (0, -8, 0), (60, 42, 29))
-    beyond = np.maximum.reduce([mirrored[0] - 12 - 4 * texture, -z, -45 - y])
+    beyond = np.max([mirrored[0] - 12 - 4 * texture, -z, -45 - y], axis=0)
     cingulate = np.hypot(core - 12 - 4 * texture, np.maximum(beyond, 0))
     midline = np.hypot(x, np.maximum(-core, 0))
     sheets = np.stack([sulci, cingulate, midline, _sylvian_fissure(points, traits)])
@@ -302,8 +303,8 @@ def _paint_nuclei(canvas: Canvas, mirrored: Array) -> None:
 def _ventricles(points: Array, traits: Traits) -> Array:
     left = points[0] < 0
     x, y, z = _fold(points)
-    # The atlas is compressed behind the left atrium and stretched behind the right one, so that
-    # the occipital horn reaches further on the left.
+    # Coordinates are compressed behind the left atrium and stretched behind the right one: the left
+    # occipital horn is longer.
     stretch = np.where(left, 1 / (1 + 0.3 * traits.asymmetry), 1.2)
     horns = np.stack([x, np.where(y < -48, -48 + (y + 48) * stretch, y), z])
     atrium = (25, -42, 16)
@@ -314,7 +315,7 @@ def _ventricles(points: Array, traits: Traits) -> Array:
     ]
     excess = traits.asymmetry * np.where(left, 1.8, -1.2)
     septum = 1.5 - x
-    paired = np.maximum(np.minimum.reduce(lateral) - traits.ventricle - excess, septum)
+    paired = np.maximum(np.min(lateral, axis=0) - traits.ventricle - excess, septum)
     third = ellipsoid(points, (0, -9, -1), (2.5 + max(traits.ventricle, 0), 16, 11))
     return np.minimum(paired, third)
 

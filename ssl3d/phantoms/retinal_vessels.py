@@ -1,4 +1,4 @@
-"""The retina's vessels: arcades around the macula, their branches and twigs."""
+"""Retinal vessels: arcades around the macula, branches and twigs."""
 
 from typing import NamedTuple
 
@@ -14,26 +14,29 @@ COURSES = {
     "superior nasal": ((-0.9, -0.6), (-1.9, -1.6), (-2.9, -3.0), (-3.8, -4.8)),
     "inferior nasal": ((1.0, -0.7), (2.2, -1.5), (3.5, -2.6), (4.8, -4.0)),
 }
-ARTERY_RADIUS, VEIN_RADIUS = 0.065, 0.09  # mm at the disc, a third over life to show at 128 pixels
-BEAD = 0.7  # mm from one swelling of a beaded vein to the next
+ARTERY_RADIUS, VEIN_RADIUS = (
+    0.065,
+    0.09,
+)  # mm at the disc, a third wider than in life, to be visible at 128 pixels
+BEAD = 0.7  # mm between the swellings of a beaded vein
 STEP = 0.15  # mm between the vertices of a vessel: 1.5 pixels of a 128-pixel photograph
 
 
 class Paths(NamedTuple):
-    """Vessels as polylines: `points` [n, P, 2], `radius` [n, P] in mm, which is 0 past the end."""
+    """Vessels as polylines: `points` [n, P, 2], `radius` [n, P] in mm, 0 beyond the end."""
 
     points: np.ndarray
     radius: np.ndarray
 
     def strokes(self) -> Strokes:
-        """The pieces that are there, all in one list."""
+        """The segments of all vessels."""
         present = self.radius[:, 1:] > 0
         pieces = self.points[:, :-1], self.points[:, 1:], self.radius[:, 1:]
         return Strokes(*(part[present] for part in pieces))
 
 
 def add_vessels(rng: np.random.Generator, image: np.ndarray, eye: Eye, grade: int) -> None:
-    """Arteries and veins of three generations; severe retinopathy (grade 3) beads the veins."""
+    """Adds arteries and veins of three generations; from grade 3 on the veins are beaded."""
     entry = rng.uniform((-0.35, -0.3), (-0.15, -0.05))
     size = rng.uniform((0.85, 0.95), (1.1, 1.05))
     courses = {
@@ -45,7 +48,7 @@ def add_vessels(rng: np.random.Generator, image: np.ndarray, eye: Eye, grade: in
     if grade >= 3:
         beads = 1 + 0.4 * np.sin(2 * np.pi / BEAD * STEP * np.arange(veins.radius.shape[1]))
         veins = veins._replace(radius=veins.radius * beads)
-    # Arteries run along with the veins, now on this side of them, now on that, mostly inside.
+    # Arteries accompany the veins, on either side of them, mostly on the inside.
     beside = {
         name: rng.uniform(0.86, 0.98) * course + rng.normal(0, 0.18, course.shape)
         for name, course in courses.items()
@@ -62,7 +65,7 @@ def _tree(
     courses: dict[str, np.ndarray],
     radius: float,
 ) -> Paths:
-    """Four arcades and small vessels from the disc, their branches and the branches' twigs."""
+    """Four arcades and small vessels from the disc, branches, and twigs of the branches."""
     radius = radius * rng.uniform(0.85, 1.15)
     arcades = [
         _arcade(
@@ -74,7 +77,7 @@ def _tree(
         for name, course in courses.items()
     ]
 
-    # Small vessels leave the disc straight for the macula (+1) and the nasal periphery (-1).
+    # Small vessels run from the disc to the macula (+1) and the nasal periphery (-1).
     goal = np.repeat([1, -1], 3)
     heading = np.where(goal > 0, 0, np.pi) + rng.uniform(-0.8, 0.8, goal.size)
     length, start = rng.uniform(2.5, 4, goal.size), np.tile(entry, (goal.size, 1))
@@ -92,7 +95,7 @@ def _tree(
 
 
 def _arcade(rng: np.random.Generator, knots: np.ndarray, radius: float, tortuosity: float) -> Paths:
-    """A winding vessel through `knots` [k, 2] that tapers to under half its `radius`."""
+    """A tortuous vessel through `knots` [k, 2] that tapers to under half of `radius`."""
     along = np.cumsum([0, *np.linalg.norm(np.diff(knots, axis=0), axis=1)])
     distance = np.arange(0, along[-1], STEP)
     course = CubicSpline(along, knots)
@@ -111,15 +114,15 @@ def _branches(
     goal: int,
     lengths: tuple[float, float],
 ) -> Paths:
-    """`count` side branches for each of `parents`, bound for the fovea (`goal` 1) or away (-1)."""
-    length = np.sum(parents.radius > 0, axis=1, keepdims=True)  # in vertices
-    spread = (np.arange(count) + rng.uniform(0.1, 0.9, (len(length), count))) / count
-    index = (length * (0.1 + 0.87 * spread)).astype(int)
+    """`count` branches of each of `parents`, towards the fovea (`goal` 1) or away from it (-1)."""
+    vertices = np.sum(parents.radius > 0, axis=1, keepdims=True)
+    spread = (np.arange(count) + rng.uniform(0.1, 0.9, (len(vertices), count))) / count
+    index = (vertices * (0.1 + 0.87 * spread)).astype(int)
     index = np.clip(index, 0, parents.points.shape[1] - 2).ravel()
     parent = np.repeat(np.arange(len(parents.points)), count)
     start = parents.points[parent, index]
     heading = _bearing(parents.points[parent, index + 1] - start)
-    # A branch leaves on the side it is bound for; where that is straight on, on either.
+    # A branch leaves on the side of its goal; on a random side if the goal is straight ahead.
     wanted = np.sin(_bearing(goal * (eye.fovea - start)) - heading)
     side = np.sign(wanted + rng.uniform(-0.5, 0.5, len(wanted)))
     heading = heading + side * rng.uniform(0.5, 1.1, len(side))
@@ -137,19 +140,19 @@ def grow(
     length: np.ndarray,
     goal: int | np.ndarray,
 ) -> Paths:
-    """Vessels that wander from `start` [n, 2] and bend towards the fovea (`goal` 1) or away (-1).
+    """Random paths from `start` [n, 2] that bend towards the fovea (`goal` 1) or away from it (-1).
 
-    `heading` in radians from temporal through inferior, `radius` and `length` in mm, all [n]. They
-    taper to half, and none enters the avascular zone of the fovea.
+    `heading` in radians from temporal through inferior, `radius` and `length` in mm, all [n]. The
+    vessels taper to half, and end at the avascular zone of the fovea.
     """
-    point, points = start, [start]
+    point, steps = start, [start]
     for _ in range(int(length.max() / STEP) + 1):
         target = _bearing(np.reshape(goal, (-1, 1)) * (eye.fovea - point))
         heading = heading + 0.7 * STEP * np.sin(target - heading)
         heading = heading + 0.3 * eye.tortuosity * np.sqrt(STEP) * rng.standard_normal(len(heading))
         point = point + STEP * np.stack([np.sin(heading), np.cos(heading)], axis=1)
-        points.append(point)
-    points = np.stack(points, axis=1)
+        steps.append(point)
+    points = np.stack(steps, axis=1)
     share = STEP * np.arange(points.shape[1]) / length[:, None]
     avascular = np.linalg.norm(points - eye.fovea, axis=2) < 0.45
     ended = (share > 1) | np.logical_or.accumulate(avascular, axis=1)
@@ -159,14 +162,14 @@ def grow(
 def _join(groups: list[Paths]) -> Paths:
     """All vessels of several groups, padded to the longest."""
     longest = max(group.radius.shape[1] for group in groups)
-    points, radius = [], []
+    padded = []
     for group in groups:
         pad = (0, longest - group.radius.shape[1])
-        points.append(np.pad(group.points, ((0, 0), pad, (0, 0))))
-        radius.append(np.pad(group.radius, ((0, 0), pad)))
-    return Paths(np.concatenate(points), np.concatenate(radius))
+        points = np.pad(group.points, ((0, 0), pad, (0, 0)))
+        padded.append(Paths(points, np.pad(group.radius, ((0, 0), pad))))
+    return Paths(*map(np.concatenate, zip(*padded, strict=True)))
 
 
 def _bearing(vectors: np.ndarray) -> np.ndarray:
-    """Direction of vectors [n, 2] as an angle from temporal (0) through inferior, radians [n]."""
+    """Angles of vectors [n, 2] from temporal (0) through inferior, radians [n]."""
     return np.arctan2(vectors[:, 0], vectors[:, 1])

@@ -1,4 +1,4 @@
-"""What diabetic retinopathy leaves on a retina, by its grade on the international scale.
+"""Lesions of diabetic retinopathy, by grade on the international scale.
 
 0 none; 1 mild: microaneurysms only; 2 moderate: haemorrhages and hard exudates too; 3 severe: many
 haemorrhages all over, beaded veins, cotton wool spots; 4 proliferative: new vessels, blood before
@@ -25,15 +25,15 @@ COTTON_WOOL_SPOTS = ((0, 0), (0, 0), (0, 0), (2, 6), (0, 4))
 
 
 class Proliferation(Flag):
-    """What grade 4 shows beyond grade 3, one or more of them."""
+    """Signs of grade 4 beyond grade 3, one or more of them."""
 
     SCARS = auto()  # of panretinal laser treatment
     NEW_VESSELS = auto()  # at the disc
     PRERETINAL_BLOOD = auto()
 
     @staticmethod
-    def draw(rng: np.random.Generator, grade: int) -> "Proliferation":
-        """Any of them for grade 4, none below."""
+    def sample(rng: np.random.Generator, grade: int) -> "Proliferation":
+        """A random non-empty set for grade 4, none below."""
         return Proliferation(int(rng.integers(1, 8)) if grade == 4 else 0)
 
 
@@ -57,7 +57,7 @@ def add_scars(rng: np.random.Generator, image: np.ndarray, eye: Eye) -> None:
 def add_lesions(
     rng: np.random.Generator, image: np.ndarray, eye: Eye, grade: int, signs: Proliferation
 ) -> None:
-    """All that lies over the vessels: spots as many as `grade` asks, and the `signs`."""
+    """Paints the lesions over the vessels: spots by `grade`, and the `signs`."""
 
     def count(limits: tuple[tuple[int, int], ...]) -> int:
         return int(rng.integers(*limits[grade], endpoint=True))
@@ -67,7 +67,7 @@ def add_lesions(
     wool = Strokes(spots, ends, rng.uniform(0.15, 0.3, len(spots)))
     paint(image, 0.8 * coverage(eye, wool, 0.15 / eye.pixel), COTTON_WOOL)
 
-    for centre in _scatter(rng, eye, count(EXUDATES), 1.8):  # each a ring or part of one
+    for centre in _scatter(rng, eye, count(EXUDATES), 1.8):  # each a ring or an arc
         size = int(rng.integers(8, 22))
         angle = rng.uniform(0, 2 * np.pi) + rng.uniform(1, 2 * np.pi) * rng.uniform(size=size)
         ring = rng.uniform(0.2, 0.7) * np.stack([np.sin(angle), np.cos(angle)], axis=1)
@@ -81,7 +81,7 @@ def add_lesions(
     spots = np.repeat(spots, 3, axis=0)  # each of three lumps
     fibres = spots / np.linalg.norm(spots, axis=1, keepdims=True)
     spots += rng.normal(0, np.where(flame, 0.05, 0.1), spots.shape)
-    # Flames lie along the nerve fibres, blots anyhow.
+    # Flames lie along the nerve fibres, blots have no direction.
     reach = rng.uniform(0.15, 0.5, flame.shape) * fibres
     ends = spots + np.where(flame, reach, rng.normal(0, 0.06, spots.shape))
     radius = np.where(flame[:, 0], 0.05, rng.uniform(0.05, 0.17, len(spots)))
@@ -98,9 +98,9 @@ def add_lesions(
 
 
 def _scatter(rng: np.random.Generator, eye: Eye, count: int, spread: float) -> np.ndarray:
-    """`count` places on the retina in view, off the disc and the foveola, [count, 2] mm.
+    """`count` random points in view, outside the disc and the foveola, [count, 2] mm.
 
-    They thin out with the distance from the fovea, by half a Gaussian of `spread` mm.
+    Their density falls with the distance from the fovea, as a Gaussian of `spread` mm.
     """
     places = eye.centre + rng.uniform(-eye.radius, eye.radius, (50 * count + 50, 2))
     keep = np.linalg.norm(places - eye.centre, axis=1) < 0.92 * eye.radius
@@ -112,7 +112,7 @@ def _scatter(rng: np.random.Generator, eye: Eye, count: int, spread: float) -> n
 
 
 def _add_new_vessels(rng: np.random.Generator, image: np.ndarray, eye: Eye) -> None:
-    """A tangle of fine vessels that grows from the disc over the retina."""
+    """A tangle of fine vessels that grow from the disc over the retina."""
     count = int(rng.integers(18, 32))
     heading = rng.uniform(0, 2 * np.pi, count)
     start = 0.6 * np.stack([np.sin(heading), np.cos(heading)], axis=1)
@@ -123,7 +123,7 @@ def _add_new_vessels(rng: np.random.Generator, image: np.ndarray, eye: Eye) -> N
 
 
 def _add_preretinal_blood(rng: np.random.Generator, image: np.ndarray, eye: Eye) -> None:
-    """A boat of blood before the retina: gravity makes its upper border level."""
+    """A boat-shaped preretinal haemorrhage, its upper border level by gravity."""
     retina = eye.retina()
     centre = eye.fovea + rng.choice([-1, 1]) * rng.uniform((1.6, -1.5), (3.2, 1.5))
     boat = ellipsoid(

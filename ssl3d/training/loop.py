@@ -41,13 +41,17 @@ def validate(
     evaluation: Callable[..., Any],
     task: tasks.Task,
     variables: dict[str, Any],
-    batches: Iterator[pipeline.Batch],
+    batches: Iterator[pipeline.ValidationBatch],
     mesh: Mesh,
 ) -> dict[str, float]:
     """Scores over the validation set, and a 95 % interval of accuracy or Dice over its subjects."""
     rows: list[Any] = []
     for batch in batches:
-        labels = {name: batch[name] for name in ("subject", "repeat", "valid")}
+        labels = {
+            "subject": batch["subject"],
+            "repeat": batch["repeat"],
+            "valid": batch["valid"],
+        }
         outcome = evaluation(variables, sharding.to_devices(batch, mesh))
         rows.append((jax.device_get(outcome), _gather(labels)))
     (loss, metrics, collected), labels = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
@@ -175,7 +179,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
         "process": process,
     }
 
-    def validation_batches() -> Iterator[pipeline.Batch]:
+    def validation_batches() -> Iterator[pipeline.ValidationBatch]:
         return pipeline.validation_batches(
             dataset, validation_cases, repeats=config.validation.repeats, **shared
         )

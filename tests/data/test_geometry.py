@@ -1,4 +1,4 @@
-"""Every orientation there and back, with nibabel and SimpleITK as oracles."""
+"""Grids in every orientation, with nibabel and SimpleITK as oracles."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from ssl3d.data import geometry, store
 from ssl3d.data.geometry import Grid
 from ssl3d.data.layouts.listing import SourceCase
-from ssl3d.data.preparation.case import Job, prepare_case
-from ssl3d.data.preparation.recipes import RECIPES, Recipe
+from ssl3d.data.preparation.case import PreparationSettings, prepare_case
+from ssl3d.data.preparation.recipes import Recipe
 from tests.support.source_files import (
     SIGNED_PERMUTATIONS,
     orientation_affine,
@@ -40,16 +40,16 @@ def ellipsoid(shape, affine, radii=(25.0, 28.0, 26.0)):
 
 
 def there_and_back(tmp_path, image, label, affine, recipe):
-    """Dice of the label with itself, prepared and brought back."""
+    """Dice of a label with itself after preparation and `to_source`, and the prepared case."""
     case = SourceCase(
         "case",
         "case",
         ((write_nifti(tmp_path / "image.nii", image, affine),),),
         write_nifti(tmp_path / "label.nii", label, affine),
     )
-    job = Job(tmp_path, tmp_path / "out", recipe, ("image",), VALUES, 2)
-    prepared = prepare_case(case, job)
-    stored = np.load(store.label_path(job.output, "case"))
+    settings = PreparationSettings(tmp_path, tmp_path / "out", recipe, ("image",), VALUES, 2)
+    prepared = prepare_case(case, settings)
+    stored = np.load(store.label_path(settings.output, "case"))
     back, back_affine = geometry.to_source(stored, prepared)
     np.testing.assert_allclose(back_affine, affine, atol=1e-5)
     assert back.shape == label.shape
@@ -59,7 +59,7 @@ def there_and_back(tmp_path, image, label, affine, recipe):
 
 @pytest.mark.parametrize(("axes", "signs"), SIGNED_PERMUTATIONS)
 @pytest.mark.parametrize("recipe", [MM, CUBE], ids=lambda recipe: recipe.name)
-def test_a_label_returns_from_every_orientation(tmp_path, axes, signs, recipe):
+def test_a_label_maps_back_to_every_orientation(tmp_path, axes, signs, recipe):
     shape = tuple(int(n) for n in np.asarray((64, 70, 66))[list(axes)])
     affine = orientation_affine(axes, signs)
     label = ellipsoid(shape, affine)
@@ -72,7 +72,7 @@ def test_a_label_returns_from_every_orientation(tmp_path, axes, signs, recipe):
 
 @pytest.mark.parametrize(("axes", "signs"), SIGNED_PERMUTATIONS[::5])
 @pytest.mark.parametrize("recipe", [MM, CUBE], ids=lambda recipe: recipe.name)
-def test_a_label_returns_from_thick_slices(tmp_path, axes, signs, recipe):
+def test_a_label_maps_back_to_thick_slices(tmp_path, axes, signs, recipe):
     affine = orientation_affine(axes, signs, (0.7, 0.7, 5.0))
     label = ellipsoid((96, 96, 14), affine)
     image = (label * 100 + 1).astype(np.int16)
@@ -95,7 +95,9 @@ def test_dicom_in_every_proper_orientation(tmp_path, axes, signs):
     folder = write_series(tmp_path / "series", image, affine)
     case = SourceCase("case", "case", (tuple(sorted(folder.iterdir())),))
     recipe = Recipe("as is", 3, "zscore")
-    prepared = prepare_case(case, Job(tmp_path, tmp_path / "out", recipe, ("CT",), {}, 0))
+    prepared = prepare_case(
+        case, PreparationSettings(tmp_path, tmp_path / "out", recipe, ("CT",), {}, 0)
+    )
     stored = np.load(store.image_path(tmp_path / "out", "case"))[..., 0]
     expected = nib.as_closest_canonical(nib.Nifti1Image(image, affine))
     np.testing.assert_allclose(np.asarray(prepared.affine), expected.affine, atol=1e-4)
@@ -147,7 +149,7 @@ def test_resampling_finer_is_simpleitks(order, interpolator, spacing):
     reference = itk_image(np.zeros(target.shape, np.float32), target.affine)
     theirs = sitk.Resample(itk_image(array, affine), reference, sitk.Transform(), interpolator)
     theirs = sitk.GetArrayFromImage(theirs).transpose(2, 1, 0)
-    inside = (slice(2, -2),) * 3  # at the border we repeat the last value, ITK falls to 0
+    inside = (slice(2, -2),) * 3  # at the border we repeat the last value, ITK gives 0
     if order == "linear":
         np.testing.assert_allclose(ours[inside], theirs[inside], atol=1e-5)
     else:
@@ -207,7 +209,7 @@ def test_a_spacing_is_kept_and_the_grid_covers_the_old_one(sides, old, new):
         assert extent < sides[axis] * old[axis] + 1.01 * new[axis] + 0.01
 
 
-def test_what_was_cropped_away_comes_back_as_background(tmp_path):
+def test_cropped_voxels_become_background(tmp_path):
     image = np.zeros((30, 32, 34), np.int16)
     image[5:25, 8:28, 4:30] = np.random.default_rng(0).integers(50, 200, (20, 20, 26))
     label = (image > 0).astype(np.uint8)
@@ -217,7 +219,7 @@ def test_what_was_cropped_away_comes_back_as_background(tmp_path):
     )
     assert score == 1.0
     assert prepared.shape == (20, 26, 20)
-    # A network that finds label 1 everywhere: nothing of it may leave the crop.
+    # A prediction of label 1 everywhere stays inside the crop.
     back, _ = geometry.to_source(np.ones(prepared.shape, np.uint8), prepared)
     np.testing.assert_array_equal(back, label)
     probabilities = np.ones((*prepared.shape, 2), np.float32)
@@ -226,7 +228,39 @@ def test_what_was_cropped_away_comes_back_as_background(tmp_path):
     np.testing.assert_array_equal(back[..., 1], label)
 
 
-def test_oblique_and_sheared_affines_return(tmp_path):
+@pytest.mark.parametrize(
+    ("recipe", "reindexed"), [(Recipe("crop", 3, "zscore", "nonzero", True), True), (CUBE, False)]
+)
+def test_slabs_of_the_source_grid_are_the_whole(tmp_path, monkeypatch, recipe, reindexed):
+    image = np.zeros((30, 32, 34), np.int16)
+    image[5:25, 8:28, 4:30] = np.random.default_rng(0).integers(50, 200, (20, 20, 26))
+    affine = orientation_affine((2, 0, 1), (-1, 1, -1))
+    _, case = there_and_back(tmp_path, image, (image > 0).astype(np.uint8), affine, recipe)
+    probabilities = np.random.default_rng(1).random((*case.shape, 2), np.float32)
+    whole, _ = geometry.to_source(probabilities, case, "linear")
+    assert geometry.is_reindexed(case) == reindexed
+    grid = geometry.source_grid(case)
+    assert grid.shape == image.shape
+    np.testing.assert_allclose(grid.affine, affine)
+    for planes in (1, 7, 100):
+        monkeypatch.setattr(geometry, "SLAB", planes * image[0].size)
+        slabs = list(geometry.to_source_slabs(probabilities, case))
+        assert len(slabs) == -(-30 // planes)
+        together = np.full_like(whole, np.nan)
+        for rows, part in slabs:
+            together[rows] = part
+        np.testing.assert_allclose(together, whole, atol=1e-6)
+
+
+def test_a_phantom_has_no_source_grid(volumes):
+    case = volumes.cases[0]
+    assert geometry.source_grid(case) is None
+    assert not geometry.is_reindexed(case)
+    with pytest.raises(ValueError, match="case_00 has no source file"):
+        geometry.to_source(np.zeros(case.shape), case)
+
+
+def test_a_label_maps_back_to_oblique_and_sheared_grids(tmp_path):
     angle = 0.3
     affine = np.eye(4)
     affine[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
@@ -250,8 +284,3 @@ def test_rotated_grids_are_refused():
     turned[:2, :2] = [[0.8, -0.6], [0.6, 0.8]]
     with pytest.raises(ValueError, match="rotated"):
         geometry.resample(np.zeros((4, 4, 4)), np.eye(4), Grid((4, 4, 4), turned))
-
-
-def test_the_papers_cube_is_a_recipe():
-    assert RECIPES["brats"].size == RECIPES["ukb"].size == RECIPES["pancreas"].size == (128,) * 3
-    assert RECIPES["retina"].size == (224, 224)

@@ -67,7 +67,7 @@ def test_every_case_comes_once_an_epoch_in_another_order_each_time(batches):
     assert len({tuple(epoch) for epoch in stream}) == 4
 
 
-def test_no_two_examples_are_drawn_alike(batches):
+def test_no_two_examples_are_sampled_alike(batches):
     draws = np.concatenate([batch["record"]["draw"] for batch in batches(8)])
     assert len(np.unique(draws)) == 32
 
@@ -78,8 +78,8 @@ def test_the_order_is_a_function_of_the_seed(batches):
     assert any((a["case"] != b["case"]).any() for a, b in zip(batches(3), other, strict=True))
 
 
-def test_the_draws_are_those_of_their_number(batches):
-    # Whoever changes the draws on purpose raises the version: results of both do not compare.
+def test_the_samples_belong_to_the_draw_version(batches):
+    # An intended change of the samples increments the version: results of two versions differ.
     assert pipeline.DRAW_VERSION == 2
     stream = batches(2)
     assert [batch["case"].tolist() for batch in stream] == [[2, 4, 3, 6], [5, 0, 1, 7]]
@@ -92,7 +92,7 @@ def test_the_number_of_threads_changes_nothing(batches, threads):
 
 
 @pytest.mark.parametrize("first", [1, 3, 7])
-def test_to_begin_later_is_to_skip(batches, first):
+def test_a_later_start_skips_batches(batches, first):
     assert_equal(batches(9)[first:], batches(9 - first, first_batch=first))
     assert_equal(batches(9)[first:], batches(9 - first, first_batch=first, threads=3))
 
@@ -140,14 +140,14 @@ def test_validation_holds_every_case_as_often_as_asked(validation, volumes):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 5, 16])
-def test_what_validation_draws_does_not_depend_on_the_batch_size(validation, batch_size):
+def test_validation_samples_do_not_depend_on_the_batch_size(validation, batch_size):
     rows = validation(batch_size=batch_size)
     assert all(len(batch["case"]) == batch_size for batch in rows)
     assert sum(batch["valid"].sum() for batch in rows) == 8
     assert_equal(by_example(validation()), by_example(rows))
 
 
-def test_what_validation_draws_depends_on_seed_case_and_repeat_alone(validation, volumes):
+def test_validation_samples_depend_on_seed_case_and_repeat_alone(validation, volumes):
     found = by_example(validation())
     cases = volumes.split("val")
     fewer = by_example(validation(cases=cases[2:], repeats=1))
@@ -155,7 +155,7 @@ def test_what_validation_draws_depends_on_seed_case_and_repeat_alone(validation,
     draws = {float(values["draw"]) for values in found.values()}
     assert len(draws) == 8
     assert float(by_example(validation(seed=1))[8, 0]["draw"]) not in draws
-    # Crops are of the middle, whatever is drawn.
+    # Crops are central, whatever the generator.
     assert {tuple(values["start"]) for values in found.values()} == {(9, 9, 9)}
 
 
@@ -181,7 +181,7 @@ def test_processes_share_the_validation_too(validation):
     st.integers(0, 99),
     st.booleans(),
 )
-def test_crops_are_inside_or_continued_by_the_mirror_image(shapes, seed, train):
+def test_crops_are_inside_or_padded_by_reflection(shapes, seed, train):
     shape, size = shapes
     image = np.arange(np.prod(shape), dtype=np.float32).reshape(*shape, 1)
     part, start = pipeline.crop(np.random.default_rng(seed), image, size, train)
@@ -234,13 +234,13 @@ def test_slices_of_a_case_without_a_foreground_are_of_the_whole(volumes):
     assert example.image.shape == (24, 24, 2)
 
 
-def test_slices_change_from_draw_to_draw(batches, volumes):
+def test_slices_change_from_sample_to_sample(batches, volumes):
     (batch,) = batches(1, rank=2, batch_size=8)
     assert batch["record"]["crop"].shape == (8, 5, 5, 2)
 
 
 @pytest.mark.parametrize("rank", [2, 3])
-def test_a_margin_is_left_out_on_every_side(volumes, rank):
+def test_a_margin_is_removed_on_every_side(volumes, rank):
     case = volumes.cases[3]
     options = (case, rank, 2)
     whole = pipeline.open_example(volumes, *options, 0, np.random.default_rng(0))

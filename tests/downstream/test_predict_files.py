@@ -285,7 +285,7 @@ def test_what_cannot_be_predicted_is_one_line(save_model, one_modality, nnunet, 
 
     refused(tmp_path / "none", place, output, "model.json: missing")
     phantom = save_model(tmp_path / "phantom", volumes)
-    refused(phantom, place, output, "does not say how it was prepared")
+    refused(phantom, place, output, "settings of the preparation are missing")
     (tmp_path / "file").write_text("mine")
     refused(one_modality, place, tmp_path / "file", "file: File exists; mend that")
     assert (tmp_path / "file").read_text() == "mine"

@@ -28,7 +28,7 @@ def interior(image):
     return image[x // 4 : -x // 4, y // 4 : -y // 4]
 
 
-def test_the_same_seed_draws_the_same_patient():
+def test_the_same_seed_generates_the_same_patient():
     first, second = (abdomen.subject(np.random.default_rng(3), (24, 20, 16)) for _ in range(2))
     np.testing.assert_array_equal(first[0], second[0])
     np.testing.assert_array_equal(first[1], second[1])

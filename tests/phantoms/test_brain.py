@@ -52,7 +52,7 @@ def test_subjects_differ(subjects):
 def test_opposite_directions_can_be_told_apart(subjects, axis):
     """Differences to the mirror image agree over subjects in more places than by chance.
 
-    Chance is what is left when half of the subjects, drawn at random, are mirrored.
+    Chance level: a random half of the subjects mirrored.
     """
     smooth = [gaussian_filter(image, (1, 1, 1, 0)) / image.mean() for image, _, _ in subjects]
     odd = np.stack([image - np.flip(image, axis) for image in smooth])

@@ -21,14 +21,14 @@ def digests(folder):
 
 
 @pytest.fixture(scope="module", params=phantom.KINDS)
-def drawn(request, tmp_path_factory):
+def written(request, tmp_path_factory):
     kind = request.param
     folder = tmp_path_factory.mktemp("phantoms") / kind
     return kind, phantom.write(kind, folder, SHAPES[kind], COUNTS, seed=3, workers=1)
 
 
-def test_what_is_written_is_a_prepared_data_set(drawn):
-    kind, dataset = drawn
+def test_what_is_written_is_a_prepared_data_set(written):
+    kind, dataset = written
     about = phantom.KINDS[kind]
     assert store.read(dataset.path) == dataset
     assert dataset.modalities == about.modalities
@@ -47,8 +47,8 @@ def test_what_is_written_is_a_prepared_data_set(drawn):
             assert 0 <= case.grade < len(about.classes)
 
 
-def test_intensities_are_normalised(drawn):
-    _, dataset = drawn
+def test_intensities_are_normalised(written):
+    _, dataset = written
     for case in dataset.cases:
         inside = tuple(slice(*extent) for extent in case.foreground)
         image = store.load_image(dataset, case).astype(np.float32)[inside]
@@ -57,8 +57,8 @@ def test_intensities_are_normalised(drawn):
         assert 0.2 < spread.min() <= spread.max() < 3
 
 
-def test_the_affine_is_centred_and_agrees_with_the_spacing(drawn):
-    _, dataset = drawn
+def test_the_affine_is_centred_and_agrees_with_the_spacing(written):
+    _, dataset = written
     for case in dataset.cases:
         affine = np.array(case.affine)
         np.testing.assert_allclose(np.diag(affine)[:-1], case.spacing)
@@ -66,13 +66,13 @@ def test_the_affine_is_centred_and_agrees_with_the_spacing(drawn):
         np.testing.assert_allclose(affine @ [*middle, 1], [0] * dataset.rank + [1], atol=1e-9)
 
 
-def test_subjects_differ(drawn):
-    _, dataset = drawn
+def test_subjects_differ(written):
+    _, dataset = written
     images = [store.load_image(dataset, case) for case in dataset.cases]
     assert len({image.tobytes() for image in images}) == len(images)
 
 
-def test_any_number_of_workers_draws_the_same_bytes(tmp_path):
+def test_any_number_of_workers_generates_the_same_bytes(tmp_path):
     for workers in (1, 2):
         folder = tmp_path / str(workers)
         phantom.write("fundus", folder, SHAPES["fundus"], COUNTS, seed=3, workers=workers)
@@ -80,10 +80,10 @@ def test_any_number_of_workers_draws_the_same_bytes(tmp_path):
     assert digests(tmp_path / "1") == digests(tmp_path / "2")
 
 
-def test_another_seed_draws_other_subjects(drawn):
-    kind, dataset = drawn
+def test_another_seed_generates_other_subjects(written):
+    kind, dataset = written
     one, same, other = (
-        phantom.KINDS[kind].draw(np.random.default_rng(seed), SHAPES[kind]).image
+        phantom.KINDS[kind].generate(np.random.default_rng(seed), SHAPES[kind]).image
         for seed in ((3, 0), (3, 0), (4, 0))
     )
     np.testing.assert_array_equal(one, same)
@@ -92,11 +92,11 @@ def test_another_seed_draws_other_subjects(drawn):
     np.testing.assert_array_equal(stored, one.astype(np.float16))
 
 
-def test_a_data_set_that_is_there_is_not_drawn_again(drawn, monkeypatch):
-    kind, dataset = drawn
+def test_an_existing_data_set_is_not_generated_again(written, monkeypatch):
+    kind, dataset = written
 
     def refuse(*arguments, **options):
-        raise AssertionError("drawn again")
+        raise AssertionError("generated again")
 
     monkeypatch.setattr(phantom, "ProcessPoolExecutor", refuse)
     assert phantom.write(kind, dataset.path, SHAPES[kind], COUNTS, seed=3) == dataset
@@ -105,11 +105,11 @@ def test_a_data_set_that_is_there_is_not_drawn_again(drawn, monkeypatch):
 @pytest.mark.parametrize(
     "change", [{"seed": 4}, {"counts": COUNTS | {"val": 2}}, {"shape": None}], ids=str
 )
-def test_another_recipe_in_the_same_folder_is_refused(drawn, change):
-    kind, dataset = drawn
+def test_another_recipe_in_the_same_folder_is_refused(written, change):
+    kind, dataset = written
     recipe = {"shape": SHAPES[kind], "counts": COUNTS, "seed": 3} | change
     recipe["shape"] = recipe["shape"] or tuple(side + 1 for side in SHAPES[kind])
-    with pytest.raises(UserError, match="holds another data set than the one asked for"):
+    with pytest.raises(UserError, match="holds another data set than the requested one"):
         phantom.write(kind, dataset.path, **recipe)
 
 
@@ -130,7 +130,7 @@ def test_somebody_elses_data_set_is_not_overwritten(volumes):
         ("fundus", (0, 16), r"config\.data\.phantom\.shape"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(tmp_path, kind, shape, key):
+def test_an_invalid_request_is_refused(tmp_path, kind, shape, key):
     with pytest.raises(UserError, match=key):
         phantom.write(kind, tmp_path / "data", shape, COUNTS, workers=1)
     assert not (tmp_path / "data" / store.MANIFEST).exists()

@@ -101,15 +101,15 @@ def test_lesions_grow_with_the_grade():
 
 def test_only_grade_four_proliferates_and_always_does():
     rng = np.random.default_rng(0)
-    assert not any(Proliferation.draw(rng, grade) for grade in range(4) for _ in range(10))
-    drawn = [Proliferation.draw(rng, 4) for _ in range(60)]
-    assert all(drawn)
-    assert all(any(sign in signs for signs in drawn) for sign in Proliferation)
+    assert not any(Proliferation.sample(rng, grade) for grade in range(4) for _ in range(10))
+    samples = [Proliferation.sample(rng, 4) for _ in range(60)]
+    assert all(samples)
+    assert all(any(sign in signs for signs in samples) for sign in Proliferation)
 
 
 @given(seed=st.integers(0, 2**32))
 def test_disc_and_fovea_lie_as_in_life(seed):
-    eye = Eye.draw(np.random.default_rng(seed), (128, 128))
+    eye = Eye.sample(np.random.default_rng(seed), (128, 128))
     (disc_row, disc_column), (fovea_row, fovea_column) = eye.indices(np.stack([[0, 0], eye.fovea]))
     assert eye.right == (disc_column > fovea_column)
     assert fovea_row > disc_row
@@ -155,12 +155,12 @@ def test_noise_is_the_same_everywhere(healthy):
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32), row=st.integers(0, 39), column=st.integers(0, 59))
 def test_places_and_indices_are_inverse(seed, row, column):
-    eye = Eye.draw(np.random.default_rng(seed), (40, 60))
+    eye = Eye.sample(np.random.default_rng(seed), (40, 60))
     np.testing.assert_allclose(eye.indices(eye.retina()[:, row, column]), (row, column), atol=1e-3)
 
 
 def test_coverage_of_a_stroke_is_its_area():
-    eye = Eye.draw(np.random.default_rng(0), (200, 200))
+    eye = Eye.sample(np.random.default_rng(0), (200, 200))
     ends = np.array([[0.5, 2.0]]), np.array([[1.0, 5.0]])
     stroke = Strokes(*ends, np.array([0.3]))
     area = np.linalg.norm(ends[1] - ends[0]) * 0.6 + np.pi * 0.3**2
@@ -171,7 +171,7 @@ def test_coverage_of_a_stroke_is_its_area():
 
 
 def test_strokes_out_of_sight_leave_no_trace():
-    eye = Eye.draw(np.random.default_rng(0), (64, 64))
+    eye = Eye.sample(np.random.default_rng(0), (64, 64))
     nothing = Strokes(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0))
     far = Strokes(np.array([[60.0, 60.0]]), np.array([[61.0, 60.0]]), np.array([0.5]))
     assert not coverage(eye, nothing).any()

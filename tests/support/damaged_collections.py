@@ -1,4 +1,4 @@
-"""What can be wrong with cases of several files, DICOM, pictures and tables: one thing each."""
+"""Damaged cases of several files, DICOM series, pictures and tables, with one fault each."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ DAMAGES = [
         "an empty brain mask",
         "ukb",
         lambda f: files.write_nifti(f / f"{UKB}_brain_mask.nii.gz", SEGMENTATION * 0),
-        ("T1.nii.gz", "nothing in the image is foreground"),
+        ("T1.nii.gz", "no voxel is foreground"),
     ),
     Damage(
         "a brain mask of another shape",

@@ -1,4 +1,4 @@
-"""What can be wrong with NIfTI files and with the list of them: one thing each."""
+"""Damaged NIfTI files and lists of files, with one fault each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GRID = SCAN.reshape(*files.SHAPE, 1, 1).repeat(2, axis=4)
 
 @dataclasses.dataclass(frozen=True)
 class Damage:
-    """What is done to a collection and what the line about it says."""
+    """A change to a collection, and words of the line that reports it."""
 
     name: str
     layout: str
@@ -49,7 +49,7 @@ def nifti_bytes(folder):
 
 
 def header_field(**fields):
-    """Writes fields of the header where nibabel itself would refuse or mend them."""
+    """Writes header fields that nibabel itself would refuse or correct."""
 
     def do(folder):
         data = nifti_bytes(folder)
@@ -189,7 +189,7 @@ DAMAGES = [
     Damage("NaN in a label", "msd", label(with_value(SEGMENTATION, np.nan)), ("NaN",)),
     Damage("an unknown value", "msd", label(with_value(SEGMENTATION, 9, np.uint8)), ("value 9",)),
     Damage("a negative value", "msd", label(with_value(SEGMENTATION, -1, np.int16)), ("-1",)),
-    Damage("another grid", "msd", label(SEGMENTATION, shifted(3, 0, 0)), ("3 mm away",)),
+    Damage("another grid", "msd", label(SEGMENTATION, shifted(3, 0, 0)), ("3 mm apart",)),
     Damage("another shape", "msd", label(SEGMENTATION[:-1]), ("19 x 22 x 18 differs",)),
     Damage("a label of channels", "msd", label(GRID[:, :, :, 0]), ("2 values per voxel",)),
     Damage(

@@ -1,4 +1,4 @@
-"""Collections as people have them on disk, small and made on the spot."""
+"""Small synthetic collections in every layout, written on demand."""
 
 from __future__ import annotations
 
@@ -316,7 +316,7 @@ WRITERS = {
     "dicom": write_dicom,
     "images": write_images,
 }
-# Options the command needs beside the layout.
+# Options of the command besides the layout.
 ARGUMENTS = {
     "msd": [],
     "nnunet": [],
@@ -332,7 +332,7 @@ ARGUMENTS = {
 def prepared(
     source: Path, output: Path, layout: str, *options: str, workers: int = 1
 ) -> store.Dataset | None:
-    """What `ssl3d.prepare` makes of a collection; a dry run makes nothing."""
+    """The data set that `ssl3d.prepare` writes; None for a dry run."""
     arguments = [f"--layout={layout}", f"--source={source}", f"--output={output}"]
     prepare.main([*arguments, f"--workers={workers}", *options])
     return None if "--dry-run" in options else store.read(output)
@@ -341,5 +341,5 @@ def prepared(
 def run_prepare(
     layout: str, source: Path, output: Path, *more: str, workers: int = 1
 ) -> store.Dataset | None:
-    """The same of a collection of this module."""
+    """`prepared`, of a collection of this module."""
     return prepared(source, output, layout, *ARGUMENTS[layout], *more, workers=workers)

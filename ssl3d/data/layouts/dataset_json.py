@@ -1,4 +1,4 @@
-"""The dataset.json of the Decathlon and of nnU-Net: names of the channels and of the classes."""
+"""dataset.json of the Decathlon and of nnU-Net: names of channels and classes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def msd_classes(path: Path, document: dict[str, Any]) -> dict[int, str]:
 
 
 def nnunet_classes(path: Path, document: dict[str, Any]) -> dict[int, str]:
-    """{"background": 0, "tumour": 1}; regions (lists of values) become one class per value.
+    """{"background": 0, "tumour": 1} -> label value -> name; regions become one class per value.
 
     Raises `UserError`.
     """

@@ -1,4 +1,4 @@
-"""What a layout hands over: the cases of a source folder, and what is wrong with it."""
+"""The listing that a layout returns: the cases of a source folder and its problems."""
 
 from __future__ import annotations
 
@@ -7,23 +7,28 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from ssl3d.data.readers import stem, suffix
+from ssl3d.data.readers import PICTURE_SUFFIXES, VOLUME_SUFFIXES, stem, suffix
 from ssl3d.data.readers.checks import LARGEST_LABEL
 from ssl3d.errors import UserError
+
+K = TypeVar("K")
+
+# Usual endings of the names of label files.
+LABEL_ENDING = re.compile(r"[._-](label|labels|seg|segmentation|mask|gt)$", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceCase:
-    """One case as it lies on disk.
+    """The files of one case.
 
     Attributes:
-      id: unique name within the data set.
-      subject: whose image it is.
-      images: per modality the files that hold it: one, or all files of a DICOM series.
+      id: unique within the data set.
+      subject: the person (or animal) imaged.
+      images: the files of each modality: one, or all files of a DICOM series.
       label: label map, or None.
-      mask: everything outside it is background (brain masks), or None.
+      mask: brain mask, or None; voxels outside it become background.
       grade: class index of the whole image, or None.
     """
 
@@ -43,7 +48,7 @@ class SourceCase:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Something wrong: the name of a case, file or folder, and what about it, in one line."""
+    """The name of a case, file or folder, and what is wrong with it in one line."""
 
     name: str
     reason: str
@@ -51,18 +56,18 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """What a layout found.
+    """The contents of a source folder.
 
     Attributes:
       name: of the collection.
       rank: 3 for volumes, 2 for pictures.
-      cases: in any order.
-      modalities: names of the channels, None where only the files tell how many there are.
-      classes: label value (or grade) -> name, 0 is the background; several values may share a
-        name and become one class. None where only the labels tell.
-      splits_by: "subject", or "case" where the source has no subject ids.
-      problems: what cannot be used.
-      notes: what somebody should know, though it can be used.
+      cases: sorted by id.
+      modalities: names of the channels, or None if only the files tell their number.
+      classes: label value (or grade) -> name, 0 is the background; values that share a name form
+        one class. None if only the label maps tell.
+      splits_by: "subject", or "case" for a source without subject ids.
+      problems: files that cannot be used.
+      notes: remarks on files that can be used, or that the layout ignores.
     """
 
     name: str
@@ -77,14 +82,14 @@ class Listing:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the command line can tell a layout.
+    """The user's options for a layout.
 
     Attributes:
-      labels: folder of label files beside the images (`folder`, `dicom`, `bids`).
+      labels: folder of label files (`folder`, `dicom`, `bids`).
       csv: file of grades (`images`).
       modalities: names, in the order of the channels.
       classes: label value (or grade) -> name.
-      subject_pattern: regular expression whose first group, found in a case id, is the subject.
+      subject_pattern: regular expression; its first group, searched in a case id, is the subject.
     """
 
     labels: Path | None = None
@@ -95,7 +100,7 @@ class Options:
 
 
 class Source:
-    """A folder to list, which remembers the problems met on the way."""
+    """A source folder and the problems found in it so far."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -105,17 +110,17 @@ class Source:
         self.ambiguous: set[Path] = set()
 
     def problem(self, name: object, reason: str) -> None:
-        """Remembers what cannot be used; the same file met twice is one problem."""
+        """Records a file that cannot be used, once."""
         problem = Problem(str(name), reason)
         if problem not in self.problems:
             self.problems.append(problem)
 
     def note(self, name: object, reason: str) -> None:
-        """Remembers what somebody should know."""
+        """Records a remark."""
         self.notes.append(Problem(str(name), reason))
 
     def holding(self, folder: Path) -> Source:
-        """This source for a folder inside it, else one of its own that shares the problems."""
+        """This source if `folder` lies inside it, else a new one that shares the problems."""
         if folder.is_relative_to(self.folder):
             return self
         other = Source(folder)
@@ -123,7 +128,7 @@ class Source:
         return other
 
     def inside(self, path: Path) -> bool:
-        """Whether the path stays in the source once its links are followed; else a problem."""
+        """Whether the path, links resolved, exists inside the source; if not, a problem."""
         reason = self._why_unusable(path)
         if reason:
             self.problem(path, reason)
@@ -138,35 +143,35 @@ class Source:
             return "leaves the source folder; copy the file into it"
         if os.path.isfile(path) or os.path.isdir(path):
             return None
-        if os.path.exists(path):  # a pipe: reading it would wait for ever
-            return "not a file; take it out"
-        what = "a link to nothing" if os.path.islink(path) else "no such file"
+        if os.path.exists(path):  # a pipe: reading it would block forever
+            return "not a file; remove it"
+        what = "a broken link" if os.path.islink(path) else "no such file"
         return f"{what}; restore the file"
 
-    def put(self, found: dict[Any, Path], key: Any, path: Path) -> None:
-        """Sets `found[key]`; where two files are for one key, their case cannot be used."""
+    def put(self, found: dict[K, Path], key: K, path: Path) -> None:
+        """Sets `found[key]`; a second file for a key is a problem and excludes the case."""
         if key in found:
-            self.problem(path, f"the same thing as {found[key].name}; keep one of them")
+            self.problem(path, f"a duplicate of {found[key].name}; keep one of them")
             self.ambiguous.add(found[key])
         found.setdefault(key, path)
 
     def files(self, folder: Path, suffixes: Sequence[str] | None = None) -> Iterator[Path]:
-        """All files below `folder`, sorted, hidden ones left out, links checked.
+        """All files below `folder`, sorted, without hidden ones; links are checked.
 
         Args:
-          folder: where to look.
-          suffixes: only files with one of these (see `readers.suffix`); None for all.
+          folder: the root of the search.
+          suffixes: of the files wanted (see `readers.suffix`); None for all files.
         """
         for root, folders, names in os.walk(folder, onerror=self._unreadable):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in folders:
                 path = Path(root, name)
-                # A linked folder inside the source is met under its own name.
+                # The files of a linked folder are found under their own path.
                 if path.is_symlink():
                     self.inside(path)
             for name in sorted(names):
                 path = Path(root, name)
-                # Names in "._" are left behind by macOS next to every file of an archive.
+                # macOS adds a "._" file beside every file of an archive.
                 if name.startswith(".") or (suffixes and suffix(path) not in suffixes):
                     continue
                 if self.inside(path):
@@ -181,31 +186,49 @@ class Source:
 
 
 def class_indices(values: dict[int, str] | None) -> dict[int, int]:
-    """Label value (or grade) -> class, numbered as in `class_names`."""
+    """Label value (or grade) -> class index, as in `class_names`."""
     names = class_names(values)
     return {value: names.index(name) for value, name in (values or {}).items()}
 
 
 def class_names(values: dict[int, str] | None) -> tuple[str, ...]:
-    """The classes in the order of their smallest label value; values of one name are one class."""
+    """The classes, ordered by their smallest label value; values of one name form one class."""
     return tuple(dict.fromkeys((values or {})[value] for value in sorted(values or {})))
 
 
 def id_of(relative: str | Path) -> str:
-    """A case id from a path below the source: separators become `-`, odd characters `_`."""
+    """A case id from a path below the source: separators become `-`, other characters `_`."""
     path = Path(relative)
     parts = [*path.parent.parts, stem(path)]
     name = re.sub(r"[^A-Za-z0-9._+-]", "_", "-".join(parts))
     return name.lstrip("._+-") or "case"
 
 
+def labels_below(source: Source, folder: Path | None) -> dict[str, Path]:
+    """Case id -> label file, by the names of the files below `folder`."""
+    if folder is None:
+        return {}
+    found: dict[str, Path] = {}
+    for path in source.holding(folder).files(folder, VOLUME_SUFFIXES + PICTURE_SUFFIXES):
+        source.put(found, LABEL_ENDING.sub("", id_of(path.relative_to(folder))), path)
+    return found
+
+
 def finish(
-    source: Source, options: Options, *, cases: Iterable[SourceCase], splits_by: str, **fields: Any
+    source: Source,
+    options: Options,
+    *,
+    cases: Iterable[SourceCase],
+    splits_by: str,
+    name: str,
+    rank: int,
+    modalities: tuple[str, ...] | None,
+    classes: dict[int, str] | None,
 ) -> Listing:
-    """The listing: ids unique, subjects and classes as the user wants them.
+    """The listing with unique ids, and the user's subjects, modalities and classes.
 
     Raises:
-      UserError: nothing found at all, or an option that makes no sense.
+      UserError: an empty source, or an option that does not apply.
     """
     cases = (case for case in cases if source.ambiguous.isdisjoint(case.files))
     kept = _without_duplicates(source, cases)
@@ -213,27 +236,27 @@ def finish(
         kept, splits_by = _with_subjects(source, kept, options.subject_pattern), "subject"
     if not kept and not source.problems:
         raise UserError(f"{source.folder}: no cases found; is --layout the right one?")
-    if options.classes:
-        fields["classes"] = options.classes
-    for value, name in (fields["classes"] or {}).items():
+    classes = options.classes or classes
+    for value, class_name in (classes or {}).items():
         if not 0 <= value <= LARGEST_LABEL:
             raise UserError(
-                f"{source.folder}: the class {name!r} has the label value {value}, which is "
+                f"{source.folder}: the class {class_name!r} has the label value {value}, which is "
                 f"outside 0 to {LARGEST_LABEL}"
             )
-    if options.modalities:
-        fields["modalities"] = options.modalities
     return Listing(
+        name=name,
+        rank=rank,
         cases=tuple(kept),
+        modalities=options.modalities or modalities,
+        classes=classes,
         splits_by=splits_by,
         problems=tuple(source.problems),
         notes=tuple(source.notes),
-        **fields,
     )
 
 
 def _without_duplicates(source: Source, cases: Iterable[SourceCase]) -> list[SourceCase]:
-    """The cases whose id occurs once (letter case ignored, as some file systems do), sorted."""
+    """The cases with a unique id, sorted; letter case is ignored, as some file systems do."""
     by_id: dict[str, list[SourceCase]] = {}
     for case in cases:
         by_id.setdefault(case.id.lower(), []).append(case)
@@ -248,18 +271,18 @@ def _without_duplicates(source: Source, cases: Iterable[SourceCase]) -> list[Sou
 
 
 def _with_subjects(source: Source, cases: list[SourceCase], pattern: str) -> list[SourceCase]:
-    """Subjects from the ids by a regular expression; ids it does not fit are problems."""
+    """The cases with subjects from their ids; an id that does not match is a problem."""
     try:
         expression = re.compile(pattern)
     except re.error as error:
         raise UserError(f"--subject-pattern: not a regular expression ({error})") from None
     if not expression.groups:
-        raise UserError("--subject-pattern: put the part that names the subject in parentheses")
+        raise UserError("--subject-pattern: put parentheses around the subject")
     kept = []
     for case in cases:
         match = expression.search(case.id)
         if match and match[1]:
             kept.append(dataclasses.replace(case, subject=match[1]))
         else:
-            source.problem(case.id, f"the id does not fit --subject-pattern={pattern}")
+            source.problem(case.id, f"the id does not match --subject-pattern={pattern}")
     return kept

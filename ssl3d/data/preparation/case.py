@@ -1,12 +1,14 @@
-"""One case from its source files to the prepared arrays."""
+"""Preparation of one case: from its source files to the prepared arrays."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -14,29 +16,30 @@ from ssl3d.data import geometry, intensity, readers, store
 from ssl3d.data.geometry import Grid
 from ssl3d.data.layouts.listing import SourceCase
 from ssl3d.data.preparation import recipes
+from ssl3d.data.preparation.foreground import bounding_box, foreground
 from ssl3d.data.preparation.recipes import Recipe
 from ssl3d.data.readers import checks
 from ssl3d.errors import UserError
 
-# Voxels: how far apart the corners of two grids may lie and still count as one grid. Headers
-# written by different programs differ in the fourth digit.
+# Voxels between the corners of two grids that count as one. Headers written by different programs
+# differ in the fourth digit.
 GRID_TOLERANCE = 0.1
-# Voxels along the shortest axis of a prepared image: below it there is nothing to crop from.
+# Voxels along the shortest axis of a prepared image; a smaller one leaves nothing to crop.
 MIN_SIZE = 8
 UNKNOWN = 255
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """What all cases of a collection share.
+class PreparationSettings:
+    """The settings that all cases of a collection share.
 
     Attributes:
       source: the source folder; paths in the manifest are relative to it.
       output: folder of the prepared data set.
-      recipe: how to prepare.
+      recipe: see `Recipe`.
       modalities: names of the channels.
       values: label value in the files -> class index; empty without labels.
-      classes: how many classes there are.
+      classes: number of classes.
     """
 
     source: Path
@@ -46,46 +49,62 @@ class Job:
     values: dict[int, int]
     classes: int
 
+    def document(self) -> SettingsDocument:
+        """The settings that determine the prepared arrays, as JSON objects; splits do not."""
+        recipe = dataclasses.asdict(self.recipe)
+        del recipe["fractions"]
+        values = sorted(self.values.items())
+        document = {"recipe": recipe, "modalities": self.modalities, "values": values}
+        return json.loads(json.dumps(document))
+
+
+class SettingsDocument(TypedDict):
+    """`PreparationSettings` in a manifest; `values` holds pairs (label value, class index)."""
+
+    recipe: dict[str, Any]
+    modalities: list[str]
+    values: list[list[int]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """One case as the network sees it: `image` float32 [*S, C], `label` uint8 [*S] or None."""
+    """A prepared case: `image` float32 [*S, C], `label` uint8 [*S] or None."""
 
     case: store.Case
     image: np.ndarray
     label: np.ndarray | None
 
 
-def prepare_case(case: SourceCase, job: Job) -> store.Case:
+def prepare_case(case: SourceCase, settings: PreparationSettings) -> store.Case:
     """Reads, checks, prepares and writes one case.
 
     Returns:
-      The case for the manifest, its split not yet dealt ("unlabelled", order 0).
+      The case for the manifest, its split not yet assigned ("unlabelled", order 0).
 
     Raises:
-      UserError: anything wrong with the files, in one line.
+      UserError: any fault of the files, in one line.
     """
-    prepared = prepare_arrays(case, job)
-    store.write_arrays(job.output, case.id, prepared.image, prepared.label)
+    prepared = prepare_arrays(case, settings)
+    store.write_arrays(settings.output, case.id, prepared.image, prepared.label)
     return prepared.case
 
 
-def prepare_arrays(case: SourceCase, job: Job) -> Prepared:
-    """Reads, checks and prepares one case, and writes nothing. Raises `UserError`."""
+def prepare_arrays(case: SourceCase, settings: PreparationSettings) -> Prepared:
+    """Reads, checks and prepares one case without writing it. Raises `UserError`."""
     store.check_id(case.id)
-    image, grid, source_grid = _read_images(case, job)
+    image, grid, source_grid = _read_images(case, settings)
     content = _content_hash(image)
-    label = _read_on_grid(case.label, grid, case) if case.label else None
-    if label is not None:
-        label = _remapped(label, case.label, job.values)
+    label = None
+    if case.label:
+        label = _remapped(_read_on_grid(case.label, grid, case), case.label, settings.values)
     if case.mask:
         image[_read_on_grid(case.mask, grid, case) == 0] = 0
 
-    recipe = job.recipe
+    recipe = settings.recipe
     with _naming(case):
-        mask = recipes.foreground(image, recipe.foreground)
+        mask = foreground(image, recipe.foreground)
     if recipe.crop:
-        box = recipes.bounding_box(mask)
+        box = bounding_box(mask)
         inside = tuple(slice(start, stop) for start, stop in box)
         image, mask = image[inside], mask[inside]
         label = None if label is None else label[inside]
@@ -93,15 +112,15 @@ def prepare_arrays(case: SourceCase, job: Job) -> Prepared:
     target = geometry.target_grid(grid, recipe.spacing, recipe.size)
     if min(target.shape) < MIN_SIZE:
         raise UserError(
-            f"{case.images[0][0]}: only {_times(target.shape)} voxels after preparation, at least "
-            f"{MIN_SIZE} along each axis are needed"
+            f"{case.images[0][0]}: only {_times(target.shape)} voxels after preparation; at least "
+            f"{MIN_SIZE} are needed along each axis"
         )
     image = geometry.resample(image, grid.affine, target, recipe.order)
     mask = geometry.resample(mask, grid.affine, target, "nearest")
     if label is not None:
         label = geometry.resample(label, grid.affine, target, "nearest")
     with _naming(case):
-        box = recipes.bounding_box(mask)
+        box = bounding_box(mask)
         scaling = recipes.scaling(image, mask, recipe)
         _check_window(image, recipe)
     entry = store.Case(
@@ -116,38 +135,40 @@ def prepare_arrays(case: SourceCase, job: Job) -> Prepared:
         grade=case.grade,
         foreground=box,
         extra={
-            "source": source_files(case, job.source),
+            "source": source_files(case, settings.source),
             "checksum": readers.checksum(case.files),
             "content": content,
             "source_shape": list(source_grid.shape),
             "source_affine": _rows(source_grid.affine),
             "intensity": dataclasses.asdict(scaling),
-            "voxels": None if label is None else _counts(label, job.classes),
+            "voxels": None if label is None else _counts(label, settings.classes),
         },
     )
     return Prepared(entry, intensity.apply(image, scaling), label)
 
 
-def job_of_dataset(dataset: store.Dataset, source: Path) -> Job:
-    """The job that prepares further images of `source` exactly as those of a data set were.
+def settings_of_dataset(dataset: store.Dataset, source: Path) -> PreparationSettings:
+    """The settings that prepare further images of `source` exactly as those of a data set.
 
     Raises:
-      UserError: the data set was not made by `ssl3d.prepare` (the built-in phantoms).
+      UserError: `ssl3d.prepare` did not write the data set (a built-in phantom).
     """
     try:
-        settings = dataset.extra["settings"]
-        recipe = recipes.from_document(settings["recipe"])
-        values = {int(value): int(index) for value, index in settings["values"]}
+        document = dataset.extra["settings"]
+        recipe = recipes.from_document(document["recipe"])
+        values = {int(value): int(index) for value, index in document["values"]}
     except (KeyError, TypeError, ValueError):
         raise UserError(
-            f"{dataset.path}: does not say how it was prepared; prepare it with "
+            f"{dataset.path}: the settings of the preparation are missing; prepare it with "
             "python -m ssl3d.prepare"
         ) from None
-    return Job(source, dataset.path, recipe, dataset.modalities, values, len(dataset.classes))
+    return PreparationSettings(
+        source, dataset.path, recipe, dataset.modalities, values, len(dataset.classes)
+    )
 
 
 def source_files(case: SourceCase, source: Path) -> list[str]:
-    """The case's files, below the source where they lie there; of a DICOM series its folder."""
+    """The case's files (a DICOM series: its folder), relative to the source if inside it."""
     names = []
     for paths in (*case.images, *((path,) for path in (case.label, case.mask) if path)):
         path = paths[0] if len(paths) == 1 else paths[0].parent
@@ -161,40 +182,38 @@ def _times(shape: tuple[int, ...]) -> str:
 
 
 def _rows(affine: np.ndarray) -> tuple[tuple[float, ...], ...]:
-    # Adding 0 turns -0.0 into 0.0: the manifest's bytes must not depend on the way to a zero.
+    # Adding 0 turns -0.0 into 0.0: the bytes of the manifest must not depend on the sign.
     return tuple(tuple(float(x) + 0.0 for x in row) for row in affine)
 
 
-def _read_images(case: SourceCase, job: Job) -> tuple[np.ndarray, Grid, Grid]:
+def _read_images(case: SourceCase, settings: PreparationSettings) -> tuple[np.ndarray, Grid, Grid]:
     """The image [*S, C] float32 in canonical orientation, its grid, and the source's grid."""
-    rank = job.recipe.rank
-    wanted = len(job.modalities)
-    volumes = []
-    grid = source_grid = None
+    rank = settings.recipe.rank
+    wanted = len(settings.modalities)
+    arrays: list[np.ndarray] = []
+    grids: list[Grid] = []
+    source_grids: list[Grid] = []
     for paths in case.images:
         volume = readers.read_image(paths, rank)
         if len(case.images) == wanted > 1 and volume.array.shape[-1] != 1:
             raise UserError(
-                f"{paths[0]}: {volume.array.shape[-1]} channels, but it is one of {wanted} files "
-                "with one each; split it"
+                f"{paths[0]}: {volume.array.shape[-1]} channels, but each of the {wanted} files "
+                "must have one; split it"
             )
-        own_grid = Grid(volume.array.shape[:rank], volume.affine)
         array, affine = geometry.to_canonical(volume.array, volume.affine)
-        if grid is None:
-            grid, source_grid = Grid(array.shape[:rank], affine), own_grid
-        else:
-            _check_same_grid(paths[0], Grid(array.shape[:rank], affine), case.images[0][0], grid)
-        volumes.append(array)
-        del volume
-    image = volumes[0] if len(volumes) == 1 else np.concatenate(volumes, axis=-1)
+        arrays.append(array)
+        grids.append(Grid(array.shape[:rank], affine))
+        source_grids.append(Grid(volume.array.shape[:rank], volume.affine))
+        _check_same_grid(paths[0], grids[-1], case.images[0][0], grids[0])
+    image = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
     if rank == 2 and image.shape[-1] == 1 and wanted == 3:
         image = np.repeat(image, 3, axis=-1)
     if image.shape[-1] != wanted:
         raise UserError(
             f"{case.images[0][0]}: {image.shape[-1]} channels, the data set has {wanted} "
-            f"({', '.join(job.modalities)})"
+            f"({', '.join(settings.modalities)})"
         )
-    return image, grid, source_grid
+    return image, grids[0], source_grids[0]
 
 
 def _read_on_grid(path: Path, grid: Grid, case: SourceCase) -> np.ndarray:
@@ -209,7 +228,7 @@ def _check_same_grid(path: Path, grid: Grid, other_path: Path, other: Grid) -> N
     if grid.shape != other.shape:
         raise UserError(
             f"{path}: shape {_times(grid.shape)} differs from {_times(other.shape)} of "
-            f"{other_path.name}; bring both to one grid"
+            f"{other_path.name}; resample both to one grid"
         )
     corners = np.array(
         [[*corner, 1] for corner in np.ndindex(*(2,) * len(grid.shape))], np.float64
@@ -217,13 +236,13 @@ def _check_same_grid(path: Path, grid: Grid, other_path: Path, other: Grid) -> N
     distance = np.linalg.norm(corners @ (grid.affine - other.affine).T, axis=1).max()
     if distance > GRID_TOLERANCE * min(other.spacing):
         raise UserError(
-            f"{path}: lies on another grid than {other_path.name} (the same voxel is up to "
-            f"{distance:.3g} mm away); bring both to one grid"
+            f"{path}: lies on another grid than {other_path.name} (voxels are up to "
+            f"{distance:.3g} mm apart); resample both to one grid"
         )
 
 
 def _content_hash(image: np.ndarray) -> str:
-    """sha256 of the canonical voxels: the same image under another name or compression."""
+    """SHA-256 of the canonical voxels, whatever the name or compression of the file."""
     digest = hashlib.sha256(str(image.shape).encode())
     for plane in image:
         digest.update(np.ascontiguousarray(plane, "<f4"))
@@ -236,7 +255,7 @@ def _remapped(label: np.ndarray, path: Path, values: dict[int, int]) -> np.ndarr
     for value, index in values.items():
         table[value] = index
     remapped = np.empty(label.shape, np.uint8)
-    for target, plane in zip(remapped, label, strict=True):  # indexing makes int64 of a plane
+    for target, plane in zip(remapped, label, strict=True):  # indexing would copy a plane to int64
         np.take(table, plane, out=target)
     unknown = remapped == UNKNOWN
     if unknown.any():
@@ -245,18 +264,18 @@ def _remapped(label: np.ndarray, path: Path, values: dict[int, int]) -> np.ndarr
 
 
 def check_label_values(path: Path, found: Iterable[int], values: dict[int, int]) -> None:
-    """Raises `UserError` for label values that are none of the data set's `values`."""
+    """Raises `UserError` for label values that are not among the data set's `values`."""
     unknown = sorted(set(found) - set(values))
     if unknown:
         raise UserError(
-            f"{path}: unknown label value {', '.join(map(str, unknown[:5]))}; the data set's are "
+            f"{path}: unknown label value {', '.join(map(str, unknown[:5]))}; the data set has "
             f"{', '.join(map(str, sorted(values)))}"
         )
 
 
 @contextlib.contextmanager
 def _naming(case: SourceCase) -> Iterator[None]:
-    """Puts the case's first file before errors that only know about its voxels."""
+    """Prefixes errors about the voxels with the first file of the case."""
     try:
         yield
     except UserError as error:

@@ -1,25 +1,29 @@
-"""What preparation shows of its work: a table of the cases and a sheet of pictures."""
+"""Output of a preparation: messages, a table of the cases, a contact sheet."""
 
 from __future__ import annotations
 
 import csv
+import sys
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ssl3d.data import store
+from ssl3d.data import intensity, store
 from ssl3d.data.layouts.listing import Problem
+from ssl3d.errors import UserError
 
 REPORT = "report.csv"
 SHEET = "contact_sheet.png"
-# Pixels; three views of a volume side by side stay readable, 120 of them stay one screenful.
+NOTES_SHOWN = 20
+# Pixels: three views of a volume side by side are readable, and 120 cases fit on a screen.
 TILE = 96
 COLUMNS = 6
 MAX_CASES = 120
 CAPTION = 12
 OVERLAY = 0.45
-# Okabe and Ito's palette: told apart with any colour vision.
+# The palette of Okabe and Ito, distinguishable with any colour vision.
 COLOURS = (
     (230, 159, 0),
     (86, 180, 233),
@@ -31,10 +35,52 @@ COLOURS = (
 )
 
 
+def print_notes(notes: Sequence[Problem]) -> None:
+    """Prints the first notes, one per line; the report has all of them."""
+    for note in notes[:NOTES_SHOWN]:
+        print(" ".join(f"note: {note.name}: {note.reason}".split()), file=sys.stderr)
+    if len(notes) > NOTES_SHOWN:
+        more = len(notes) - NOTES_SHOWN
+        print(f"note: {more} more like these, see {REPORT}", file=sys.stderr)
+
+
+def report_problems(problems: Sequence[Problem], on_error: str) -> None:
+    """Prints each problem on a line of its own.
+
+    Raises:
+      UserError: any problem, if `on_error` is "stop".
+    """
+    word = "error" if on_error == "stop" else "left out"
+    for problem in problems:
+        print(" ".join(f"{word}: {problem.name}: {problem.reason}".split()), file=sys.stderr)
+    if problems and on_error == "stop":
+        what = "one case" if len(problems) == 1 else f"{len(problems)} cases"
+        raise UserError(
+            f"{what} cannot be prepared, see above; fix this and run again (finished cases are "
+            "kept), or add --on-error=skip"
+        )
+
+
+def summary(dataset: store.Dataset, left_out: int, reused: int, seconds: float) -> str:
+    """The last line of a run."""
+    counts = Counter(case.split for case in dataset.cases)
+    parts = [f"{split} {counts[split]}" for split in store.SPLITS if counts[split]]
+    cases = "1 case" if len(dataset.cases) == 1 else f"{len(dataset.cases)} cases"
+    line = f"{dataset.path}: {cases} ({', '.join(parts)}; "
+    line += f"splits by {dataset.splits_by})"
+    if dataset.splits_by == "case":
+        line += ", as the source has no subject ids"
+    if reused:
+        line += f"; {reused} already prepared"
+    if left_out:
+        line += f"; {left_out} left out, see {REPORT}"
+    return f"{line}; {seconds:.1f} s"
+
+
 def write_report(
     dataset: store.Dataset, problems: Sequence[Problem], notes: Sequence[Problem]
 ) -> None:
-    """`report.csv`: one row per case, prepared or left out, and per note, sorted by name."""
+    """Writes `report.csv`: a row per case, prepared or left out, and per note, sorted by name."""
     voxels = [f"voxels of {name}" for name in dataset.classes]
     header = ["id", "status", "reason", "split", "split by", "subject", "grade", "shape"]
     header += ["spacing", "source shape", *voxels, "source"]
@@ -55,7 +101,7 @@ def write_report(
     rows += [[problem.name, "left out", problem.reason] for problem in problems]
     rows += [[note.name, "note", note.reason] for note in notes]
     rows.sort(key=lambda row: row[:3])
-    # A file name that is not UTF-8 is shown escaped.
+    # File names that are not UTF-8 are escaped.
     path = dataset.path / REPORT
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -64,11 +110,11 @@ def write_report(
 
 
 def write_contact_sheet(dataset: store.Dataset) -> None:
-    """`contact_sheet.png`: middle slices of the cases, labels in colour.
+    """Writes `contact_sheet.png`: middle slices of the cases, labels in colour.
 
-    Volumes show their axial, coronal and sagittal slice through the middle of the foreground
-    (of the label, where there is one), the first channel only. Of more than `MAX_CASES` cases
-    so many are shown, evenly chosen from the sorted ids.
+    A volume is shown by the axial, coronal and sagittal slice of its first channel through the
+    middle of the label, or of the foreground without one. At most `MAX_CASES` cases are shown,
+    evenly spaced in the sorted ids.
     """
     count = min(len(dataset.cases), MAX_CASES)
     chosen = [
@@ -103,8 +149,7 @@ def _views(dataset: store.Dataset, case: store.Case) -> list[Image.Image]:
     tiles = []
     for axis in (2, 1, 0):
         where = (slice(None),) * axis + (middle[axis],)
-        # Anterior or superior up and the patient's left on the left: the canonical axes as they
-        # are, turned once.
+        # Anterior or superior up, the patient's left on the left: the canonical axes turned once.
         plane = np.asarray(image[where][..., :1], np.float32)
         shown = None if label is None else np.rot90(np.asarray(label[where]))
         across, up = (mm for i, mm in enumerate(case.spacing) if i != axis)
@@ -113,8 +158,8 @@ def _views(dataset: store.Dataset, case: store.Case) -> list[Image.Image]:
 
 
 def _tile(plane: np.ndarray, label: np.ndarray | None, spacing: tuple[float, ...]) -> Image.Image:
-    """[H, W, C], [H, W] and (row, column) spacing -> a square picture in true proportions."""
-    low, high = np.percentile(plane, (1, 99), axis=(0, 1))
+    """[H, W, C], [H, W] and the (row, column) spacing in mm -> a square tile, true to scale."""
+    low, high = intensity.display_window(plane)
     grey = np.clip((plane - low) / np.maximum(high - low, 1e-6), 0, 1) * 255
     rgb = np.broadcast_to(grey, (*grey.shape[:2], 3)).copy()
     if label is not None:
@@ -124,7 +169,7 @@ def _tile(plane: np.ndarray, label: np.ndarray | None, spacing: tuple[float, ...
             rgb[where] = (1 - OVERLAY) * rgb[where] + OVERLAY * np.asarray(colour)
     picture = Image.fromarray(rgb.astype(np.uint8))
     extent = (picture.size[0] * spacing[1], picture.size[1] * spacing[0])
-    size = tuple(max(1, round(side * TILE / max(extent))) for side in extent)
+    width, height = (max(1, round(side * TILE / max(extent))) for side in extent)
     tile = Image.new("RGB", (TILE, TILE))
-    tile.paste(picture.resize(size), ((TILE - size[0]) // 2, (TILE - size[1]) // 2))
+    tile.paste(picture.resize((width, height)), ((TILE - width) // 2, (TILE - height) // 2))
     return tile

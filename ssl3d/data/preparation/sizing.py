@@ -1,44 +1,51 @@
-"""From a listing to a plan: classes and channels that only the files tell, sizes, disk space."""
+"""Plan of a preparation: classes and channels that only the files tell, sizes, disk space."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import math
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ssl3d.data import readers
-from ssl3d.data.layouts.listing import Listing, Problem, class_indices, class_names
-from ssl3d.data.preparation import collection
-from ssl3d.data.preparation.case import Job
-from ssl3d.data.preparation.collection import Outline
-from ssl3d.data.preparation.recipes import RECIPES, Recipe
+import numpy as np
+
+from ssl3d.data import geometry, readers, store
+from ssl3d.data.geometry import Grid
+from ssl3d.data.layouts.listing import Listing, Problem, SourceCase, class_indices, class_names
+from ssl3d.data.preparation.case import PreparationSettings, check_label_values
+from ssl3d.data.preparation.recipes import Recipe
+from ssl3d.data.preparation.workers import in_parallel
+from ssl3d.data.readers import checks
 from ssl3d.errors import UserError
 
-# More different values than this and a "label" is an image given by mistake.
+# More distinct values than this, and a "label" is an image given by mistake.
 MAX_CLASSES = 128
-# Headers of so many cases are read before worker processes have even started.
+# The headers of so many cases are read before worker processes have even started.
 FEW_CASES = 500
 
 
-def suggest_recipe(layout: str, listing: Listing) -> str:
-    """The name of the recipe that the layout, the collection's name or its channels suggest.
+@dataclasses.dataclass(frozen=True)
+class Outline:
+    """The properties of a case that its headers tell.
 
-    Raises:
-      UserError: nothing tells the modality.
+    Attributes:
+      grid: of the source, in canonical orientation.
+      target: of the prepared image, without cropping.
+      channels: of the source.
+      voxels: label value -> voxels in the source; None without a label.
     """
-    for name in ("hippocampus", "pancreas"):
-        if name in listing.name.lower() and listing.rank == 3:
-            return name
-    if layout in RECIPES:
-        return layout
-    if listing.rank == 2:
-        return "retina" if layout == "images" else "picture"
-    names = " ".join(listing.modalities or ()).lower()
-    if "ct" in names.split():
-        return "ct"
-    if any(word in names for word in ("mr", "t1", "t2", "flair", "pd", "dwi", "adc")):
-        return "mr"
-    raise UserError("nothing tells the modality of these images: add --recipe=ct or --recipe=mr")
+
+    grid: Grid
+    target: Grid
+    channels: int
+    voxels: dict[int, int] | None
+
+    @property
+    def bytes(self) -> int:
+        """Size of the prepared case: float16 per channel, uint8 for the label."""
+        label = 0 if self.voxels is None else 1
+        return int(np.prod(self.target.shape)) * (2 * self.channels + label)
 
 
 def complete(listing: Listing, rank: int, workers: int) -> Listing:
@@ -51,10 +58,8 @@ def complete(listing: Listing, rank: int, workers: int) -> Listing:
     if listing.classes is None and labels:
         values: set[int] = set()
         calls = [(label, rank) for label in labels]
-        for _, found in collection.in_parallel(
-            collection.label_values, calls, workers, "reading labels"
-        ):
-            # A label that cannot be read is reported with its case.
+        for _, found in in_parallel(label_values, calls, workers, "reading labels"):
+            # An unreadable label is reported with its case.
             values |= set() if isinstance(found, UserError) else set(found)
         if len(values) > MAX_CLASSES:
             raise UserError(
@@ -69,7 +74,7 @@ def complete(listing: Listing, rank: int, workers: int) -> Listing:
 
 
 def _channel_names(listing: Listing) -> tuple[str, ...]:
-    """Names for the channels that the first readable case has."""
+    """Names for the channels of the first readable case."""
     for case in listing.cases:
         try:
             headers = [readers.read_header(paths, listing.rank) for paths in case.images]
@@ -82,51 +87,96 @@ def _channel_names(listing: Listing) -> tuple[str, ...]:
     return ("image",)
 
 
-def job_of(listing: Listing, recipe: Recipe, source: Path, output: Path) -> Job:
-    """What all cases of a completed listing share. Raises `UserError` for too many classes."""
+def settings_for(
+    listing: Listing, recipe: Recipe, source: Path, output: Path
+) -> PreparationSettings:
+    """The settings for all cases of a completed listing. Raises `UserError`: too many classes."""
     names = class_names(listing.classes)
     if len(names) > MAX_CLASSES:
         raise UserError(f"{len(names)} classes; a label map holds at most {MAX_CLASSES}")
     values = class_indices(listing.classes)
-    return Job(source, output, recipe, tuple(listing.modalities or ()), values, len(names))
+    modalities = tuple(listing.modalities or ())
+    return PreparationSettings(source, output, recipe, modalities, values, len(names))
+
+
+def outline(case: SourceCase, settings: PreparationSettings, count_labels: bool) -> Outline:
+    """Reads the headers of a case and, to count its classes, its label. Raises `UserError`."""
+    store.check_id(case.id)
+    recipe = settings.recipe
+    headers = [readers.read_header(paths, recipe.rank) for paths in case.images]
+    grid = geometry.canonical_grid(headers[0].grid)
+    target = geometry.target_grid(grid, recipe.spacing, recipe.size)
+    channels = sum(header.channels for header in headers)
+    voxels = None
+    if case.label:
+        voxels = label_values(case.label, recipe.rank) if count_labels else {}
+        check_label_values(case.label, voxels, settings.values)
+    return Outline(grid, target, channels, voxels)
+
+
+def label_values(path: Path, rank: int) -> dict[int, int]:
+    """Label value -> number of voxels, of a label file. Raises `UserError`."""
+    counts = np.zeros(checks.LARGEST_LABEL + 1, np.int64)
+    for plane in readers.read_label(path, rank).array:
+        found = np.bincount(plane.ravel())
+        counts[: len(found)] += found
+    return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
 
 
 def outlines(
-    listing: Listing, job: Job, workers: int, count_labels: bool
+    listing: Listing, settings: PreparationSettings, workers: int, count_labels: bool
 ) -> Iterator[tuple[int, Outline | Problem]]:
-    """(index of the case, its outline or what is wrong with it), as they come."""
-    calls = [(case, job, count_labels) for case in listing.cases]
-    for index, found in collection.in_parallel(
-        collection.outline, calls, workers, "reading headers"
-    ):
+    """(index of the case, its outline or its problem), in the order of completion."""
+    calls = [(case, settings, count_labels) for case in listing.cases]
+    for index, found in in_parallel(outline, calls, workers, "reading headers"):
         if isinstance(found, UserError):
-            found = Problem(listing.cases[index].id, str(found))
-        yield index, found
+            yield index, Problem(listing.cases[index].id, str(found))
+        else:
+            yield index, found
 
 
-def bytes_needed(listing: Listing, job: Job, workers: int) -> int:
-    """An upper bound for the prepared arrays, nothing cropped away.
+def bytes_needed(listing: Listing, settings: PreparationSettings, workers: int) -> int:
+    """An upper bound for the size of the prepared arrays, without cropping.
 
-    Of images stretched to one size, all are alike and no header needs to be read.
+    Images stretched to one size need no headers.
     """
     cases = listing.cases
-    if job.recipe.size is not None:
-        voxels = 1
-        for side in job.recipe.size:
-            voxels *= side
+    if settings.recipe.size is not None:
         labels = sum(case.label is not None for case in cases)
-        return voxels * (2 * len(job.modalities) * len(cases) + labels)
+        channels = len(settings.modalities)
+        return math.prod(settings.recipe.size) * (2 * channels * len(cases) + labels)
     workers = workers if len(cases) > FEW_CASES else 1
-    found = [entry for _, entry in outlines(listing, job, workers, count_labels=False)]
+    found = [entry for _, entry in outlines(listing, settings, workers, count_labels=False)]
     return sum(entry.bytes for entry in found if isinstance(entry, Outline))
 
 
-def print_plan(listing: Listing, job: Job, workers: int) -> list[Problem]:
-    """Prints what a run would do; returns the problems that headers and labels show."""
-    recipe = job.recipe
-    entries = dict(outlines(listing, job, workers, count_labels=True))
+def check_disk(output: Path, needed: int) -> None:
+    """Raises `UserError` if the disk of `output` has no room for `needed` bytes.
+
+    Arrays of an earlier run in `output` already occupy their share.
+    """
+    place = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    # Hidden files are partial arrays of a killed run, which are written again.
+    needed -= sum(path.stat().st_size for path in output.glob("*/[!.]*.npy"))
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise UserError(
+            f"{output}: the prepared data need up to {readable_size(needed)}, the disk has "
+            f"{readable_size(free)} free; make room or choose another --output"
+        )
+
+
+def readable_size(count: int) -> str:
+    """A number of bytes in GB or MB."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"
+
+
+def print_plan(listing: Listing, settings: PreparationSettings, workers: int) -> list[Problem]:
+    """Prints the plan of a run; returns the problems in headers and labels."""
+    recipe = settings.recipe
+    entries = dict(outlines(listing, settings, workers, count_labels=True))
     names = class_names(listing.classes)
-    print(f"{listing.name}: {len(listing.cases)} cases, channels {', '.join(job.modalities)}")
+    print(f"{listing.name}: {len(listing.cases)} cases, channels {', '.join(settings.modalities)}")
     print(f"recipe {recipe.name}: {_description(recipe)}")
     total = 0
     for index, case in enumerate(listing.cases):
@@ -142,16 +192,16 @@ def print_plan(listing: Listing, job: Job, workers: int) -> list[Problem]:
         if entry.voxels:
             counts = [0] * len(names)
             for value, count in entry.voxels.items():
-                counts[job.values[value]] += count
+                counts[settings.values[value]] += count
             line += "; " + ", ".join(f"{n} {c}" for n, c in zip(names, counts, strict=True))
         elif case.grade is not None:
             line += f"; grade {case.grade} ({names[case.grade]})"
         print(line)
-    print(f"disk space: up to {collection.gigabytes(total)} in {job.output}")
+    print(f"disk space: up to {readable_size(total)} in {settings.output}")
     return [entry for _, entry in sorted(entries.items()) if isinstance(entry, Problem)]
 
 
-def _times(numbers: object) -> str:
+def _times(numbers: Iterable[float]) -> str:
     return " x ".join(f"{number:g}" for number in numbers)
 
 

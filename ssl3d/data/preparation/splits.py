@@ -1,4 +1,4 @@
-"""Splits of a collection: dealt by subject, or as the user's own file says."""
+"""Splits of a collection: random by subject, or from the user's file."""
 
 from __future__ import annotations
 
@@ -7,30 +7,34 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from ssl3d.data import store
-from ssl3d.data.layouts.listing import SourceCase
+from ssl3d.data.layouts.listing import Listing, Problem, SourceCase
 from ssl3d.errors import UserError
 
 
-def deal(
+def random_splits(
     cases: Sequence[store.Case], fractions: dict[str, float], seed: int
 ) -> tuple[store.Case, ...]:
-    """The cases with their splits, seeded, whole subjects.
+    """The cases with seeded random splits, subject by subject.
 
-    Subjects with a label or grade are dealt to train, val and test, the others are `unlabelled`.
-    Where nothing at all is labelled every subject is dealt: pretraining needs a val split too.
+    Subjects with a label or grade are assigned to train, val and test, the others to
+    `unlabelled`. In a collection without labels all subjects are assigned to train, val and test,
+    as pretraining needs a val split too.
 
     Args:
       cases: of the collection.
-      fractions: of the subjects, "val" and "test".
+      fractions: shares of the subjects for "val" and "test".
       seed: of the shuffle.
     """
     labelled = {c.subject for c in cases if c.labelled or c.grade is not None}
     everyone = {c.subject for c in cases}
-    splits = store.assign_splits(sorted(labelled or everyone), fractions, seed)
+    splits = assign_splits(sorted(labelled or everyone), fractions, seed)
     if labelled:
-        rest = store.assign_splits(sorted(everyone - labelled), {}, seed)
+        rest = assign_splits(sorted(everyone - labelled), {}, seed)
         splits |= {subject: ("unlabelled", order) for subject, (_, order) in rest.items()}
     return tuple(_with(case, *splits[case.subject]) for case in cases)
 
@@ -39,14 +43,51 @@ def _with(case: store.Case, split: str, order: int) -> store.Case:
     return dataclasses.replace(case, split=split, order=order)
 
 
-def read_split_file(path: Path) -> dict[str, str]:
-    """The user's splits: case id or subject -> split, in the order of the file.
+def assign_splits(
+    subjects: Sequence[str], fractions: dict[str, float], seed: int
+) -> dict[str, tuple[str, int]]:
+    """Assigns subjects to splits: subject -> (split, rank within the split).
+
+    Seeded, and independent of the order of the subjects. Sizes are the fractions of the number of
+    subjects, rounded; with three or more subjects each split of a non-zero fraction has at least
+    one. `train` takes the rest.
+
+    Args:
+      subjects: names; duplicates count once.
+      fractions: shares for "val" and "test", e.g. {"val": 0.2, "test": 0.2}.
+      seed: of the shuffle.
+    """
+    names = sorted(set(subjects))
+    # RandomState's stream is frozen by NumPy's policy: the same splits under any version.
+    shuffled = [names[i] for i in np.random.RandomState(seed).permutation(len(names))]
+    splits: dict[str, tuple[str, int]] = {}
+    start = 0
+    for split in ("test", "val"):
+        share = fractions.get(split, 0.0)
+        count = max(round(share * len(names)), 1 if share > 0 and len(names) > 2 else 0)
+        for rank, name in enumerate(shuffled[start : start + count]):
+            splits[name] = (split, rank)
+        start += count
+    for rank, name in enumerate(shuffled[start:]):
+        splits[name] = ("train", rank)
+    return splits
+
+
+class SplitFile(NamedTuple):
+    """The user's splits: case id or subject -> split, in the order of the file at `path`."""
+
+    path: Path
+    splits: dict[str, str]
+
+
+def read_split_file(path: Path) -> SplitFile:
+    """Reads the user's splits.
 
     Either JSON, `{"train": ["case_1", ...], "val": [...], ...}`, or a CSV with the columns `id`
     (or `subject`) and `split`.
 
     Raises:
-      UserError: unreadable, another structure, an unknown split, or a name in two splits.
+      UserError: an unreadable file, another structure, an unknown split, or a name in two splits.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -63,7 +104,7 @@ def read_split_file(path: Path) -> dict[str, str]:
             )
         if splits.setdefault(name, split) != split:
             raise UserError(f"{path}: {name} is in {splits[name]} and in {split}; choose one")
-    return splits
+    return SplitFile(path, splits)
 
 
 def _json_pairs(path: Path, text: str) -> list[tuple[str, str]]:
@@ -94,44 +135,57 @@ def _csv_pairs(path: Path, text: str) -> list[tuple[str, str]]:
         raise UserError(f"{path}: the split file cannot be read ({error})") from None
 
 
-def strangers(cases: Sequence[SourceCase], splits: dict[str, str]) -> list[str]:
-    """The names of a split file that neither a case nor a subject has."""
-    known = {case.id for case in cases} | {case.subject for case in cases}
-    return [name for name in splits if name not in known]
+def check_split_file(listing: Listing, file: SplitFile) -> Listing:
+    """The listing, with a note on names in the file that may belong to its invalid cases.
 
-
-def subject_splits(
-    cases: Sequence[SourceCase | store.Case], splits: dict[str, str], path: Path
-) -> dict[str, str]:
-    """Subject -> split, as the user's file says.
+    Called before the preparation, which may take hours.
 
     Raises:
-      UserError: a case that the file does not name, or a subject that would be in two splits.
+      UserError: an unknown name in a listing without problems, or as `subject_splits`.
+    """
+    notes = listing.notes
+    known = {case.id for case in listing.cases} | {case.subject for case in listing.cases}
+    unknown = [name for name in file.splits if name not in known]
+    if unknown:
+        fault = f"names {unknown[0]!r}, but no case or subject has this name"
+        if not listing.problems:
+            raise UserError(f"{file.path}: {fault}")
+        notes = (*notes, Problem(str(file.path), f"{fault} ({len(unknown)} such names)"))
+    subject_splits(listing.cases, file)
+    return dataclasses.replace(listing, notes=notes)
+
+
+def subject_splits(cases: Sequence[SourceCase | store.Case], file: SplitFile) -> dict[str, str]:
+    """Subject -> split by the user's file.
+
+    Raises:
+      UserError: a case that the file does not name, or a subject in two splits.
     """
     by_subject: dict[str, str] = {}
     for case in cases:
-        split = splits.get(case.id, splits.get(case.subject))
+        split = file.splits.get(case.id, file.splits.get(case.subject))
         if split is None:
-            raise UserError(f"{path}: case {case.id} is in no split; add it, or take it out")
+            raise UserError(
+                f"{file.path}: case {case.id} is in no split; add it to the file, or remove it "
+                "from the source"
+            )
         if by_subject.setdefault(case.subject, split) != split:
             raise UserError(
-                f"{path}: subject {case.subject} would be in {by_subject[case.subject]} and in "
-                f"{split} (case {case.id}); a subject belongs to one split"
+                f"{file.path}: subject {case.subject} would be in {by_subject[case.subject]} and "
+                f"in {split} (case {case.id}); a subject belongs to one split"
             )
     return by_subject
 
 
-def apply_split_file(
-    cases: Sequence[store.Case], splits: dict[str, str], path: Path
-) -> tuple[store.Case, ...]:
-    """The cases with the user's splits; within a split subjects rank as the file lists them.
+def apply_split_file(cases: Sequence[store.Case], file: SplitFile) -> tuple[store.Case, ...]:
+    """The cases with the user's splits; the subjects of a split rank in the order of the file.
 
     Raises:
       UserError: as `subject_splits`.
     """
-    by_subject = subject_splits(cases, splits, path)
+    by_subject = subject_splits(cases, file)
     first: dict[str, int] = {}
-    places = {name: place for place, name in enumerate(splits)}
+    places = {name: place for place, name in enumerate(file.splits)}
     for case in cases:
         place = places.get(case.id, places.get(case.subject, 0))
         first[case.subject] = min(place, first.get(case.subject, place))

@@ -1,8 +1,7 @@
-"""Files to arrays, whatever their format: NIfTI, DICOM, NRRD, MetaImage, pictures.
+"""Image files to arrays: NIfTI, DICOM, NRRD, MetaImage, pictures.
 
-Everything that can be wrong with a file is found on the way and said in one line that names it.
-What is returned is finite, not constant, of the rank asked for, with an affine that can be
-inverted.
+Every fault of a file raises a one-line `UserError` that names the file. A returned image is
+finite, not constant and of the requested rank, with an invertible affine.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ PICTURE_SUFFIXES = pictures.SUFFIXES
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What can be known without reading the voxels."""
+    """The properties of an image that its header tells."""
 
     grid: Grid
     channels: int
@@ -42,18 +41,18 @@ class Volume:
 
 
 def suffix(path: Path) -> str:
-    """The known suffix of a file name in lower case, or "" for another."""
+    """The suffix of a supported file name in lower case, else ""."""
     name = path.name.lower()
     return next((s for s in VOLUME_SUFFIXES + PICTURE_SUFFIXES if name.endswith(s)), "")
 
 
 def stem(path: Path) -> str:
-    """The file name without its known suffix."""
+    """The file name without its `suffix`."""
     return path.name[: len(path.name) - len(suffix(path))]
 
 
 def checksum(paths: Sequence[Path]) -> str:
-    """sha256 of the files' bytes, one after another. Raises `UserError`."""
+    """SHA-256 of the concatenated files. Raises `UserError`."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(read_bytes(path))
@@ -64,7 +63,7 @@ def read_header(paths: Sequence[Path], rank: int) -> Header:
     """Shape, channels and affine of an image (one file, or the files of a DICOM series).
 
     Raises:
-      UserError: a file is missing, not an image, damaged in its header, or of another rank.
+      UserError: a file is missing, not an image, of another rank, or has a damaged header.
     """
     path, kind = paths[0], suffix(paths[0])
     if kind in PICTURE_SUFFIXES:
@@ -73,7 +72,7 @@ def read_header(paths: Sequence[Path], rank: int) -> Header:
         return Header(Grid(shape, np.eye(3)), channels)
     check_rank(path, 3, rank)
     if kind in VOLUME_SUFFIXES:
-        shape, channels, affine = _volume_module(kind).read_header(path, rank)
+        shape, channels, affine = _volume_reader(kind).read_header(path, rank)
         return Header(Grid(shape, affine), channels)
     return Header(dicom.read_grid(paths), 1)
 
@@ -83,11 +82,11 @@ def read_image(paths: Sequence[Path], rank: int) -> Volume:
 
     Args:
       paths: one file, or the files of a DICOM series.
-      rank: 3 for volumes, 2 for pictures (whose values are grey levels, 0 to 255).
+      rank: 3 for volumes, 2 for pictures (grey levels 0 to 255).
 
     Raises:
-      UserError: a file is missing, truncated, not an image, of another rank, too small, has no
-        usable geometry, or its values are not finite, constant or not real numbers.
+      UserError: a file is missing, truncated, not an image, of another rank, too small, without
+        valid geometry, or its values are not finite, constant or not real numbers.
     """
     path, kind = paths[0], suffix(paths[0])
     if kind in PICTURE_SUFFIXES:
@@ -96,7 +95,7 @@ def read_image(paths: Sequence[Path], rank: int) -> Volume:
     else:
         check_rank(path, 3, rank)
         if kind in VOLUME_SUFFIXES:
-            volume = Volume(*_volume_module(kind).read(path, rank))
+            volume = Volume(*_volume_reader(kind).read(path, rank))
         else:
             volume = Volume(*dicom.read_series(paths))
     check_values(path, volume.array)
@@ -107,7 +106,7 @@ def read_label(path: Path, rank: int) -> Volume:
     """Reads a label map as unsigned integers [*S].
 
     Raises:
-      UserError: as `read_image` for the file, or values that are not whole numbers 0 to 65535.
+      UserError: as `read_image`, or values that are not whole numbers from 0 to 65535.
     """
     kind = suffix(path)
     if kind in PICTURE_SUFFIXES:
@@ -118,7 +117,7 @@ def read_label(path: Path, rank: int) -> Volume:
     if kind in nifti.SUFFIXES:
         array, affine = nifti.read(path, rank, as_label=True)
     else:
-        array, affine = _volume_module(kind).read(path, rank)
+        array, affine = _volume_reader(kind).read(path, rank)
     if array.shape[-1] != 1:
         raise UserError(
             f"{path}: {array.shape[-1]} values per voxel, but a label has one; merge the channels"
@@ -126,11 +125,10 @@ def read_label(path: Path, rank: int) -> Volume:
     return Volume(whole_numbers(path, array[..., 0]), affine)
 
 
-def _volume_module(kind: str) -> ModuleType:
+def _volume_reader(kind: str) -> ModuleType:
     if kind in nifti.SUFFIXES:
         return nifti
-    from ssl3d.data.readers import (
-        itk,  # SimpleITK takes long to load, and most collections do without
-    )
+    # Imported on demand: SimpleITK loads slowly, and most collections do not need it.
+    from ssl3d.data.readers import itk
 
     return itk

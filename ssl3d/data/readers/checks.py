@@ -1,6 +1,6 @@
-"""What an image must be: finite, of the right rank, with a geometry that can be inverted.
+"""Checks of image files: rank, shape, affine, values.
 
-Every check raises a `UserError` that names the file in one line.
+Each check raises a one-line `UserError` that names the file.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from ssl3d.errors import UserError
 
 # Voxels: fewer than this along an axis is a slice or a localiser, not a volume.
 MIN_VOLUME_SIZE = 4
-# Smallest singular value of the axes' directions: below it two of them are the same.
+# Smallest singular value of the axis directions; below it two axes coincide.
 SINGULAR = 1e-6
-# How far label values stored as real numbers may be from integers: rounding of a scale factor.
+# Deviation of label values from integers; a scale factor in the header rounds.
 LABEL_TOLERANCE = 1e-3
 LARGEST_LABEL = 65535
-# mm: thicker than any slice; a header with more counts in another unit or is damaged.
+# mm, thicker than any slice; beyond it the header is damaged or in another unit.
 LARGEST_SPACING = 100.0
 
 
 @contextlib.contextmanager
 def reporting(path: Path) -> Iterator[None]:
-    """Turns what the image libraries raise on a bad file into one line that names the file.
+    """Turns the exceptions of the image libraries into one line that names the file.
 
-    Their warnings are dropped: they name no file, and what matters is checked here anyway.
+    Their warnings are suppressed: they name no file, and this module checks what matters.
     """
     try:
         with warnings.catch_warnings():
@@ -45,21 +45,21 @@ def reporting(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:
-        # Of a library's many lines the last says what happened; ITK ends with a stale errno.
+        # The last line of a library's message is the cause; ITK appends a stale errno.
         lines = [line for line in str(error).splitlines() if not line.startswith("Reason: ")]
         reason = lines[-1].strip() if lines else type(error).__name__
         reason = re.sub(r"^(ITK|sitk::)\s*ERROR: (\w+\(0x\w+\): )?", "", reason)
         raise UserError(
-            f"{path}: cannot be read as an image ({reason}); it is damaged or of another kind"
+            f"{path}: cannot be read as an image ({reason}); damaged or of another format"
         ) from None
 
 
 @contextlib.contextmanager
-def without_chatter() -> Iterator[None]:
-    """Drops what C++ libraries (ITK, GDCM) print to the process's stderr on a bad file.
+def without_library_output() -> Iterator[None]:
+    """Suppresses the output of C++ libraries (ITK, GDCM) to the process's stderr.
 
-    They print beside Python's `sys.stderr`, several lines that name no file; the exception they
-    also raise is turned into the one line by `reporting`.
+    They bypass Python's `sys.stderr` with several lines that name no file; `reporting` handles
+    the exception that they raise too.
     """
     sys.stderr.flush()
     kept = os.dup(2)
@@ -73,7 +73,7 @@ def without_chatter() -> Iterator[None]:
 
 
 def read_bytes(path: Path, limit: int = -1) -> bytes:
-    """The file's bytes, the first `limit` of them; an empty file is an error."""
+    """The file's first `limit` bytes, or all. Raises `UserError`: unreadable or empty."""
     try:
         with path.open("rb") as file:
             data = file.read(limit)
@@ -87,14 +87,14 @@ def read_bytes(path: Path, limit: int = -1) -> bytes:
 
 
 def check_rank(path: Path, found: int, wanted: int) -> None:
-    """Pictures (2) and volumes (3) are not mixed."""
+    """Raises `UserError` for a picture (2) where a volume (3) is wanted, and vice versa."""
     if found != wanted:
         kinds = {2: "a 2D picture", 3: "a 3D volume"}
         raise UserError(f"{path}: {kinds[found]}, but {kinds[wanted]} is needed here")
 
 
 def split_channels(path: Path, shape: Sequence[int], rank: int) -> tuple[tuple[int, ...], int]:
-    """(X, Y, Z) or (X, Y, Z, C) of a volume file -> ((X, Y, Z), C)."""
+    """(X, Y, Z) or (X, Y, Z, C) of a volume file -> ((X, Y, Z), C). Raises `UserError`."""
     check_rank(path, 3, rank)
     shape = tuple(int(n) for n in shape)
     while len(shape) > 4 and shape[-1] == 1:
@@ -112,18 +112,21 @@ def split_channels(path: Path, shape: Sequence[int], rank: int) -> tuple[tuple[i
 
 
 def check_affine(path: Path, affine: np.ndarray) -> None:
-    """The affine [4, 4] is finite and invertible."""
+    """Raises `UserError` unless the affine [4, 4] is finite and invertible."""
     if not np.isfinite(affine).all():
-        raise UserError(f"{path}: the affine holds NaN or infinite numbers; mend the header")
+        raise UserError(f"{path}: the affine holds NaN or infinite numbers; correct the header")
     spacing = spacing_of(affine)
     if min(spacing) == 0 or max(spacing) > LARGEST_SPACING:
-        raise UserError(f"{path}: voxel spacing {spacing}; mend the header")
+        raise UserError(f"{path}: voxel spacing {spacing}; correct the header")
     if np.linalg.svd(affine[:3, :3] / spacing, compute_uv=False)[-1] < SINGULAR:
-        raise UserError(f"{path}: singular affine, two axes point the same way; mend the header")
+        raise UserError(f"{path}: singular affine, two axes coincide; correct the header")
 
 
 def check_values(path: Path, image: np.ndarray) -> None:
-    """An image [*S, C] is finite, and no channel of a volume (no picture as a whole) constant."""
+    """Raises `UserError` for non-finite values in an image [*S, C] or a constant channel.
+
+    A picture is refused only if all its channels are constant.
+    """
     lows = [float(image[..., channel].min()) for channel in range(image.shape[-1])]
     highs = [float(image[..., channel].max()) for channel in range(image.shape[-1])]
     for channel, (low, high) in enumerate(zip(lows, highs, strict=True)):
@@ -134,13 +137,13 @@ def check_values(path: Path, image: np.ndarray) -> None:
             raise UserError(
                 f"{path}: {count} voxels are NaN or infinite{where}; replace them, e.g. by 0"
             )
-        # Many fundus cameras leave the blue of a picture all black.
+        # The blue channel of many fundus cameras is black.
         if low == high and (image.ndim == 4 or min(lows) == max(highs)):
             raise UserError(f"{path}: constant image, every voxel is {low:g}{where}")
 
 
 def whole_numbers(path: Path, label: np.ndarray) -> np.ndarray:
-    """Label values as the smallest unsigned type that holds them."""
+    """Label values in the smallest unsigned type that holds them. Raises `UserError`."""
     if label.dtype.kind not in "iuf":
         raise UserError(f"{path}: label values of type {label.dtype} are not numbers")
     low, high = label.min(), label.max()

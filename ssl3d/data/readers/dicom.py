@@ -1,15 +1,16 @@
 """DICOM series to volumes: geometry from the headers, slices sorted by position.
 
-A series is one file per slice, or one enhanced multi-frame file. Compressed files are decoded by
-pydicom's plugins (GDCM, Pillow).
+A series is one file per slice or one enhanced multi-frame file. pydicom's plugins (GDCM, Pillow)
+decode compressed pixels.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -22,33 +23,33 @@ from ssl3d.data.readers.checks import (
     read_bytes,
     reporting,
     split_channels,
-    without_chatter,
+    without_library_output,
 )
 from ssl3d.errors import UserError
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
-# Of the usual distance between slices: positions are written with two or three decimals.
+# Relative to the slice distance; positions are written with two or three decimals.
 POSITION_TOLERANCE = 0.05
-# Of the direction cosines, which many scanners write with six decimals or fewer.
+# Absolute, of the direction cosines; many scanners write six decimals or fewer.
 DIRECTION_TOLERANCE = 1e-3
-# Values of odd format are common and harmless in fields that nobody reads here.
+# Malformed values are common, and harmless in the fields that are not read here.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-# Bytes of a file in which the header of an image certainly shows whether it is DICOM.
+# Bytes up to the end of the "DICM" mark.
 PREAMBLE = 132
 
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """One slice: where it is stored and where it lies.
+    """One slice: its place in the files and in space.
 
     Attributes:
       path: the file.
-      index: of the frame in its file.
-      position: of the centre of the first pixel, mm in LPS, [3].
+      index: frame number in the file.
+      position: centre of the first pixel, mm in LPS, [3].
       directions: unit vectors along a row and along a column, LPS, [2, 3].
       spacing: mm between rows and between columns.
       shape: (rows, columns).
-      slope: stored value * slope + intercept is the value (HU in CT).
+      slope: value = stored value * slope + intercept (HU in CT).
       intercept: see `slope`.
     """
 
@@ -64,7 +65,7 @@ class Frame:
 
 @dataclasses.dataclass(frozen=True)
 class SeriesInfo:
-    """What tells a file's series apart from others; `frames` is 0 where there are no pixels."""
+    """The series that a file belongs to; `frames` is 0 for a file without pixels."""
 
     series: str
     patient: str
@@ -74,17 +75,17 @@ class SeriesInfo:
 
 
 def read_info(path: Path) -> SeriesInfo | None:
-    """To which series a file belongs; None for what is no DICOM file. Raises `UserError`."""
+    """The series of a file; None if it is not DICOM. Raises `UserError`: damaged."""
     if read_bytes(path, PREAMBLE)[-4:] != b"DICM":
         if path.suffix.lower() in SUFFIXES:
-            raise UserError(f"{path}: not a DICOM file (no DICM mark), whatever its name says")
+            raise UserError(f"{path}: not a DICOM file despite its name (no DICM mark)")
         return None
     header = _read(path, voxels=False)
     with reporting(path):
         kind = str(getattr(header.get("SOPClassUID"), "name", ""))
-        # Reports, plans and directories say that they are such; what is cut short does not.
+        # Reports, plans and directories have a class of their own, truncated images do not.
         if "Rows" not in header and ("Image Storage" in kind or len(header) == 0):
-            raise UserError(f"{path}: an image without a size, damaged; copy the file again")
+            raise UserError(f"{path}: an image without Rows, so the file is damaged; copy it again")
         return SeriesInfo(
             series=str(header.get("SeriesInstanceUID", "")),
             patient=str(header.get("PatientID", "") or "").strip(),
@@ -110,14 +111,14 @@ def read_series(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
       to mm in RAS+.
 
     Raises:
-      UserError: a damaged file, colour, no or contradictory geometry, missing slices, several
-        slices at one position, or slices that differ in size or direction.
+      UserError: a damaged file, colour, missing or contradictory geometry, missing slices,
+        several slices at one position, or slices that differ in size or direction.
     """
     headers = [_read(path, voxels=len(paths) == 1) for path in paths]
     frames = _sorted_frames(paths, headers)
     grid = _grid(frames)
     array = np.empty(grid.shape, np.float32)
-    # A multi-frame file is decoded once; of single slices only one is in memory.
+    # A multi-frame file is decoded once; of single-slice files one at a time is in memory.
     decoded = _pixels(paths[0], headers[0]) if len(paths) == 1 else None
     for k, frame in enumerate(frames):
         pixels = _pixels(frame.path, _read(frame.path)) if decoded is None else decoded
@@ -138,7 +139,7 @@ def _read(path: Path, voxels: bool = True) -> pydicom.Dataset:
 
 
 def _pixels(path: Path, dataset: pydicom.Dataset) -> np.ndarray:
-    with reporting(path), without_chatter():
+    with reporting(path), without_library_output():
         return dataset.pixel_array
 
 
@@ -166,37 +167,42 @@ def _frames(path: Path, header: pydicom.Dataset) -> list[Frame]:
 def _frame(
     path: Path, index: int, header: pydicom.Dataset, groups: Sequence[pydicom.Dataset]
 ) -> Frame:
-    def value(macro: str, name: str, default: object = None) -> object:
-        """An attribute of the frame, of all frames, or (classic files) of the file itself."""
+    def value(macro: str, name: str, default: float | None = None) -> Any:
+        """An attribute of the frame, else of all frames, else (classic files) of the file."""
         for group in groups:
             if macro in group and name in group[macro][0]:
                 return group[macro][0][name].value
         found = header.get(name)
         if found is None and default is None:
-            raise UserError(f"{path}: no {name} in the header, so where its slice lies is unknown")
+            raise UserError(
+                f"{path}: no {name} in the header, so the position of the slice is unknown"
+            )
         return default if found is None else found
 
     directions = _numbers(value("PlaneOrientationSequence", "ImageOrientationPatient"), 6)
+    spacing = _numbers(value("PixelMeasuresSequence", "PixelSpacing"), 2)
     frame = Frame(
         path=path,
         index=index,
         position=_numbers(value("PlanePositionSequence", "ImagePositionPatient"), 3),
         directions=directions.reshape(2, 3),
-        spacing=tuple(_numbers(value("PixelMeasuresSequence", "PixelSpacing"), 2).tolist()),
+        spacing=(float(spacing[0]), float(spacing[1])),
         shape=(int(header.Rows), int(header.Columns)),
         slope=float(value("PixelValueTransformationSequence", "RescaleSlope", 1.0)),
         intercept=float(value("PixelValueTransformationSequence", "RescaleIntercept", 0.0)),
     )
     if min(frame.spacing) <= 0:
-        raise UserError(f"{path}: PixelSpacing {frame.spacing}; mend the header")
+        raise UserError(f"{path}: PixelSpacing {frame.spacing}; correct the header")
     if not math.isfinite(frame.slope) or not math.isfinite(frame.intercept):
-        raise UserError(f"{path}: RescaleSlope or RescaleIntercept is no number; mend the header")
+        raise UserError(
+            f"{path}: RescaleSlope or RescaleIntercept is not finite; correct the header"
+        )
     if np.abs(np.linalg.norm(frame.directions, axis=1) - 1).max() > DIRECTION_TOLERANCE:
-        raise UserError(f"{path}: ImageOrientationPatient {directions.tolist()} is no direction")
+        raise UserError(f"{path}: ImageOrientationPatient {directions.tolist()} is not a direction")
     return frame
 
 
-def _numbers(value: object, count: int) -> np.ndarray:
+def _numbers(value: Iterable[float | str], count: int) -> np.ndarray:
     numbers = np.asarray([float(x) for x in value], np.float64)
     if len(numbers) != count or not np.isfinite(numbers).all():
         raise ValueError(f"{count} finite numbers expected, found {value}")
@@ -204,11 +210,11 @@ def _numbers(value: object, count: int) -> np.ndarray:
 
 
 def _sorted_frames(paths: Sequence[Path], headers: Sequence[pydicom.Dataset]) -> list[Frame]:
-    """The frames of a series from one end of the volume to the other; all checks of a stack."""
+    """The frames of a series, sorted along the slice axis. Raises `UserError`: no regular stack."""
     folder = paths[0].parent
     frames: list[Frame] = []
     for path, header in zip(paths, headers, strict=True):
-        with reporting(path):  # values are only parsed when they are asked for
+        with reporting(path):  # pydicom parses values on access
             frames += _frames(path, header)
     first = frames[0]
     for frame in frames[1:]:
@@ -220,7 +226,7 @@ def _sorted_frames(paths: Sequence[Path], headers: Sequence[pydicom.Dataset]) ->
         if np.abs(frame.directions - first.directions).max() > DIRECTION_TOLERANCE:
             raise UserError(
                 f"{frame.path}: a slice in another direction than {first.path.name} (a localiser?);"
-                " take it out"
+                " remove it"
             )
         if not np.allclose(frame.spacing, first.spacing, rtol=DIRECTION_TOLERANCE):
             raise UserError(
@@ -239,7 +245,7 @@ def _check_distances(folder: Path, frames: Sequence[Frame], normal: np.ndarray) 
         return
     distances = np.diff(heights)
     usual = float(np.median(distances))
-    closest = int(distances.argmin())
+    closest = int(np.argmin(distances))
     if distances[closest] <= POSITION_TOLERANCE * max(usual, 0.1):
         a, b = frames[closest], frames[closest + 1]
         raise UserError(
@@ -264,7 +270,7 @@ def _grid(frames: Sequence[Frame]) -> Grid:
     affine = np.eye(4)
     affine[:3, 0] = first.directions[0] * first.spacing[1]
     affine[:3, 1] = first.directions[1] * first.spacing[0]
-    # From the positions, not the normal: right for a tilted gantry too.
+    # From the positions, not the normal, which differs for a tilted gantry.
     affine[:3, 2] = (last.position - first.position) / max(1, len(frames) - 1)
     affine[:3, 3] = first.position
     affine[:2] *= -1  # DICOM's x and y point to Left and Posterior

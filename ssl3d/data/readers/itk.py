@@ -1,4 +1,4 @@
-"""NRRD and MetaImage files, read with SimpleITK."""
+"""NRRD and MetaImage files, by SimpleITK."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ from ssl3d.data.readers.checks import (
     read_bytes,
     reporting,
     split_channels,
-    without_chatter,
+    without_library_output,
 )
 from ssl3d.errors import UserError
 
-SUFFIXES = (".nrrd", ".mha")
-
-# What is wrong with a file is raised as an exception; the warnings beside it are noise.
+# Faults of a file are raised as exceptions; the warnings add nothing.
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 
 def read_header(path: Path, rank: int) -> tuple[tuple[int, ...], int, np.ndarray]:
-    """(shape (*S), channels, affine [4, 4]) without reading the voxels. Raises `UserError`."""
+    """(shape (*S), channels, affine [4, 4]) from the header alone. Raises `UserError`."""
     reader = _reader(path)
     shape, channels = split_channels(path, reader.GetSize(), rank)
     return shape, channels * reader.GetNumberOfComponents(), _affine(path, reader)
@@ -34,9 +32,9 @@ def read(path: Path, rank: int) -> tuple[np.ndarray, np.ndarray]:
     reader = _reader(path)
     split_channels(path, reader.GetSize(), rank)
     affine = _affine(path, reader)
-    with reporting(path), without_chatter():
+    with reporting(path), without_library_output():
         image = reader.Execute()
-        # A view, as GetArrayFromImage would copy: [(T,) Z, Y, X(, components)].
+        # A view [(T,) Z, Y, X(, components)]: GetArrayFromImage copies.
         stored = sitk.GetArrayViewFromImage(image)
     if stored.dtype.kind not in "iuf":
         raise UserError(f"{path}: values of type {stored.dtype} are not real numbers")
@@ -51,7 +49,7 @@ def _reader(path: Path) -> sitk.ImageFileReader:
     read_bytes(path, 1)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    with reporting(path), without_chatter():
+    with reporting(path), without_library_output():
         reader.ReadImageInformation()
     return reader
 

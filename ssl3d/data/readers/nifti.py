@@ -1,7 +1,7 @@
-"""NIfTI-1 and NIfTI-2 files, zipped or not.
+"""NIfTI-1 and NIfTI-2 files, gzipped or not.
 
-nibabel parses the header; the voxels are read here: with the checksum of the gzip data tested
-to its end, and in float32 slice by slice, so that a volume is in memory once.
+nibabel parses the header; this module reads the voxels. It verifies the checksum of the gzip data
+to the end and converts to float32 slab by slab, so that a volume is in memory once.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from ssl3d.errors import UserError
 
 SUFFIXES = (".nii", ".nii.gz")
 GZIP_MAGIC = b"\x1f\x8b"
-# Bytes of the file that certainly hold the header (348 or 540 bytes), zipped or not.
+# Bytes of the file that contain the header (348 or 540 bytes), gzipped or not.
 HEAD = 1 << 16
-# Slices converted at a time: whole cache lines of the result, little memory.
+# Slices converted at a time: full cache lines of the result, little memory.
 SLAB = 16
-# Bytes that deflate can pack into one, at most.
+# Maximum compression ratio of deflate.
 DEFLATE_LIMIT = 1032
 # mm per unit of the header.
 UNITS = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
-# header class, its size in bytes, where its magic string is, and which
+# header class, its size in bytes, offset of its magic string, the string
 KINDS = (
     (nib.Nifti1Header, 348, 344, b"n+1\0"),
     (nib.Nifti2Header, 540, 4, b"n+2\0\r\n\x1a\n"),
@@ -36,7 +36,7 @@ KINDS = (
 
 
 def read_header(path: Path, rank: int) -> tuple[tuple[int, ...], int, np.ndarray]:
-    """(shape (*S), channels, affine [4, 4]) without reading the voxels. Raises `UserError`."""
+    """(shape (*S), channels, affine [4, 4]) from the header alone. Raises `UserError`."""
     head = read_bytes(path, HEAD)
     most = path.stat().st_size
     if head.startswith(GZIP_MAGIC):
@@ -56,11 +56,11 @@ def read(path: Path, rank: int, as_label: bool = False) -> tuple[np.ndarray, np.
 
     Args:
       path: the file.
-      rank: 3, or an error.
-      as_label: leave whole numbers that the header does not scale in their type.
+      rank: 3; any other is an error.
+      as_label: keep the type of integers that the header does not scale.
 
     Raises:
-      UserError: damaged, not NIfTI, without geometry, of another rank, or not real numbers.
+      UserError: damaged, not NIfTI, without valid geometry, of another rank, or not real numbers.
     """
     data = _unzipped(path)
     header = _parse(path, data)
@@ -82,7 +82,7 @@ def read(path: Path, rank: int, as_label: bool = False) -> tuple[np.ndarray, np.
 def _scaled(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
     """`stored` [X, Y, Z, C] (Fortran order) * slope + intercept, float32 in C order."""
     array = np.empty(stored.shape, np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):  # the check of the values reports Inf
+    with np.errstate(over="ignore", invalid="ignore"):  # `check_values` reports Inf
         for start in range(0, stored.shape[2], SLAB):
             slab = stored[:, :, start : start + SLAB]
             if (slope, intercept) != (1.0, 0.0):
@@ -95,7 +95,7 @@ def _unzipped(path: Path) -> bytes:
     data = read_bytes(path)
     if not data.startswith(GZIP_MAGIC):
         return data
-    # Member after member, each with its checksum tested: a truncated file never passes.
+    # Each member is verified by its checksum, so that a truncated file never passes.
     members = []
     while data:
         unzip = zlib.decompressobj(wbits=31)
@@ -115,9 +115,9 @@ def _parse(path: Path, data: bytes) -> nib.Nifti1Header:
             continue
         if size in struct.unpack("<i", data[:4]) + struct.unpack(">i", data[:4]):
             with reporting(path):
-                # Unchecked: nibabel's check mends a zero spacing to 1 mm in silence.
+                # Unchecked: nibabel's check silently replaces a zero spacing by 1 mm.
                 return header_class.from_fileobj(io.BytesIO(data[:size]), check=False)
-    raise UserError(f"{path}: not a NIfTI file (wrong magic number, or its header is cut short)")
+    raise UserError(f"{path}: not a NIfTI file (wrong magic number, or a truncated header)")
 
 
 def _dtype(path: Path, header: nib.Nifti1Header) -> np.dtype:
@@ -139,10 +139,10 @@ def _check_length(path: Path, found: int, promised: int) -> None:
 def _affine(path: Path, header: nib.Nifti1Header) -> np.ndarray:
     zooms = tuple(float(x) for x in header["pixdim"][1:4])
     if not all(math.isfinite(x) and x != 0 for x in zooms):
-        raise UserError(f"{path}: voxel spacing {zooms}; mend pixdim in the header")
+        raise UserError(f"{path}: voxel spacing {zooms}; correct pixdim in the header")
     with reporting(path):
         affine = np.array(header.get_best_affine(), np.float64)
-        unit = header.get_xyzt_units()[0]
+        unit = str(header.get_xyzt_units()[0])
     affine[:3] *= UNITS.get(unit, 1.0)
     check_affine(path, affine)
     return affine

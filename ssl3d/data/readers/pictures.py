@@ -11,9 +11,9 @@ from ssl3d.data.readers.checks import read_bytes, reporting
 from ssl3d.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-# EXIF's tag for how the camera was held; from 5 on the sides are swapped.
+# EXIF tag of the camera's orientation; from 5 on, rows and columns are swapped.
 ORIENTATION, FIRST_SWAPPED = 0x0112, 5
-# Brings 16 bits per pixel to 8: 65535 -> 255.
+# Divisor of 16-bit grey levels: 65535 -> 255.
 LEVELS_16_TO_8 = 257
 
 
@@ -42,7 +42,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def read_label(path: Path) -> np.ndarray:
-    """The stored numbers, palette indices or grey levels: [rows, columns]. Raises `UserError`."""
+    """The stored values (palette indices or grey levels) [rows, columns]. Raises `UserError`."""
     picture = _open(path)
     with reporting(path):
         array = np.asarray(ImageOps.exif_transpose(picture))

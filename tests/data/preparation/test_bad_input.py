@@ -1,8 +1,8 @@
-"""Whatever is wrong with a source: one plain line, and the good cases are not harmed.
+"""Invalid sources: one line per fault, and no effect on the valid cases.
 
-Every entry of `DAMAGES` breaks one thing in a good collection. Without --on-error=skip the
-command ends with `UserError` (status 2) and writes no manifest; with it the other cases come
-out byte for byte as without the damage.
+Each of `DAMAGES` breaks one thing in a valid collection. Without --on-error=skip the command ends
+with a `UserError` (status 2) and writes no manifest; with it the other cases are byte for byte
+those of the undamaged collection.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def arrays(output):
     }
 
 
-def test_there_are_forty():
+def test_every_layout_has_damages():
     assert len(DAMAGES) >= 40
     assert {damage.layout for damage in DAMAGES} == set(files.WRITERS)
 
@@ -66,7 +66,7 @@ def test_damage(damage, tmp_path, capsys, undamaged):
     assert found
     same = [name for name in found if found[name] == clean.get(name)]
     others = set(found) - set(same)
-    # A picture whose row is wrong, or whose row names another, stays as an unlabelled one.
+    # A picture without a valid row remains as an unlabelled one.
     assert others <= {"eye9"}
     assert len(found) >= len(clean) - 2
     assert "left out" in (tmp_path / "skipped" / "report.csv").read_text()
@@ -84,7 +84,7 @@ def test_damage(damage, tmp_path, capsys, undamaged):
         ("images", "train.csv", "id_code;diagnosis\neye0;1", "no CSV with a name"),
     ],
 )
-def test_tables_that_cannot_be_used_are_one_line(tmp_path, layout, file, text, what):
+def test_an_invalid_table_is_one_line(tmp_path, layout, file, text, what):
     source = files.WRITERS[layout](tmp_path / "source")
     (source / file).write_text(text)
     with pytest.raises(UserError) as error:

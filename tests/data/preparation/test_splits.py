@@ -1,28 +1,35 @@
-"""Who is dealt to which split, by the seed or by a file of one's own."""
+"""Splits: random, or from the user's file."""
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import shutil
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ssl3d.data import store
+from ssl3d.data.preparation.splits import assign_splits
 from ssl3d.errors import UserError
 from tests.support import source_files as files
 from tests.support.source_files import run_prepare as run
 
+NAMES = st.lists(st.text("abcdefgh", min_size=1, max_size=4), unique=True, max_size=40)
+SHARES = st.floats(0, 0.4)
 
-def test_other_splits_of_prepared_data_cost_nothing(tmp_path, capsys):
+
+def test_new_splits_do_not_prepare_the_data_again(tmp_path, capsys):
     source = files.write_msd(tmp_path / "source")
     first = run("msd", source, tmp_path / "out")
     second = run("msd", source, tmp_path / "out", "--seed=1")
-    assert "7 were there already" in capsys.readouterr().out
+    assert "7 already prepared" in capsys.readouterr().out
     assert [c.split for c in first.cases] != [c.split for c in second.cases]
 
 
-def test_splits_are_dealt_by_subject_and_seed(tmp_path):
+def test_random_splits_are_by_subject_and_seed(tmp_path):
     source = files.write_bids(tmp_path / "source", subjects=10)
     dataset = run("bids", source, tmp_path / "out", "--seed=3")
     by_subject = {}
@@ -56,7 +63,7 @@ def test_unlabelled_collections_have_a_validation_split_too(tmp_path):
     assert not dataset.split("test", "unlabelled")
 
 
-def test_splits_by_case_are_said_to_be_so(tmp_path, capsys):
+def test_splits_by_case_are_reported(tmp_path, capsys):
     dataset = run("msd", files.write_msd(tmp_path / "source"), tmp_path / "out")
     assert dataset.splits_by == "case"
     assert "splits by case), as the source has no subject ids" in capsys.readouterr().out
@@ -64,7 +71,7 @@ def test_splits_by_case_are_said_to_be_so(tmp_path, capsys):
     assert {row["split by"] for row in rows} == {"case"}
 
 
-def test_your_own_splits(tmp_path):
+def test_splits_from_a_file(tmp_path):
     source = files.write_msd(tmp_path / "source")
     names = [f"case_{i:02d}" for i in range(7)]
     wanted = {"train": names[3:0:-1], "val": names[4:5], "test": [names[0], names[5]]}
@@ -94,7 +101,7 @@ def test_your_own_splits(tmp_path):
         ("gone.json", None, "no such split file"),
     ],
 )
-def test_split_files_that_are_wrong(tmp_path, name, content, what):
+def test_an_invalid_split_file_is_refused(tmp_path, name, content, what):
     source = files.write_msd(tmp_path / "source", count=3)
     if content is not None:
         (tmp_path / name).write_text(content)
@@ -103,7 +110,7 @@ def test_split_files_that_are_wrong(tmp_path, name, content, what):
     assert name in str(error.value)
 
 
-def test_a_split_file_may_name_cases_that_are_left_out(tmp_path, capsys):
+def test_a_split_file_may_name_invalid_cases(tmp_path, capsys):
     source = files.write_msd(tmp_path / "source", count=4, unlabelled=0)
     (source / "imagesTr/case_01.nii.gz").write_bytes(b"damaged")
     (source / "imagesTr/case_02.nii.gz").unlink()
@@ -114,7 +121,7 @@ def test_a_split_file_may_name_cases_that_are_left_out(tmp_path, capsys):
     assert "names 'case_02', but no case" in capsys.readouterr().err
 
 
-def test_a_wrong_split_file_is_found_before_anything_is_prepared(tmp_path):
+def test_an_invalid_split_file_is_found_before_the_preparation(tmp_path):
     source = files.write_msd(tmp_path / "source", count=3)
     (tmp_path / "s.json").write_text('{"train": ["case_00"]}')
     with pytest.raises(UserError, match="is in no split"):
@@ -149,3 +156,60 @@ def test_the_same_image_under_two_ids(tmp_path, capsys):
     assert not (tmp_path / "across" / store.MANIFEST).exists()
     kept = run("msd", source, tmp_path / "across", "--on-error=skip")
     assert len(kept.cases) == len(dataset.cases) - 1
+
+
+# Random splits.
+
+
+@given(NAMES, SHARES, SHARES, st.integers(0, 2**32 - 1))
+def test_splits_have_the_asked_sizes_and_ranks_without_gaps(names, val, test, seed):
+    assigned = assign_splits(names, {"val": val, "test": test}, seed)
+    assert set(assigned) == set(names)
+    for split, share in (("val", val), ("test", test)):
+        count = sum(found == split for found, _ in assigned.values())
+        least = 1 if share > 0 and len(names) > 2 else 0
+        assert count == max(round(share * len(names)), least)
+    for split in ("train", "val", "test"):
+        ranks = sorted(rank for found, rank in assigned.values() if found == split)
+        assert ranks == list(range(len(ranks)))
+
+
+@given(NAMES, SHARES, SHARES, st.integers(0, 99), st.randoms())
+def test_splits_do_not_depend_on_the_order_of_the_subjects(names, val, test, seed, random):
+    fractions = {"val": val, "test": test}
+    shuffled = names + names[:3]
+    random.shuffle(shuffled)
+    assert assign_splits(names, fractions, seed) == assign_splits(shuffled, fractions, seed)
+
+
+@given(NAMES.filter(lambda names: len(names) > 4), st.integers(0, 99))
+def test_small_label_fractions_are_inside_large_ones(names, seed):
+    """The subset of a fraction is the lowest ranks, so it grows and the other splits stay."""
+    assigned = assign_splits(names, {"val": 0.2, "test": 0.2}, seed)
+    train = {name: rank for name, (split, rank) in assigned.items() if split == "train"}
+    subsets = [
+        {name for name, rank in train.items() if rank < round(fraction * len(train))}
+        for fraction in (0.05, 0.1, 0.25, 0.5, 1.0)
+    ]
+    for smaller, larger in itertools.pairwise(subsets):
+        assert smaller <= larger
+    assert subsets[-1] == set(train)
+
+
+def test_the_seed_decides_and_the_test_split_stays_when_validation_grows():
+    names = [f"s{i}" for i in range(40)]
+
+    def split(name, seed=0, **fractions):
+        assigned = assign_splits(names, fractions, seed)
+        return {subject for subject, (found, _) in assigned.items() if found == name}
+
+    assert split("test", test=0.2, val=0.1) == split("test", test=0.2, val=0.3)
+    assert split("test", test=0.2) != split("test", seed=1, test=0.2)
+    # Frozen: another version of the program or of NumPy must deal the same.
+    assert sorted(split("test", test=0.1)) == ["s12", "s27", "s29", "s31"]
+
+
+def test_a_few_subjects_still_give_every_split_one():
+    assigned = assign_splits(["a", "b", "c"], {"val": 0.1, "test": 0.1}, 0)
+    assert sorted(split for split, _ in assigned.values()) == ["test", "train", "val"]
+    assert assign_splits([], {"val": 0.1}, 0) == {}

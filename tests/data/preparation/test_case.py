@@ -1,9 +1,10 @@
-"""What is in a prepared data set, and what is said of it before and after."""
+"""One prepared case: labels, grades, intensities, and back to the source."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,47 +12,10 @@ from PIL import Image
 
 from ssl3d.data import geometry, intensity, store
 from ssl3d.data.layouts import list_cases
-from ssl3d.data.preparation.case import job_of_dataset, prepare_arrays
+from ssl3d.data.preparation.case import prepare_arrays, settings_of_dataset
 from ssl3d.errors import UserError
 from tests.support import source_files as files
 from tests.support.source_files import run_prepare as run
-
-
-def test_the_estimate_is_what_is_written(tmp_path, capsys):
-    source = files.write_msd(tmp_path / "source")
-    run("msd", source, tmp_path / "out", "--dry-run")
-    assert not (tmp_path / "out").exists()
-    plan = capsys.readouterr().out
-    assert "case_00: 20 x 22 x 18 voxels of 1 x 1 x 1 mm -> 20 x 22 x 18" in plan
-    assert "background 7704, Anterior 208, Posterior 8" in plan
-    promised = float(plan.split("disk space: up to ")[1].split(" MB")[0]) * 1e6
-    run("msd", source, tmp_path / "out")
-    written = sum(path.stat().st_size for path in (tmp_path / "out").glob("*/*.npy"))
-    assert promised == pytest.approx(written, rel=0.05)
-
-
-def test_a_dry_run_lists_what_is_wrong(tmp_path, capsys):
-    source = files.write_msd(tmp_path / "source")
-    (source / "imagesTr/case_01.nii.gz").write_bytes(b"")
-    (source / "labelsTr/case_02.nii.gz").unlink()
-    with pytest.raises(UserError, match="2 cases"):
-        run("msd", source, tmp_path / "out", "--dry-run")
-    text = capsys.readouterr().err
-    assert "case_01.nii.gz: the file is empty" in text
-    assert "case_02.nii.gz: no such file" in text
-
-
-def test_a_dry_run_knows_unknown_label_values_and_wrong_ids(tmp_path, capsys):
-    source = files.write_msd(tmp_path / "source", count=3)
-    files.write_nifti(source / "labelsTr/case_01.nii.gz", files.segmentation() * 4)
-    (source / "imagesTr/case_02.nii.gz").rename(source / "imagesTr/case 02.nii.gz")
-    text = (source / "dataset.json").read_text()
-    (source / "dataset.json").write_text(text.replace("imagesTr/case_02", "imagesTr/case 02"))
-    with pytest.raises(UserError, match="2 cases"):
-        run("msd", source, tmp_path / "out", "--dry-run")
-    errors = capsys.readouterr().err
-    assert "unknown label value 4, 8" in errors
-    assert "'case 02' cannot be a file name" in errors
 
 
 @pytest.mark.parametrize("classes", ["0:none,1:DR,2:DR,3:DR,4:DR", "0:a,2:b,1:c,3:d,4:e,5:f"])
@@ -63,32 +27,7 @@ def test_grades_become_classes(tmp_path, classes):
     assert {case.id: dataset.classes[case.grade] for case in dataset.cases} == grades
 
 
-def test_a_file_name_that_is_not_utf8(tmp_path):
-    source = files.write_folder(tmp_path / "source")
-    (source / "images/site0/scan0.nii.gz").rename(source / "images/site0/\udcff.nii.gz")
-    (source / "labels/site0/scan0_seg.nii.gz").rename(source / "labels/site0/\udcff.nii.gz")
-    run("folder", source, tmp_path / "out")
-    assert "\\udcff.nii.gz" in (tmp_path / "out/report.csv").read_text()
-
-
-def test_report_and_contact_sheet(tmp_path):
-    source = files.write_msd(tmp_path / "source")
-    (source / "imagesTr/case_05.nii.gz").write_bytes(b"no")
-    dataset = run("msd", source, tmp_path / "out", "--on-error=skip")
-    rows = {row["id"]: row for row in csv.DictReader((tmp_path / "out/report.csv").open())}
-    assert rows["case_05"]["status"] == "left out"
-    assert "not a NIfTI file" in rows["case_05"]["reason"]
-    assert rows["case_00"]["voxels of Anterior"] == "208"
-    assert rows["case_00"]["shape"] == "20x22x18"
-    assert rows["case_06"]["split"] == "unlabelled"
-    sheet = np.asarray(Image.open(tmp_path / "out/contact_sheet.png"), np.int16)
-    colourful = np.ptp(sheet, axis=-1) > 40
-    assert colourful.mean() > 0.005  # the labels
-    assert sheet.shape[0] < sheet.shape[1]
-    assert len(dataset.cases) == 6
-
-
-def test_predictions_can_return_from_the_manifest_alone(tmp_path):
+def test_the_manifest_alone_maps_labels_back_to_the_source(tmp_path):
     source = files.write_brats(tmp_path / "source")
     dataset = run("brats", source, tmp_path / "out")
     for case in dataset.cases:
@@ -98,24 +37,24 @@ def test_predictions_can_return_from_the_manifest_alone(tmp_path):
         assert set(np.unique(back)) == {0, 1, 2, 3}
 
 
-def test_a_new_image_is_prepared_like_those_of_the_data_set(tmp_path):
+def test_a_new_image_is_prepared_like_the_data_set(tmp_path):
     source = files.write_brats(tmp_path / "source")
     dataset = run("brats", source, tmp_path / "out")
-    job = job_of_dataset(dataset, source)
-    assert job.recipe.size == (24, 24, 24)
+    settings = settings_of_dataset(dataset, source)
+    assert settings.recipe.size == (24, 24, 24)
     for case in list_cases("brats", source).cases:
-        prepared = prepare_arrays(case, job)
+        prepared = prepare_arrays(case, settings)
         stored = next(c for c in dataset.cases if c.id == case.id)
         image = store.load_image(dataset, stored)
         np.testing.assert_array_equal(prepared.image.astype(np.float16), image)
         np.testing.assert_array_equal(prepared.label, store.load_label(dataset, stored))
         assert prepared.case.affine == stored.affine
     phantom = dataclasses.replace(dataset, extra={})
-    with pytest.raises(UserError, match="does not say how it was prepared"):
-        job_of_dataset(phantom, source)
+    with pytest.raises(UserError, match="settings of the preparation are missing"):
+        settings_of_dataset(phantom, source)
 
 
-def test_pictures_return_too(tmp_path):
+def test_the_manifest_maps_pictures_back_to_the_source(tmp_path):
     dataset = run("images", files.write_images(tmp_path / "source"), tmp_path / "out")
     back, affine = geometry.to_source(np.ones((32, 32), np.uint8), dataset.cases[0])
     disc = files.fundus(0).max(axis=-1) > 20
@@ -141,7 +80,7 @@ def test_picture_labels_are_prepared(tmp_path):
     assert set(np.unique(label)) == {0, 1}
 
 
-def test_brats_classes_four_become_three(tmp_path):
+def test_brats_labels_of_all_years_agree(tmp_path):
     dataset = run("brats", files.write_brats(tmp_path / "source"), tmp_path / "out")
     assert dataset.classes == ("background", "necrosis", "oedema", "enhancing tumour")
     counts = {tuple(case.extra["voxels"]) for case in dataset.cases}
@@ -155,7 +94,7 @@ def test_own_classes_merge_and_rename(tmp_path):
     assert all(np.asarray(store.load_label(dataset, c)).max() == 1 for c in dataset.cases)
 
 
-def test_intensities_can_be_undone(tmp_path):
+def test_the_normalisation_can_be_inverted(tmp_path):
     source = files.write_msd(tmp_path / "source")
     dataset = run("msd", source, tmp_path / "out")
     case = dataset.cases[0]
@@ -171,3 +110,23 @@ def test_the_brain_mask_is_applied(tmp_path):
     assert np.ptp(image[0, 0, 0]) < np.ptp(image)
     corner = image[:3, :3, :3, 0]
     assert np.ptp(corner) == 0  # outside the mask: one value, no noise
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["pancreas", "ct", "mr"])
+def test_peak_memory_of_a_large_ct(tmp_path, recipe, request):
+    shape = (512, 512, 300)
+    x, y, z = np.ogrid[tuple(slice(side) for side in shape)]
+    body = ((x - 256) / 200) ** 2 + ((y - 256) / 150) ** 2 < 1
+    image = np.where(body, 40, -1000).astype(np.int16) + (z % 7).astype(np.int16)
+    organ = ((x - 256) / 60) ** 2 + ((y - 256) / 50) ** 2 + ((z - 150) / 50) ** 2 < 1
+    affine = np.diag([-0.75, -0.75, 1.0, 1.0])
+    files.write_nifti(tmp_path / "ct.nii.gz", image, affine)
+    files.write_nifti(tmp_path / "label.nii.gz", organ.astype(np.uint8), affine)
+    command = [sys.executable, "-m", "tests.support.peak_memory", str(tmp_path), recipe]
+    peak = int(
+        subprocess.run(
+            command, cwd=request.config.rootpath, capture_output=True, text=True, check=True
+        ).stdout
+    )
+    assert peak < 4 * 4 * image.size

@@ -1,0 +1,97 @@
+"""BIDS: sub-X[/ses-Y]/anat/sub-X[_ses-Y]_T1w.nii.gz; labels (dseg) below derivatives."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from pathlib import Path
+
+from ssl3d.data.layouts.listing import Listing, Options, Source, SourceCase, finish
+from ssl3d.data.readers import VOLUME_SUFFIXES, stem
+from ssl3d.errors import UserError
+
+NAME = re.compile(r"sub-(?P<sub>[^_]+)(_ses-(?P<ses>[^_]+))?(_.+)?_(?P<suffix>[A-Za-z0-9]+)")
+LABELS = ("dseg", "mask", "seg")
+
+
+def find(folder: Path, options: Options) -> Listing:
+    """One case per session, with the modalities that most sessions have. Raises `UserError`."""
+    source = Source(folder)
+    derivatives = options.labels or folder / "derivatives"
+    sessions: dict[tuple[str, str], dict[str, list[Path]]] = {}
+    for path in source.files(folder, VOLUME_SUFFIXES):
+        match = NAME.fullmatch(stem(path))
+        if path.is_relative_to(derivatives) or path.parent.name != "anat" or not match:
+            continue
+        if path.relative_to(folder).parts[0] == f"sub-{match['sub']}":
+            key = (match["sub"], match["ses"] or "")
+            sessions.setdefault(key, {}).setdefault(match["suffix"], []).append(path)
+    modalities = options.modalities or _common_suffixes(list(sessions.values()))
+    labels = _labels(source, derivatives)
+    cases = []
+    for (subject, session), found in sessions.items():
+        name = f"sub-{subject}" + (f"_ses-{session}" if session else "")
+        masks = labels.pop((subject, session), [])
+        missing = [modality for modality in modalities if modality not in found]
+        if missing:
+            source.problem(name, f"missing modality {missing[0]} in its anat folder")
+            continue
+        if len(masks) > 1:
+            both = " and ".join(str(path) for path in masks[:2])
+            source.problem(name, f"several labels ({both}); choose with --labels=DIR")
+            continue
+        for modality in modalities:
+            if len(found[modality]) > 1:
+                first = found[modality][0]
+                source.note(name, f"several {modality} files; the first, {first.name}, is used")
+        images = tuple((found[modality][0],) for modality in modalities)
+        cases.append(SourceCase(name, f"sub-{subject}", images, masks[0] if masks else None))
+    for paths in labels.values():
+        source.problem(paths[0], "a label without an image")
+    if any(case.label for case in cases):
+        for case in cases:
+            if case.label is None:
+                source.note(case.id, "no label in the derivatives; used as unlabelled")
+    return finish(
+        source,
+        options,
+        cases=cases,
+        splits_by="subject",
+        name=folder.resolve().name,
+        rank=3,
+        modalities=tuple(modalities),
+        classes=_classes(derivatives),
+    )
+
+
+def _common_suffixes(sessions: list[dict[str, list[Path]]]) -> tuple[str, ...]:
+    """The modalities (T1w, FLAIR, ...) of more than half of the sessions, sorted."""
+    counts = Counter(name for found in sessions for name in found)
+    common = sorted(name for name, count in counts.items() if 2 * count > len(sessions))
+    return tuple(common or sorted(counts)[:1])
+
+
+def _labels(source: Source, derivatives: Path) -> dict[tuple[str, str], list[Path]]:
+    """(subject, session) -> label files of one kind, the first in `LABELS`."""
+    by_kind: dict[tuple[str, str], dict[str, list[Path]]] = {}
+    if derivatives.is_dir():
+        for path in source.holding(derivatives).files(derivatives, VOLUME_SUFFIXES):
+            match = NAME.fullmatch(stem(path))
+            if match and match["suffix"] in LABELS:
+                key = (match["sub"], match["ses"] or "")
+                by_kind.setdefault(key, {}).setdefault(match["suffix"], []).append(path)
+    return {
+        key: next(found[kind] for kind in LABELS if kind in found) for key, found in by_kind.items()
+    }
+
+
+def _classes(derivatives: Path) -> dict[int, str] | None:
+    """Class names from a *dseg.tsv (columns index and name); None without one."""
+    for path in sorted(derivatives.rglob("*dseg.tsv")) if derivatives.is_dir() else ():
+        try:
+            rows = list(csv.DictReader(path.read_text().splitlines(), delimiter="\t"))
+            return {0: "background"} | {int(row["index"]): row["name"] for row in rows}
+        except (OSError, csv.Error, KeyError, TypeError, ValueError):
+            raise UserError(f"{path}: not a table with the columns index and name") from None
+    return None

@@ -1,0 +1,69 @@
+"""BraTS: one folder per case, CASE_t1ce.nii.gz (2018 to 2021) or CASE-t1c.nii.gz (2023)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ssl3d.data.layouts.listing import Listing, Options, Source, SourceCase, finish
+from ssl3d.data.readers import VOLUME_SUFFIXES, stem
+
+# Order of the channels as in the paper's code, so that its encoders stay comparable.
+MODALITIES = {
+    "T1ce": ("t1ce", "t1c", "t1gd"),
+    "FLAIR": ("flair", "t2f"),
+    "T1": ("t1", "t1n"),
+    "T2": ("t2", "t2w"),
+}
+# One case of BraTS 2020 has "_Segm" instead of "_seg".
+LABELS = ("seg", "segm")
+# The enhancing tumour is 4 until 2021 and 3 since 2023.
+CLASSES = {
+    0: "background",
+    1: "necrosis",
+    2: "oedema",
+    3: "enhancing tumour",
+    4: "enhancing tumour",
+}
+
+
+def find(folder: Path, options: Options) -> Listing:
+    """Every folder that holds the four modalities. Raises `UserError`."""
+    source = Source(folder)
+    names = {name: modality for modality, all_ in MODALITIES.items() for name in all_}
+    names |= dict.fromkeys(LABELS, "label")
+    folders: dict[Path, dict[str, list[Path]]] = {}
+    for path in source.files(folder, VOLUME_SUFFIXES):
+        what = names.get(re.split(r"[_-]", stem(path))[-1].lower())
+        if what:
+            folders.setdefault(path.parent, {}).setdefault(what, []).append(path)
+    cases = []
+    for place, found in folders.items():
+        several = next((paths for paths in found.values() if len(paths) > 1), None)
+        missing = [modality for modality in MODALITIES if modality not in found]
+        if several:
+            both = " and ".join(path.name for path in several[:2])
+            source.problem(place, f"{both} are the same modality; one case per folder")
+        elif missing:
+            endings = "/".join(MODALITIES[missing[0]])
+            source.problem(place, f"missing modality {missing[0]} (a file ending in {endings})")
+        else:
+            images = tuple((found[modality][0],) for modality in MODALITIES)
+            label = found.get("label", [None])[0]
+            cases.append(SourceCase(place.name, _subject(place.name), images, label))
+    return finish(
+        source,
+        options,
+        cases=cases,
+        splits_by="subject",
+        name="BraTS",
+        rank=3,
+        modalities=tuple(MODALITIES),
+        classes=CLASSES,
+    )
+
+
+def _subject(case: str) -> str:
+    """The case id without the examination number that ids of 2017 to 2019 and of 2023 end in."""
+    match = re.fullmatch(r"(Brats1[789]_.+)_\d+|(BraTS-[A-Za-z]+-\d+)-\d+", case, re.IGNORECASE)
+    return (match[1] or match[2]) if match else case
