@@ -15,9 +15,9 @@ from experiments.analysis import figures, findings, results_table, tables
 from experiments.analysis.findings import Findings, Key
 from experiments.analysis.results_table import Record
 from experiments.engine import grid
-from experiments.engine.budget import Size
+from experiments.engine.grid import Size
 from experiments.engine.study import DOUBLES, METHODS, SCRATCH, SCRATCH_2D, Study
-from experiments.engine.study_data import Plan, is_elsewhere, labelled_cases
+from experiments.engine.study_data import StudyData
 from ssl3d.atomic import atomic_write
 from ssl3d.data import store
 from ssl3d.errors import UserError
@@ -33,7 +33,7 @@ _LATEX = {
 }
 
 
-def write(plan: Plan, found: Record, limits: Sequence[str], typed: str, output: Path) -> None:
+def write(plan: StudyData, found: Record, limits: Sequence[str], typed: str, output: Path) -> None:
     """Writes tables, figures and page. Raises `UserError` if there is no finished cell.
 
     Args:
@@ -44,7 +44,7 @@ def write(plan: Plan, found: Record, limits: Sequence[str], typed: str, output: 
         raise UserError(f"{output}: no finished cell yet; run the study first")
     study = plan.study
     if study.published:
-        study = dataclasses.replace(study, published=study.published.like_ours(is_elsewhere(plan)))
+        study = dataclasses.replace(study, published=study.published.like_ours(plan.elsewhere))
     notes = list(limits)
     if plan.transductive:
         notes.append("Transductive: pretraining saw the images of validation and test cases.")
@@ -153,12 +153,12 @@ def unchecked(facts: Findings) -> list[str]:
     return words
 
 
-def describe(plan: Plan, found: Record, facts: Findings) -> list[tuple[str, str]]:
+def describe(plan: StudyData, found: Record, facts: Findings) -> list[tuple[str, str]]:
     """What was done in all runs of the study, as pairs of a name and a text."""
     study, dataset = plan.study, plan.dataset
     counts = {split: len(dataset.split(split)) for split in store.SPLITS}
     split = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    seen = ("the same data, " if not is_elsewhere(plan) else f"{plan.corpus.name}, ") + (
+    seen = ("the same data, " if not plan.elsewhere else f"{plan.corpus.name}, ") + (
         "all cases, validation and test too (transductive)"
         if plan.transductive
         else "training and unlabelled cases"
@@ -170,7 +170,7 @@ def describe(plan: Plan, found: Record, facts: Findings) -> list[tuple[str, str]
     network = ", ".join(f"{key} {value}" for key, value in study.encoder.items())
     return [
         ("data", f"{dataset.name}: {split}; splits by {dataset.splits_by}"),
-        ("tested on", f"the same {len(labelled_cases(plan, 'test'))} test cases in every cell"),
+        ("tested on", f"the same {len(plan.labelled('test'))} test cases in every cell"),
         ("pretrained on", seen),
         ("cells", f"{len(results)} finished, repetitions of each: up to {facts.repetitions}"),
         ("network", network or "the preset's"),
@@ -183,14 +183,14 @@ def describe(plan: Plan, found: Record, facts: Findings) -> list[tuple[str, str]
     ]
 
 
-def cut_down(minutes: float, plan: Plan, size: Size, full: Size) -> str:
+def cut_down(minutes: float, plan: StudyData, size: Size, full: Size) -> str:
     """The size of a study within a budget, in a sentence."""
     length = "each run at its full length."
     if plan.scale < 1:
         length = f"each run of {plan.scale:.1%} of the full study's steps, pretraining included."
     return (
-        f"This is a study cut down to {minutes:g} minutes: {len(grid.cells(*size))} of "
-        f"{len(grid.cells(*full))} cells ({', '.join(size.methods)}; labels "
+        f"This is a study cut down to {minutes:g} minutes: {len(grid.cells(size))} of "
+        f"{len(grid.cells(full))} cells ({', '.join(size.methods)}; labels "
         f"{', '.join(size.labels)}; {size.repetitions} repetitions), {length}"
     )
 

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
+from experiments import protocol
 from experiments.analysis import findings, report, tables
-from experiments.engine import protocol
 from tests.support.hand_made_study import record_of, result, with_2d
 from tests.support.small_study import tiny
 
