@@ -5,10 +5,9 @@ python -m experiments.brats --data=DIR --output=DIR [--pretrain-data=UKB]
 DIR and UKB as python -m ssl3d.prepare --layout=brats and --layout=ukb write them.
 """
 
+from experiments import protocol
 from experiments.analysis.published import BRATS_FIGURE, BRATS_TABLE
-from experiments.engine import protocol
 from experiments.engine.study import SCRATCH, SCRATCH_2D, THREE_D, TWO_D, Column, Study
-from ssl3d import cli
 
 STUDY = Study(
     name="brats",
@@ -43,4 +42,4 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    cli.run(lambda arguments: protocol.main(STUDY, arguments))
+    protocol.command(STUDY)

@@ -5,9 +5,8 @@ python -m experiments.hippocampus --data=DIR --output=DIR [--budget=20]
 DIR as python -m ssl3d.prepare --layout=msd --source=Task04_Hippocampus writes it.
 """
 
-from experiments.engine import protocol
+from experiments import protocol
 from experiments.engine.study import SCRATCH, THREE_D, Column, Study
-from ssl3d import cli
 
 STUDY = Study(
     name="hippocampus",
@@ -35,7 +34,7 @@ STUDY = Study(
         "data.crop": (32, 40, 32),
         "batch_size": 2,
         "steps": 400,
-        # The encoder learns from the first step on; freezing it was no help (docs/results).
+        # The encoder learns from the first step; freezing it did not help (results/).
         "transfer.warmup_steps": 0,
     },
     finetuning_of={"8": {"steps": 800}, "32": {"steps": 1200}, "all": {"steps": 2000}},
@@ -49,4 +48,4 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    cli.run(lambda arguments: protocol.main(STUDY, arguments))
+    protocol.command(STUDY)

@@ -1,45 +1,39 @@
-"""Grades of pictures with few labels: where on the hippocampus' long axis is a coronal slice?
+"""Grading of pictures with few labels: the level of a coronal slice of the hippocampus.
 
 python -m experiments.hippocampus_levels --data=DIR --output=DIR [--budget=20]
 
 DIR as python -m ssl3d.prepare --layout=msd --source=Task04_Hippocampus writes it. Every second
-coronal slice of its volumes becomes a picture, once, in OUTPUT/data; the labels grade it: in front
-of the hippocampus, at its anterior part (the head), at the posterior one (body and tail), behind.
+coronal slice becomes a picture in OUTPUT/data. Its grade comes from the labels: in front of the
+hippocampus, anterior part (head), posterior part (body and tail), behind.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from experiments import hippocampus
-from experiments.engine import protocol
+from experiments import hippocampus, protocol
 from experiments.engine.study import SCRATCH, Column, Study
-from experiments.engine.study_data import short_hash
-from ssl3d import cli
+from experiments.engine.study_data import digest
 from ssl3d.data import store
 from ssl3d.errors import UserError
 
 LEVELS = ("in front", "anterior", "posterior", "behind")
-# Task04's classes, and their label values.
-PARTS = ("Anterior", "Posterior")
-ANTERIOR, POSTERIOR = 1, 2
-# Axes of the prepared volumes, which run to the right, to the front and up.
-CORONAL, IN_PLANE = 1, (0, 2)
-EVERY = 2  # slices; neighbours of 1 mm are nearly alike
+PARTS = ("Anterior", "Posterior")  # classes of Task04, label values 1 and 2
+CORONAL, IN_PLANE = 1, (0, 2)  # axes of the prepared volumes: to the right, to the front, up
+EVERY = 2  # slices; neighbours at 1 mm are nearly alike
 
 
 def levels(label: np.ndarray) -> np.ndarray:
     """Grades of the coronal slices of a label map [*S]: int [slices], values index `LEVELS`.
 
-    Where both parts are in a slice, the larger one counts, of equal ones the anterior.
-
-    Raises:
-      ValueError: one of the parts is not there, or a slice between others has neither.
+    The larger part of a slice decides, of equal ones the anterior. Raises `ValueError` if a part is
+    missing, or if a slice between labelled ones has no label.
     """
-    anterior, posterior = ((label == value).sum(axis=IN_PLANE) for value in (ANTERIOR, POSTERIOR))
+    anterior, posterior = ((label == value).sum(axis=IN_PLANE) for value in (1, 2))
     if not anterior.any() or not posterior.any():
         raise ValueError("no anterior or no posterior part")
     organ = np.flatnonzero(anterior + posterior)
@@ -52,16 +46,13 @@ def levels(label: np.ndarray) -> np.ndarray:
 
 
 def write_slices(volumes: store.Dataset, folder: Path) -> store.Dataset:
-    """Writes the pictures of prepared volumes, or returns those that are there already.
+    """Writes the slices of prepared volumes as pictures, once; raises `UserError` for other data.
 
-    Each keeps its volume's subject and split; those of unlabelled volumes have no grade.
-
-    Raises:
-      UserError: other data than the hippocampus, or pictures of others in the folder.
+    Each keeps the subject and split of its volume. Those of unlabelled volumes have no grade.
     """
     # The manifest has checksums of images and labels, and how they were prepared.
     manifest = (volumes.path / store.MANIFEST).read_text()
-    origin = {"slices_of": short_hash(manifest), "every": EVERY}
+    origin = {"slices_of": digest(manifest), "every": EVERY}
     if (folder / store.MANIFEST).exists():
         pictures = store.read(folder)
         if pictures.extra != origin:
@@ -86,18 +77,9 @@ def write_slices(volumes: store.Dataset, folder: Path) -> store.Dataset:
         for place in range(0, volume.shape[CORONAL], EVERY):
             grade = None if grades is None else int(grades[place])
             cases.append(_write_slice(volume, image, place, grade, folder))
-    store.write_manifest(
-        store.Dataset(
-            path=folder,
-            name=f"{volumes.name} levels",
-            rank=2,
-            modalities=volumes.modalities,
-            classes=LEVELS,
-            splits_by=volumes.splits_by,
-            cases=tuple(cases),
-            extra=origin,
-        )
-    )
+    about = dataclasses.replace(volumes, path=folder, rank=2, classes=LEVELS, cases=tuple(cases))
+    name = f"{volumes.name} levels"
+    store.write_manifest(dataclasses.replace(about, name=name, extra=origin))
     return store.read(folder)
 
 
@@ -109,16 +91,15 @@ def _write_slice(
     store.write_arrays(folder, name, picture)
     kept = [*IN_PLANE, len(volume.shape)]
     content = volume.extra.get("content")
-    return store.Case(
+    return dataclasses.replace(
+        volume,
         id=name,
-        subject=volume.subject,
-        split=volume.split,
         shape=picture.shape[:-1],
-        channels=volume.channels,
         spacing=tuple(volume.spacing[axis] for axis in IN_PLANE),
         affine=tuple(tuple(volume.affine[row][column] for column in kept) for row in kept),
+        labelled=False,
         grade=grade,
-        order=volume.order,
+        foreground=None,
         extra={"content": f"{content}-{place}", "volume_content": content} if content else {},
     )
 
@@ -132,13 +113,13 @@ STUDY = Study(
     derive=write_slices,
     methods=(SCRATCH, "cpc2d"),
     labels=("2",),
-    # Those before it have suggested the task, the width and the steps (docs/results).
+    # Earlier repetitions suggested the task, the width and the steps (results/).
     first_repetition=35,
     repetitions=32,
     columns=(Column("kappa", "kappa"),),
-    # Small enough for scratch to be trained to its end.
+    # Small enough to train scratch to its plateau.
     encoder={"width": 8, "depth": 4},
-    # The preset's crops of patches are of axial slices; coronal ones are about 35 x 36 mm.
+    # The preset's crops suit axial slices; coronal ones are about 35 x 36 mm.
     pretraining={"batch_size": 32},
     pretraining_of={
         "cpc2d": {"steps": 800, "data.crop": (35, 35), "batch_size": 16},
@@ -146,22 +127,16 @@ STUDY = Study(
         "rotation2d": {"steps": 600, "data.crop": (36, 36)},
         "rpl2d": {"steps": 1000, "data.crop": (33, 33)},
     },
-    finetuning={
-        "data.crop": (36, 36),
-        "batch_size": 32,
-        "steps": 1600,
-        "task.head": "ordinal",
-    },
+    finetuning={"data.crop": (36, 36), "batch_size": 32, "steps": 1600, "task.head": "ordinal"},
     validations=8,
     brief=(SCRATCH, "cpc2d"),
     notes=(
         *hippocampus.STUDY.notes,
-        "Grades are of slices and derived from label maps.",
-        "Its repetitions count from 35: those before had suggested the task and the steps.",
-        "Its cases are slices. All of a hippocampus are in one split, and the statistics resample "
-        "hippocampi.",
+        "Cases are slices, and their grades are derived from label maps.",
+        "Repetitions count from 35: earlier ones suggested the task and the steps.",
+        "All slices of a hippocampus are in one split, and the statistics resample hippocampi.",
     ),
 )
 
 if __name__ == "__main__":
-    cli.run(lambda arguments: protocol.main(STUDY, arguments))
+    protocol.command(STUDY)

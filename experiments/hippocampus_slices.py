@@ -2,16 +2,14 @@
 
 python -m experiments.hippocampus_slices --data=DIR --output=DIR [--budget=20]
 
-Of all that was tried on the hippocampus (docs/results) this is the most promising, and this is its
-test, planned before it is run: one task, and forty fresh repetitions, on which nothing was chosen.
+The confirmatory test of the most promising attempt on the hippocampus (results/): one task and
+forty fresh repetitions, planned before the run.
 """
 
 import dataclasses
 
-from experiments import hippocampus
-from experiments.engine import protocol
+from experiments import hippocampus, protocol
 from experiments.engine.study import SCRATCH_2D
-from ssl3d import cli
 
 STUDY = dataclasses.replace(
     hippocampus.STUDY,
@@ -19,17 +17,16 @@ STUDY = dataclasses.replace(
     title="Hippocampus: MR segmentation by 2D networks with two labelled cases",
     methods=(SCRATCH_2D, "rotation2d"),
     labels=("2",),
-    # Those before it have suggested the task, and the steps.
+    # Earlier repetitions suggested the task and the steps.
     first_repetition=54,
     repetitions=40,
-    # Four times those of 3D scratch: after twice as many 2D scratch is not at its plateau.
+    # Four times those of 3D scratch; after twice as many, 2D scratch is below its plateau.
     finetuning={**hippocampus.STUDY.finetuning, "steps": 1600},
-    brief=(SCRATCH_2D, "rotation2d"),
     notes=(
         *hippocampus.STUDY.notes,
-        "Its repetitions count from 54: those before had suggested the task and the steps.",
+        "Repetitions count from 54: earlier ones suggested the task and the steps.",
     ),
 )
 
 if __name__ == "__main__":
-    cli.run(lambda arguments: protocol.main(STUDY, arguments))
+    protocol.command(STUDY)

@@ -6,10 +6,9 @@ DIR as python -m ssl3d.prepare --layout=msd --source=Task07_Pancreas writes it; 
 cases are pretrained on too.
 """
 
+from experiments import protocol
 from experiments.analysis.published import PANCREAS_CONVERGENCE, PANCREAS_FIGURE
-from experiments.engine import protocol
 from experiments.engine.study import SCRATCH, SCRATCH_2D, THREE_D, TWO_D, Column, Study
-from ssl3d import cli
 
 STUDY = Study(
     name="pancreas",
@@ -36,4 +35,4 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    cli.run(lambda arguments: protocol.main(STUDY, arguments))
+    protocol.command(STUDY)

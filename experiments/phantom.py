@@ -1,12 +1,11 @@
-"""The protocol with no data at hand: segmentation of the built-in brain's tumours.
+"""The protocol without data of one's own: segmentation of tumours in the brain phantom.
 
 python -m experiments.phantom [--output=DIR] [--budget=20]
 """
 
 from configs import datasets
-from experiments.engine import protocol
+from experiments import protocol
 from experiments.engine.study import SCRATCH, THREE_D, Column, Study
-from ssl3d import cli
 
 STUDY = Study(
     name="phantom",
@@ -25,16 +24,16 @@ STUDY = Study(
         "data.crop": (32, 32, 32),
         "batch_size": 2,
         "steps": 600,
-        # With it and these steps twice as many change nothing at 5 %.
+        # With these, twice the steps change nothing at 5 %.
         **{f"augment.{key}": value for key, value in datasets.MILD.items()},
-        # The encoder learns from the first step on, as in the study of the hippocampus.
+        # The encoder learns from the first step, as in the study of the hippocampus.
         "transfer.warmup_steps": 0,
     },
     finetuning_of={"all": {"steps": 900}},
     finetuning_slices={"data.crop": (64, 64), "batch_size": 16},
     validations=10,
-    notes=("Drawn by a program, not scanned: what holds here need not hold on patients.",),
+    notes=("Synthetic images: what holds here need not hold on patients.",),
 )
 
 if __name__ == "__main__":
-    cli.run(lambda arguments: protocol.main(STUDY, arguments))
+    protocol.command(STUDY)

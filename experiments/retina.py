@@ -5,10 +5,9 @@ python -m experiments.retina --data=DIR --output=DIR [--pretrain-data=FUNDUS]
 DIR and FUNDUS as python -m ssl3d.prepare --layout=images writes them.
 """
 
+from experiments import protocol
 from experiments.analysis.published import RETINA_CONVERGENCE, RETINA_FIGURE
-from experiments.engine import protocol
 from experiments.engine.study import SCRATCH, TWO_D, Column, Study
-from ssl3d import cli
 
 STUDY = Study(
     name="retina",
@@ -37,4 +36,4 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    cli.run(lambda arguments: protocol.main(STUDY, arguments))
+    protocol.command(STUDY)

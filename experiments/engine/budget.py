@@ -1,14 +1,14 @@
-"""What fits into a number of minutes: how many cells, of how many steps.
+"""A study within a number of minutes: how many cells, of how many steps.
 
-A few steps of the study's own runs are measured first. Then the grid is cut down, the least loss
-first, until its steps need not be cut to less than a half: repetitions, by halves, to two; amounts
-of labels to the lowest and the highest; methods to the study's brief list; labels to the lowest
-amount alone. What is left over scales the steps of all runs alike, so that the comparison stays
-fair at any size.
+First a few steps of the study's own runs are timed. Then the grid is reduced, in the order of the
+least loss, until its steps need not fall below a half: repetitions, by halves, to two; amounts of
+labels to the lowest and the highest; methods to the study's brief list; labels to the lowest
+amount. The remaining time scales the steps of all runs alike: the comparison is fair at any size.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -16,34 +16,21 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from experiments.engine import claims, grid, runs, worker
-from experiments.engine.grid import Job
-from experiments.engine.study_data import Plan
+from experiments.engine.grid import Job, Size
+from experiments.engine.study_data import StudyData
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
 
-PLAN = "plan.json"
+FILE = "plan.json"
 PROBE = "probe"
-VALIDATIONS = 8  # of a downstream run, where time is short
-# Of the time; the rest is for what the measurement did not foresee, and for the report.
-_MARGIN = 0.85
-# A grid is cut down further rather than its steps to less than this, while it can be.
-_LEAST_SCALE = 0.5
-# Below it nothing is learned, and no study is better than that one.
-_LEAST_STEPS = 20
+VALIDATIONS = 8  # per downstream run, where time is short
+_MARGIN = 0.85  # share of the time that is planned; the rest is for the report and the unforeseen
+_LEAST_SCALE = 0.5  # of the steps; below it the grid is reduced instead, while it can be
+_LEAST_STEPS = 20  # with fewer nothing is learned
 _PROBE_STEPS = 6
-
-
-class Size(NamedTuple):
-    """A grid that a budget may allow."""
-
-    methods: tuple[str, ...]
-    labels: tuple[str, ...]
-    repetitions: int
-    modes: tuple[str, ...]
-    first_repetition: int = 1
 
 
 class Cost(NamedTuple):
@@ -53,19 +40,49 @@ class Cost(NamedTuple):
     validation: float
     step: float
 
-    def of(self, steps: float, validations: int) -> float:
-        """Of a run of so many steps; it validates before the first, too."""
-        return self.fixed + (validations + 1) * self.validation + steps * self.step
+    def of(self, job: Job, scale: float = 1.0) -> float:
+        """Seconds of a job with its steps scaled. Its first validation precedes the first step."""
+        validations = math.ceil(job.overrides["steps"] / job.overrides["validate_every"]) + 1
+        return self.fixed + validations * self.validation + scale * job.row["steps"] * self.step
+
+
+class Budget(NamedTuple):
+    """What fits into the minutes, decided once per output folder: the content of plan.json."""
+
+    budget_minutes: float
+    full: Size  # as asked for
+    size: Size  # as it fits
+    scale: float  # of all numbers of steps
+    seconds: dict[str, Cost]  # of a run, by its kind
+    parts: int = 1  # processes that share the grid, each for so many minutes
+
+    def may_start(self, job: Job, deadline: float) -> bool:
+        """Whether a run that starts now would end before the deadline (`time.monotonic`)."""
+        cost = self.seconds.get(kind(job))
+        return time.monotonic() + (cost.of(job) if cost else 0.0) < deadline
+
+
+def read(output: Path) -> Budget | None:
+    """The budget of an output folder, if it has one."""
+    if not (output / FILE).exists():
+        return None
+    kept = json.loads((output / FILE).read_text())
+    for key in ("full", "size"):
+        lists = ("methods", "labels", "modes")
+        kept[key] = Size(**kept[key] | {name: tuple(kept[key][name]) for name in lists})
+    kept["seconds"] = {name: Cost(**cost) for name, cost in kept["seconds"].items()}
+    return Budget(**kept)
 
 
 def sizes(full: Size, brief: Sequence[str]) -> list[Size]:
-    """The grids to try, the full one first, each with fewer cells than the one before."""
+    """The candidate sizes: the full one first, each with fewer cells than the one before."""
     few = tuple(name for name in full.methods if name in brief) or full.methods
     small = full._replace(methods=few, labels=full.labels[:1], modes=full.modes[:1])
     ends = tuple(dict.fromkeys((full.labels[0], full.labels[-1])))
     fewer = min(full.repetitions, 2)
     halves = [full.repetitions >> i for i in range(1, full.repetitions.bit_length())]
-    smaller = (
+    kept = [full]
+    for size in (
         *(full._replace(repetitions=count) for count in halves if count > fewer),
         full._replace(repetitions=fewer),
         full._replace(repetitions=fewer, labels=ends, modes=full.modes[:1]),
@@ -74,39 +91,26 @@ def sizes(full: Size, brief: Sequence[str]) -> list[Size]:
         small,
         small._replace(repetitions=fewer),
         small._replace(repetitions=1),
-    )
-    kept = [full]
-    for size in smaller:
-        if len(grid.cells(*size)) < len(grid.cells(*kept[-1])):
+    ):
+        if len(grid.cells(size)) < len(grid.cells(kept[-1])):
             kept.append(size)
     return kept
 
 
 def all_runs(jobs: Iterable[Job]) -> list[Job]:
-    """The cells and each pretraining that they need, once."""
-    found: dict[str, Job] = {}
-    for job in jobs:
-        for one in (job.needs, job):
-            if one:
-                found[one.name] = one
-    return list(found.values())
+    """The cells and the pretrainings they need, each once."""
+    return list({one.name: one for job in jobs for one in (job.needs, job) if one}.values())
 
 
 def scale_to_fit(jobs: Sequence[Job], cost: Callable[[Job], Cost], seconds: float) -> float:
     """The factor of all steps with which the jobs take this long, at most 1; can be negative."""
-    fixed = sum(cost(job).of(0, _validations(job)) for job in jobs)
-    variable = sum(cost(job).step * job.row["steps"] for job in jobs)
-    return min(1.0, (seconds - fixed) / variable)
-
-
-def _validations(job: Job) -> int:
-    """How often it validates after the first step, at the end in any case."""
-    return math.ceil(job.overrides["steps"] / job.overrides["validate_every"])
+    fixed = sum(cost(job).of(job, 0) for job in jobs)
+    return min(1.0, (seconds - fixed) / sum(cost(job).step * job.row["steps"] for job in jobs))
 
 
 def kind(job: Job) -> str:
-    """Runs of one kind cost alike: a pretraining by its method, a cell by its network's rank."""
-    return job.row["method"] if job.name.startswith(grid.PRETRAINING) else job.argument
+    """Runs of one kind have the same cost: a pretraining's method, or a cell's config."""
+    return job.row["method"] if job.name.startswith(grid.PRETRAINING) else job.config
 
 
 def choose(
@@ -115,18 +119,16 @@ def choose(
     measure: Callable[[Job], Cost],
     left: Callable[[], float],
 ) -> tuple[Size, float, dict[str, Cost]]:
-    """The first grid that fits, and the scale of its steps.
+    """The first size that fits, the scale of its steps, and the costs by kind; or `UserError`.
 
     Args:
-      tried: as of `sizes`.
-      jobs_of: the runs of a grid, at full length, pretraining included.
-      measure: the cost of a run like this one; takes time itself, asked once for each kind.
-      left: seconds, of all processes together, less what measuring has taken.
-
-    Raises:
-      UserError: not even the smallest fits.
+      tried: the candidates, see `sizes`.
+      jobs_of: the runs of a size at full length, pretraining included.
+      measure: the cost of a run; takes time itself, called once per kind.
+      left: seconds, of all processes together, less the time spent on measuring.
     """
     costs: dict[str, Cost] = {}
+    jobs: Sequence[Job] = ()
 
     def cost(job: Job) -> Cost:
         if kind(job) not in costs:
@@ -134,17 +136,13 @@ def choose(
         return costs[kind(job)]
 
     for size in tried:
-        jobs = jobs_of(size)
+        jobs, is_last = jobs_of(size), size == tried[-1]
         typical = cost(next(job for job in jobs if job.name.startswith(grid.CELLS)))
-        # What is not measured yet costs at least its start, and as much again to measure.
-        least = sum(
-            costs[kind(job)].of(_LEAST_SCALE * job.row["steps"], _validations(job))
-            if kind(job) in costs
-            else typical.fixed
+        # A kind without a measurement costs at least its start, and as much again to measure.
+        least = typical.fixed * len({kind(job) for job in jobs} - costs.keys()) + sum(
+            costs[kind(job)].of(job, _LEAST_SCALE) if kind(job) in costs else typical.fixed
             for job in jobs
         )
-        least += typical.fixed * len({kind(job) for job in jobs} - costs.keys())
-        is_last = size == tried[-1]
         if least > _MARGIN * left() and not is_last:
             continue
         for job in jobs:
@@ -153,36 +151,26 @@ def choose(
         shortest = scale * min(job.row["steps"] for job in jobs)
         if (scale >= _LEAST_SCALE or is_last) and shortest >= _LEAST_STEPS:
             return size, scale, costs
-    needed = sum(cost(job).of(_LEAST_STEPS, _validations(job)) for job in jobs)
+    needed = sum(cost(job).of(job, _LEAST_STEPS / job.row["steps"]) for job in jobs)
     minutes = math.ceil(needed / _MARGIN / 60) + 1
     raise UserError(f"--budget: too short here, the smallest study takes {minutes} minutes or more")
 
 
-def probe(output: Path, job: Job, columns: Sequence[Sequence[Any]]) -> Cost:
-    """Measures a few steps of a run in a process of its own, a cell with its evaluation.
-
-    Raises:
-      UserError: what the run says of its input.
-      RunError: it failed.
-    """
-    encoder = {}
-    if job.needs:  # which is not there yet: random weights cost the same
-        encoder = {"init.encoder": "", "transfer.mode": "random"}
-    few = {
-        "steps": _PROBE_STEPS,
-        "validate_every": _PROBE_STEPS,
-        "log_every": 1,
-        "optimizer.warmup_steps": 1,
-    }
+def probe(output: Path, job: Job) -> Cost:
+    """Times a few steps of a run, with the evaluation of a cell. Raises as `runs.work` does."""
+    few = {"steps": _PROBE_STEPS, "validate_every": _PROBE_STEPS, "log_every": 1}
+    few |= {"optimizer.warmup_steps": 1}
     if "transfer.warmup_steps" in job.overrides:
         few["transfer.warmup_steps"] = 0
+    # Its pretraining does not exist yet; random weights cost the same.
+    random = {"init.encoder": "", "transfer.mode": "random"} if job.needs else {}
     folder = f"{PROBE}/{job.name.replace('/', '-')}"
-    shutil.rmtree(output / folder, ignore_errors=True)  # of a measurement that was broken off
-    row = {**job.row, "probe": True}
-    short = Job(folder, job.config, job.argument, {**job.overrides, **few, **encoder}, row)
+    shutil.rmtree(output / folder, ignore_errors=True)  # of an interrupted measurement
+    overrides, row = {**job.overrides, **few, **random}, {**job.row, "probe": True}
+    short = dataclasses.replace(job, name=folder, overrides=overrides, row=row, needs=None)
     started = time.monotonic()
-    scored = columns if job.name.startswith(grid.CELLS) else []
-    runs.failures(runs.work(output, [short], scored, say=lambda text: None))
+    with contextlib.redirect_stdout(None):
+        runs.work(output, [short])
     seconds = time.monotonic() - started
     row = json.loads((output / folder / worker.RESULT).read_text())["row"]
     shutil.rmtree(output / folder)
@@ -190,104 +178,37 @@ def probe(output: Path, job: Job, columns: Sequence[Sequence[Any]]) -> Cost:
     return Cost(max(fixed, 0.0), row["validation_seconds"], row["step_seconds"])
 
 
-def stored(output: Path) -> tuple[float, Size] | None:
-    """The minutes of the folder's plan and the grid that it was cut down from, if it has one."""
-    if not (output / PLAN).exists():
-        return None
-    document = json.loads((output / PLAN).read_text())
-    return document["budget_minutes"], _from_json(document["full"])
+def agree(
+    data: StudyData, full: Size, minutes: float, deadline: float, output: Path, parts: int
+) -> tuple[StudyData, Budget]:
+    """The shortened study, and the budget of its output folder, decided on the first call.
 
-
-def plan_for(
-    plan: Plan,
-    full: Size,
-    minutes: float,
-    deadline: float,
-    output: Path,
-    parts: int,
-    say: Callable[[str], None] = print,
-) -> tuple[Plan, Size, dict[str, Any]]:
-    """The study that fits, decided once for a folder and then kept in its plan.json.
-
-    Args:
-      deadline: of `time.monotonic`, when the minutes are over.
-      parts: processes that share the grid, each for so many minutes.
-
-    Returns:
-      The plan with its scale, the grid, and what plan.json says.
-
-    Raises:
-      UserError: the folder's plan is of another budget or grid, or nothing fits.
+    Raises `UserError` where the folder has another budget or full size, or nothing fits.
     """
-    columns = [list(column) for column in plan.study.columns]
-    short = dataclasses.replace(plan.study, validations=VALIDATIONS)
-    plan = dataclasses.replace(plan, study=short)
-    asked = {"budget_minutes": minutes, "full": _as_json(full)}
+    study = dataclasses.replace(data.study, validations=VALIDATIONS)
+    data = dataclasses.replace(data, study=study)
 
-    def jobs_of(size: Size) -> list[Job]:
-        return all_runs(grid.jobs(plan, grid.cells(*size)))
+    def decide() -> None:
+        print("measuring seconds per step", flush=True)
+        size, scale, costs = choose(
+            sizes(full, study.brief),
+            lambda size: all_runs(grid.jobs(data, grid.cells(size))),
+            lambda job: probe(output, job),
+            lambda: parts * (deadline - time.monotonic()),
+        )
+        document = {"budget_minutes": minutes, "full": full._asdict(), "size": size._asdict()}
+        seconds = {name: cost._asdict() for name, cost in costs.items()}
+        document |= {"scale": scale, "seconds": seconds, "parts": parts}
+        with atomic_write(output / FILE) as partial:
+            partial.write_text(json.dumps(document, indent=1) + "\n")
 
-    found = _plan_or_claim(output, say)
-    if isinstance(found, claims.Claim):
-        say("measuring seconds per step")
-        with claims.kept_alive(found, lambda: None):
-            size, scale, costs = choose(
-                sizes(full, plan.study.brief),
-                jobs_of,
-                lambda job: probe(output, job, columns),
-                lambda: parts * (deadline - time.monotonic()),
-            )
-            seconds = {name: cost._asdict() for name, cost in costs.items()}
-            document = asked | {"size": _as_json(size), "scale": scale, "seconds": seconds}
-            document["parts"] = parts
-            with atomic_write(output / PLAN) as partial:
-                partial.write_text(json.dumps(document, indent=1) + "\n")
-    else:
-        # Plans of older versions lack what has a default now.
-        document = found | {"full": _as_json(_from_json(found["full"]))}
-    for key, value in asked.items():
-        if document[key] != value:
+    claims.make_once(output / FILE, output / "plan", decide)
+    found = read(output)
+    assert found
+    for key, kept, value in zip(Budget._fields, found, (minutes, full), strict=False):
+        if kept != value:
             raise UserError(
-                f"{output / PLAN}: was made for {key}={document[key]}, not {value}; ask for the "
-                "same to go on with it, or give another --output"
+                f"{output / FILE}: was made for {key}={kept}, not {value}; ask for the same to "
+                "continue, or give another --output"
             )
-    scaled = dataclasses.replace(plan, scale=document["scale"])
-    return scaled, _from_json(document["size"]), document
-
-
-def _as_json(size: Size) -> dict[str, Any]:
-    return json.loads(json.dumps(size._asdict()))
-
-
-def _from_json(kept: dict[str, Any]) -> Size:
-    return Size(**{k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()})
-
-
-def _plan_or_claim(output: Path, say: Callable[[str], None]) -> dict[str, Any] | claims.Claim:
-    """The plan, once it is there; or the claim on making it."""
-    told = False
-    while not (output / PLAN).exists():
-        claim = claims.take(output / "plan")
-        if claim and not (output / PLAN).exists():
-            return claim
-        if claim:
-            claims.give_back(claim)
-        elif not told:
-            say("waiting for another process to measure")
-            told = True
-        time.sleep(runs.LOOK)
-    return json.loads((output / PLAN).read_text())
-
-
-def clock(document: dict[str, Any], deadline: float) -> Callable[[Job], bool]:
-    """Whether a run that has not begun would end in time, by what was measured."""
-    costs = {name: Cost(**seconds) for name, seconds in document["seconds"].items()}
-
-    def may_start(job: Job) -> bool:
-        cost = costs.get(kind(job))
-        if cost is None:
-            return time.monotonic() < deadline
-        needed = cost.of(job.row["steps"], _validations(job))
-        return time.monotonic() + needed < deadline
-
-    return may_start
+    return dataclasses.replace(data, scale=found.scale), found

@@ -1,16 +1,16 @@
-"""Who does which job, agreed over a shared folder: no server, no job done twice.
+"""Distribution of jobs over processes that share a folder: no server, no job done twice.
 
-A job's folder holds `claim.0`, `claim.1`, ...: the latest belongs to who is at work. A claim is
-made by an exclusive creation, which one alone succeeds in, and kept alive by its time of change,
-the heartbeat. One that is given back, or whose process is dead, or whose heart has stopped, is
-followed by the next number; none is ever removed, so that two who find the same stale claim cannot
-take it away from each other.
+A job's folder holds `claim.0`, `claim.1`, ..., each created exclusively by one process; the latest
+belongs to the process at work, and its modification time is the heartbeat. The next one follows
+when it is given back, its process is dead, or its heartbeat has stopped. No claim is ever removed:
+two processes that find the same stale claim cannot take it away from each other.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import socket
 import threading
@@ -21,61 +21,56 @@ from typing import Any, NamedTuple
 
 from ssl3d.atomic import atomic_write
 
-# Seconds between two heartbeats, and without one after which the process counts as dead: other
-# hosts cannot ask for it, and a network folder may show changes a minute late.
+# Seconds between two heartbeats, and without one until the process counts as dead. A network
+# folder may show changes a minute late.
 BEAT = 20.0
 STALE = 300.0
+# Seconds between two looks at the work of other processes.
+LOOK = 2.0
 
 
 class Claim(NamedTuple):
-    """A job that this process does.
-
-    Attributes:
-      path: of the claim's file.
-      spent: seconds that earlier processes worked on the job.
-    """
+    """The right to do a job."""
 
     path: Path
-    spent: float
+    spent: float  # seconds that earlier processes worked on the job
 
 
 def take(folder: Path) -> Claim | None:
-    """Claims the job of `folder`; None where another process is at it."""
+    """Claims the job of `folder`; None if another process is at work on it."""
     folder.mkdir(parents=True, exist_ok=True)
-    earlier = _claims(folder)
+    earlier = sorted(folder.glob("claim.*"), key=_number)
     if earlier and not _is_over(earlier[-1]):
         return None
     path = folder / f"claim.{len(earlier)}"
     about = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
     try:
-        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        with path.open("x") as file:
+            json.dump(about, file)
     except FileExistsError:
         return None
-    with os.fdopen(handle, "w") as file:
-        json.dump(about, file)
-    return Claim(path, sum(_seconds(claim) for claim in earlier))
+    # A claim ends with its last change, a heartbeat or its return.
+    spent = (file.stat().st_mtime - _read(file).get("started", math.inf) for file in earlier)
+    return Claim(path, sum(max(seconds, 0.0) for seconds in spent))
 
 
 def is_lost(claim: Claim) -> bool:
-    """Whether somebody thought this process dead (a laptop asleep) and has taken over."""
-    return (claim.path.parent / f"claim.{_number(claim.path) + 1}").exists()
+    """Whether another process has taken over from this one (a laptop asleep)."""
+    return claim.path.with_name(f"claim.{_number(claim.path) + 1}").exists()
 
 
 def give_back(claim: Claim) -> None:
-    """Lets others have the job at once; what was spent on it stays known."""
+    """Frees the job at once; the time spent on it stays on record."""
     about = _read(claim.path) | {"given_back": time.time()}
     with atomic_write(claim.path) as partial:
         partial.write_text(json.dumps(about))
 
 
 @contextlib.contextmanager
-def kept_alive(claim: Claim, lose: Callable[[], None], beat: float = BEAT) -> Iterator[None]:
-    """Beats while the block runs, and gives the claim back after it.
-
-    Args:
-      lose: called once, from another thread, if somebody else has taken over.
-      beat: seconds between two beats.
-    """
+def kept_alive(
+    claim: Claim, lose: Callable[[], None] = lambda: None, beat: float = BEAT
+) -> Iterator[None]:
+    """Beats in the block, then gives the claim back; calls `lose` if another process takes over."""
     over = threading.Event()
 
     def keep() -> None:
@@ -97,8 +92,19 @@ def kept_alive(claim: Claim, lose: Callable[[], None], beat: float = BEAT) -> It
         give_back(claim)
 
 
-def _claims(folder: Path) -> list[Path]:
-    return sorted(folder.glob("claim.*"), key=_number)
+def make_once(file: Path, folder: Path, make: Callable[[], Any]) -> None:
+    """Has one process write a missing file, by `make`, with its claims in `folder`."""
+    told = False
+    while not file.exists():
+        if claim := take(folder):
+            with kept_alive(claim):
+                if not file.exists():  # written between the look and the claim
+                    make()
+            continue
+        if not told:
+            print(f"waiting for another process to write {file.name}", flush=True)
+            told = True
+        time.sleep(LOOK)
 
 
 def _number(path: Path) -> int:
@@ -106,7 +112,7 @@ def _number(path: Path) -> int:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What a claim says; nothing where its maker has not come to write it yet."""
+    """The content of a claim; empty while its process has not written it yet."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
@@ -117,31 +123,17 @@ def _is_over(path: Path) -> bool:
     about = _read(path)
     if "given_back" in about:
         return True
-    if about.get("host") == socket.gethostname() and not _lives(about["pid"]):
-        return True
-    return _now(path.parent) - path.stat().st_mtime > STALE
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
-
-
-def _now(folder: Path) -> float:
-    """The time by the clock that stamps the folder's files, which may not be this host's."""
-    probe = folder / f".now.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
-    probe.touch()
-    now = probe.stat().st_mtime
-    probe.unlink(missing_ok=True)
-    return now
-
-
-def _seconds(path: Path) -> float:
-    about = _read(path)
-    end = about.get("given_back", path.stat().st_mtime)
-    return max(end - about.get("started", end), 0.0)
+    if about.get("host") == socket.gethostname():
+        try:
+            os.kill(about["pid"], 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:  # a process of another user
+            pass
+    # By the clock that stamps the folder's files, which may not be this host's.
+    process = f"{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
+    clock = path.with_name(f".now.{process}")
+    clock.touch()
+    now = clock.stat().st_mtime
+    clock.unlink(missing_ok=True)
+    return now - path.stat().st_mtime > STALE

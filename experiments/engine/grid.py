@@ -1,4 +1,4 @@
-"""The grid of a study: its cells, the pretraining each of them needs, and what each one runs."""
+"""The grid of a study: its cells, the runs behind them, and the config of each run."""
 
 from __future__ import annotations
 
@@ -6,50 +6,37 @@ import dataclasses
 import functools
 import importlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import ml_collections
+from flax.traverse_util import flatten_dict
 
-from experiments.engine.study import (
-    DOUBLES,
-    METHODS,
-    Settings,
-    Study,
-    finetuning_with,
-    label_fraction,
-)
-from experiments.engine.study_data import (
-    Plan,
-    case_hash,
-    code_version,
-    fingerprint,
-    is_elsewhere,
-    labelled_cases,
-    short_hash,
-)
+from experiments.engine.study import DOUBLES, METHODS, Column, Settings, Study, label_fraction
+from experiments.engine.study_data import StudyData, case_hash, code_version, digest, fingerprint
 from ssl3d.data import pipeline
 from ssl3d.errors import UserError
 from ssl3d.training.cases import choose_cases
+from ssl3d.training.checkpoint import NEUTRAL
 
 PRETRAINING, CELLS = "pretraining", "cells"
 PRETRAINING_VALIDATIONS = 5
-# What does not decide the result: where things are, and how often something is written.
-_FREE = (
-    "name",
-    "log_every",
-    "checkpoint_every",
-    "data.path",
-    "data.threads",
-    "init.encoder",
-    "predict.batch",
-)
-# What a smaller budget makes shorter.
-_LENGTHS = ("steps", "optimizer.warmup_steps", "transfer.warmup_steps")
+# Keys outside a run's hash. The pretraining enters it by its own hash, not by its folder.
+_UNHASHED = (*NEUTRAL, "name", "init.encoder")
+_LENGTHS = ("steps", "optimizer.warmup_steps", "transfer.warmup_steps")  # scaled by a budget
+
+
+class Size(NamedTuple):
+    """The extent of a grid."""
+
+    methods: tuple[str, ...]
+    labels: tuple[str, ...]
+    repetitions: int
+    modes: tuple[str, ...]  # of the methods that have no mode of their own
+    first_repetition: int = 1
 
 
 class Cell(NamedTuple):
-    """One downstream run of the grid; `repetition` counts from the study's first, mostly 1."""
+    """One downstream run of the grid; `repetition` counts from the study's first."""
 
     method: str
     mode: str
@@ -59,139 +46,105 @@ class Cell(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A training run: a pretraining, or a cell with its evaluation.
+    """A training run: a pretraining, or a cell with its evaluation."""
 
-    Attributes:
-      name: its folder within the output, the last part unique by the hash of its config.
-      config, argument: file of configs/ and what follows its colon.
-      overrides: of the config.
-      row: what is known of the result before it is there.
-      needs: the pretraining that has to be there first.
-    """
-
-    name: str
-    config: str
-    argument: str
+    name: str  # its folder within the output; ends in the hash of its config
+    config: str  # file of configs/
+    argument: str  # what follows the colon
     overrides: Settings
-    row: dict[str, Any]
-    needs: Job | None = None
+    row: dict[str, Any]  # the part of its result that is known in advance
+    needs: Job | None = None  # the pretraining it starts from
+    columns: tuple[Column, ...] = ()  # scores of its evaluation; none for a pretraining
+    source: str = ""  # as in `StudyData`
 
     @property
     def command(self) -> str:
-        """The same training as a command, to be run in the output's folder."""
-        argument = f":{self.argument}" if self.argument else ""
+        """The same training as a command, for the output's folder."""
+        config = f"--config=configs/{self.config}.py:{self.argument}".removesuffix(":")
         options = [f"--config.{key}={value}" for key, value in self.overrides.items()]
-        parts = [f"--config=configs/{self.config}.py{argument}", *options]
-        return " ".join(["python -m ssl3d.main", f"--workdir={self.name}/run", *parts])
+        return " ".join(["python -m ssl3d.main", f"--workdir={self.name}/run", config, *options])
 
 
-def cells(
-    methods: Sequence[str],
-    labels: Sequence[str],
-    repetitions: int,
-    modes: Sequence[str],
-    first_repetition: int = 1,
-) -> tuple[Cell, ...]:
-    """All cells, whole repetitions one after the other, so that a part of them is a fair part."""
+def cells(size: Size) -> tuple[Cell, ...]:
+    """All cells, one repetition after the other: every leading part compares all methods."""
+    first = size.first_repetition
     return tuple(
         Cell(method, mode, amount, repetition)
-        for repetition in range(first_repetition, first_repetition + repetitions)
-        for amount in labels
-        for method in methods
-        for mode in ([METHODS[method].mode] if METHODS[method].mode else modes)
+        for repetition in range(first, first + size.repetitions)
+        for amount in size.labels
+        for method in size.methods
+        for mode in ([METHODS[method].mode] if METHODS[method].mode else size.modes)
     )
 
 
-def share(grid: Sequence[Cell], part: tuple[int, int]) -> tuple[Cell, ...]:
-    """The cells of part i of n, i from 1; the parts differ by at most one cell."""
-    return tuple(grid[part[0] - 1 :: part[1]])
+def jobs(data: StudyData, grid: Iterable[Cell]) -> tuple[Job, ...]:
+    """The runs of the cells, in order. Raises `UserError` where the data do not allow one."""
+    pretraining = functools.cache(lambda method: pretraining_job(data, method))
+    return tuple(cell_job(data, cell, pretraining(cell.method)) for cell in grid)
 
 
-def pretraining_job(plan: Plan, method: str) -> Job | None:
-    """The pretraining of a method; None where there is none. The same for all its cells."""
-    study, about = plan.study, METHODS[method]
-    if not about.task:
+def pretraining_job(data: StudyData, method: str) -> Job | None:
+    """The pretraining of a method; None for a method without one."""
+    study, task = data.study, METHODS[method].task
+    if not task:
         return None
-    supervised = method == "supervised"
-    settings = dict(study.data) | {"data.path": str(plan.corpus.path.resolve())}
-    settings |= _encoder(study, about.rank)
-    settings |= dict(study.pretraining) | dict(study.pretraining_of.get(method, {}))
-    transductive = plan.transductive and not supervised  # whose labels are of training cases
+    elsewhere, supervised = data.elsewhere, method == "supervised"
+    transductive = data.transductive and not supervised  # whose labels are of training cases
     splits = ("train",) if supervised else ("train", "unlabelled")
-    if transductive:
-        splits += ("val", "test")
-    settings["data.train_splits"] = splits
-    if is_elsewhere(plan):
-        settings["data.phantom.kind"] = ""
-    argument = (study.pretraining_preset if is_elsewhere(plan) else "") or study.preset
-    config, settings = _resolve(plan, about.task, argument, settings, 1, PRETRAINING_VALIDATIONS)
-    cases, _ = choose_cases(config, plan.corpus)
-    digest = _digest(config, fingerprint(plan.corpus))
+    settings = {
+        "data.path": str(data.corpus.path.resolve()),
+        **study.pretraining,
+        **study.pretraining_of.get(method, {}),
+        "data.train_splits": (*splits, "val", "test") if transductive else splits,
+        **({"data.phantom.kind": ""} if elsewhere else {}),
+    }
+    preset = (study.pretraining_preset if elsewhere else "") or study.preset
+    config, settings = _resolve(data, method, task, preset, settings, PRETRAINING_VALIDATIONS)
+    cases, _ = choose_cases(config, data.corpus)
+    own = _config_hash(config, fingerprint(data.corpus))
     row = {
-        "pretraining": f"{method}-{digest}",
+        "pretraining": f"{method}-{own}",
         "method": method,
         "steps": config.steps,
         "cases": len(cases),
         "cases_hash": case_hash(cases),
-        "dataset": plan.corpus.name,
+        "dataset": data.corpus.name,
         "transductive": transductive,
-        "config_hash": digest,
+        "config_hash": own,
         "draws": pipeline.DRAW_VERSION,
         "code": code_version(),
     }
-    return Job(f"{PRETRAINING}/{method}-{digest}", about.task, argument, settings, row)
+    return Job(f"{PRETRAINING}/{method}-{own}", task, preset, settings, row)
 
 
-def jobs(plan: Plan, grid: Iterable[Cell]) -> tuple[Job, ...]:
-    """The runs of the cells, in order. Raises `UserError` where the data do not allow one."""
-    needs: dict[str, Job | None] = {}
-    result = []
-    for cell in grid:
-        if cell.method not in needs:
-            needs[cell.method] = pretraining_job(plan, cell.method)
-        result.append(cell_job(plan, cell, needs[cell.method]))
-    return tuple(result)
-
-
-def cell_job(plan: Plan, cell: Cell, needs: Job | None) -> Job:
-    """The downstream run of a cell.
-
-    Args:
-      needs: the pretraining of its method.
-
-    Raises:
-      UserError: more labels than there are, or no test cases.
-    """
-    study, about = plan.study, METHODS[cell.method]
-    rank = about.rank or study.rank
-    sliced = rank < study.rank
+def cell_job(data: StudyData, cell: Cell, needs: Job | None) -> Job:
+    """The downstream run of a cell, from the pretraining that it needs."""
+    study, subjects = data.study, data.subjects
+    rank = METHODS[cell.method].rank or study.rank
     file = f"{study.downstream}{rank}d"
-    settings = dict(study.data) | {"data.path": str(plan.dataset.path.resolve())}
-    settings |= _encoder(study, rank) | dict(study.finetuning)
-    subjects = {case.subject for case in labelled_cases(plan, "train")}
-    settings |= dict(finetuning_with(study, cell.labels, len(subjects)))
-    settings |= dict(study.finetuning_slices) if sliced else {}
-    settings |= {
+    settings = {
+        "data.path": str(data.dataset.path.resolve()),
+        **study.finetuning,
+        **study.finetuning_with(cell.labels, subjects),
+        **(study.finetuning_slices if rank < study.rank else {}),
         "seed": cell.repetition,
         "data.label_seed": cell.repetition,
-        "data.label_fraction": label_fraction(cell.labels, len(subjects)),
+        "data.label_fraction": label_fraction(cell.labels, subjects),
         "transfer.mode": cell.mode,
-        # Relative, so that the output may be moved, or be elsewhere on another host.
+        # Relative: the output may be moved, or have another path on another host.
         "init.encoder": f"{needs.name}/run" if needs else "",
     }
-    times = _more_steps(plan, cell.method, file, study.preset, settings)
-    config, settings = _resolve(plan, file, study.preset, settings, times, study.validations)
-    train, validation = choose_cases(config, plan.dataset)
-    test = labelled_cases(plan, "test")
+    config, settings = _resolve(data, cell.method, file, study.preset, settings, study.validations)
+    train, validation = choose_cases(config, data.dataset)
+    test = data.labelled("test")
     if not test:
-        raise UserError(f"{plan.dataset.path}: no labelled test cases; prepare with --test=0.2")
+        raise UserError(f"{data.dataset.path}: no labelled test cases; prepare with --test=0.2")
     before = needs.row if needs else {}
-    digest = _digest(
-        config, fingerprint(plan.dataset), before.get("config_hash", ""), bool(plan.source)
-    )
+    hashed = fingerprint(data.dataset), before.get("config_hash", ""), bool(data.source)
+    own = _config_hash(config, *hashed)
     name = "-".join((cell.method, cell.mode, cell.labels.replace("%", "pc"), f"r{cell.repetition}"))
     row = {
-        "cell": f"{name}-{digest}",
+        "cell": f"{name}-{own}",
         **cell._asdict(),
         "training_cases": len(train),
         "seed": config.seed,
@@ -200,7 +153,7 @@ def cell_job(plan: Plan, cell: Cell, needs: Job | None) -> Job:
         "pretraining": before.get("pretraining", ""),
         "pretraining_steps": before.get("steps", 0),
         "transductive": before.get("transductive", False),
-        "config_hash": digest,
+        "config_hash": own,
         "train_hash": case_hash(train),
         "val_hash": case_hash(validation),
         "test_hash": case_hash(test),
@@ -208,11 +161,12 @@ def cell_job(plan: Plan, cell: Cell, needs: Job | None) -> Job:
         "draws": pipeline.DRAW_VERSION,
         "code": code_version(),
     }
-    return Job(f"{CELLS}/{name}-{digest}", file, study.preset, settings, row, needs)
+    about = file, study.preset, settings, row, needs, study.columns, data.source
+    return Job(f"{CELLS}/{name}-{own}", *about)
 
 
-def load_config(file: str, argument: str, overrides: Settings) -> ml_collections.ConfigDict:
-    """The config of configs/FILE.py with its overrides. Raises `UserError` for those it lacks."""
+def load_config(file: str, argument: str, overrides: Settings) -> Any:
+    """The config of configs/FILE.py with overrides. Raises `UserError` for a key it lacks."""
     config = importlib.import_module(f"configs.{file}").get_config(argument)
     try:
         config.update_from_flattened_dict(dict(overrides))
@@ -221,81 +175,45 @@ def load_config(file: str, argument: str, overrides: Settings) -> ml_collections
     return config
 
 
-def _encoder(study: Study, rank: int) -> dict[str, Any]:
-    """The network of all methods of a rank; `encoder.2d.KEY` holds for 2D ones only."""
-    own = {key: value for key, value in study.encoder.items() if not key.startswith("2d.")}
-    if rank == 2:
-        own |= {
-            key.removeprefix("2d."): value
-            for key, value in study.encoder.items()
-            if key.startswith("2d.")
-        }
-    return {f"encoder.{key}": value for key, value in own.items()}
-
-
 def _resolve(
-    plan: Plan, file: str, argument: str, settings: Settings, times: float, validations: int
-) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
-    """The config, and all its overrides with the numbers of steps as they are in this plan.
+    data: StudyData, method: str, file: str, argument: str, settings: Settings, validations: int
+) -> tuple[Any, dict[str, Any]]:
+    """The config and all its overrides, with the numbers of steps at the scale of `data`.
 
-    Args:
-      times: more steps than the settings say, at the same interval of validation.
-      validations: in the settings' steps.
+    The validations are within the usual steps: a longer run validates at the same interval.
     """
+    encoder = {f"encoder.{key}": value for key, value in data.study.encoder.items()}
+    settings = {**data.study.data, **encoder, **settings}
     config = load_config(file, argument, settings)
-    lengths = {key: _get(config, key) for key in _LENGTHS}
-    scaled = {key: round(n * plan.scale) for key, n in lengths.items() if n is not None}
+    lengths = {key: n for key, n in _flat(config).items() if key in _LENGTHS}
+    scaled = {key: round(n * data.scale) for key, n in lengths.items()}
     steps = max(scaled["steps"], 1)
-    scaled["steps"] = max(round(steps * times), 1)
+    scaled["steps"] = max(round(steps * _times(data.study, method, config.steps)), 1)
     scaled["validate_every"] = max(steps // validations, 1)
-    settings = dict(settings) | scaled
-    return load_config(file, argument, settings), settings
+    config.update_from_flattened_dict(scaled)
+    return config, {**settings, **scaled}
 
 
-def _more_steps(plan: Plan, method: str, file: str, argument: str, settings: Settings) -> float:
-    """How many times the usual steps a method trains for."""
+def _times(study: Study, method: str, steps: int) -> float:
+    """The length of a method's run in multiples of the usual steps."""
     if method in DOUBLES.values():
         return 2.0
     if method != "scratch-long":
         return 1.0
-    own = load_config(file, argument, settings).steps
-    # The longest of the study's, whichever methods this call was narrowed to.
-    before = [
-        pretraining_steps(plan.study, name)
-        for name in plan.study.methods
-        if METHODS[name].rank == plan.study.rank and name != "supervised"
+    # The longest pretraining of the study, even if this call was narrowed to other methods.
+    pretraining = [
+        {**study.pretraining, **study.pretraining_of.get(name, {})}.get("steps")
+        or load_config(METHODS[name].task, study.preset, {}).steps
+        for name in study.methods
+        if METHODS[name].task and METHODS[name].rank == study.rank and name != "supervised"
     ]
-    return 1 + max(before, default=0) / own
+    return 1 + max(pretraining, default=0) / steps
 
 
-@functools.cache
-def _preset_steps(task: str, preset: str) -> int:
-    return load_config(task, preset, {}).steps
+def _config_hash(config: Any, *more: object) -> str:
+    kept = {key: value for key, value in _flat(config).items() if key not in _UNHASHED}
+    return digest(json.dumps([kept, *more], sort_keys=True))
 
 
-def pretraining_steps(study: Study, method: str) -> int:
-    """Steps of a method's pretraining before any scaling; 0 where there is none."""
-    if not METHODS[method].task:
-        return 0
-    settings = {**study.pretraining, **study.pretraining_of.get(method, {})}
-    return settings.get("steps") or _preset_steps(METHODS[method].task, study.preset)
-
-
-def _get(config: ml_collections.ConfigDict, key: str) -> Any:
-    section, _, name = key.rpartition(".")
-    return (config.get(section, {}) if section else config).get(name)
-
-
-def _digest(config: ml_collections.ConfigDict, *more: object) -> str:
-    flat = _flatten(json.loads(config.to_json()))
-    kept = {key: value for key, value in flat.items() if key not in _FREE}
-    return short_hash(json.dumps([kept, *more], sort_keys=True))
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= (
-            _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-    return flat
+def _flat(config: Any) -> dict[str, Any]:
+    return flatten_dict(json.loads(config.to_json()), sep=".")

@@ -1,8 +1,10 @@
-"""A study on data: what it may see, and what the case lists and the code are, in hashes."""
+"""A study with its data: which cases a run may see, and hashes of case lists and code."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import difflib
 import functools
 import hashlib
 import json
@@ -11,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import ssl3d
-from experiments.engine.study import Study
+from experiments.engine.study import DOUBLES, METHODS, SCRATCH, SCRATCH_2D, Study, label_fraction
 from ssl3d.data import store
 from ssl3d.errors import UserError
 
@@ -19,93 +21,95 @@ ROOT = Path(__file__).parents[2]
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """A study on data.
-
-    Attributes:
-      dataset: the downstream one.
-      corpus: what is pretrained on; often the same.
-      transductive: pretraining sees the images of all splits, validation and test too.
-      scale: factor of all numbers of steps.
-      source: the files the data set was prepared from, to score on their grid; "" for none.
-    """
+class StudyData:
+    """A study with its data."""
 
     study: Study
-    dataset: store.Dataset
-    corpus: store.Dataset
-    transductive: bool = False
-    scale: float = 1.0
-    source: str = ""
+    dataset: store.Dataset  # downstream data
+    corpus: store.Dataset  # pretraining data; often the same
+    transductive: bool = False  # pretraining sees the images of validation and test cases too
+    scale: float = 1.0  # of all numbers of steps
+    source: str = ""  # folder the data were prepared from, to score on its voxel grids
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether pretraining has a data set of its own."""
+        return self.corpus.path.resolve() != self.dataset.path.resolve()
+
+    @property
+    def can_supervise(self) -> bool:
+        """Whether separate pretraining data have label maps."""
+        return self.elsewhere and any(case.labelled for case in self.corpus.split("train"))
+
+    def labelled(self, split: str) -> tuple[store.Case, ...]:
+        """The cases of a downstream split with a label map, or with a grade."""
+        cases = self.dataset.split(split)
+        if self.study.downstream == "classify":
+            return tuple(case for case in cases if case.grade is not None)
+        return tuple(case for case in cases if case.labelled)
+
+    @property
+    def subjects(self) -> int:
+        """The number of labelled training subjects."""
+        return len({case.subject for case in self.labelled("train")})
 
 
-def labelled_cases(plan: Plan, split: str) -> tuple[store.Case, ...]:
-    """The cases of a split of the downstream data that have what it learns."""
-    graded = plan.study.downstream == "classify"
-    return tuple(
-        case
-        for case in plan.dataset.split(split)
-        if (case.grade is not None if graded else case.labelled)
-    )
+def check(data: StudyData, methods: Sequence[str], labels: Sequence[str] = ()) -> None:
+    """Raises `UserError` for an unknown method, and where the data do not allow a cell.
 
-
-def check_data(plan: Plan, methods: Sequence[str]) -> None:
-    """Raises `UserError` where pretraining would see test cases, or a method lacks its data."""
-    if "supervised" in methods and not can_supervise(plan):
+    Pretraining sees no test cases, and `supervised` needs labels of other data.
+    """
+    for name in methods:
+        if name not in METHODS:
+            near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.0)[0]
+            raise UserError(f"--methods: no method {name!r}; the nearest is {near}")
+        if METHODS[name].rank > data.study.rank:
+            raise UserError(f"--methods: {name} needs volumes, and these data are pictures")
+        if data.study.rank == 2 and name in (SCRATCH_2D, DOUBLES[SCRATCH_2D]):
+            other = name.replace(SCRATCH_2D, SCRATCH)
+            raise UserError(f"--methods: {name} is for volumes; for pictures use {other}")
+    for amount in labels:
+        label_fraction(amount, data.subjects)
+    if "supervised" in methods and not data.can_supervise:
         raise UserError(
-            "--methods: supervised pretrains on the labels of another data set; give one that "
-            "has label maps, --pretrain-data=DIR"
+            "--methods: supervised pretrains on the labels of another data set; give one with "
+            "label maps, --pretrain-data=DIR"
         )
-    if not is_elsewhere(plan):
-        return
-    # Of a transductive study only the labels are none that pretraining may see.
-    if not plan.transductive:
-        splits, remedy = ("train", "unlabelled"), "say --transductive"
-    elif "supervised" in methods:
-        splits, remedy = ("train",), "leave supervised out of --methods"
-    else:
+    if not data.elsewhere:
         return
     held_out = {
-        content: case for case in plan.dataset.split("val", "test") for content in _contents(case)
+        content: case for case in data.dataset.split("val", "test") for content in _contents(case)
     }
-    for case in plan.corpus.split(*splits):
+    seen, remedy = data.corpus.split("train", "unlabelled"), "add --transductive"
+    if data.transductive:  # only the labels are hidden from pretraining
+        seen = data.corpus.split("train") if "supervised" in methods else ()
+        remedy = "leave supervised out of --methods"
+    for case in seen:
         double = next((held_out[x] for x in _contents(case) if x in held_out), None)
         if double:
             raise UserError(
-                f"{plan.corpus.path}: {case.id} is the same image as {double.id}, a {double.split} "
-                f"case of {plan.dataset.path}; take it out, or {remedy}"
+                f"{data.corpus.path}: {case.id} is the same image as {double.id}, a {double.split} "
+                f"case of {data.dataset.path}; remove it, or {remedy}"
             )
 
 
 def _contents(case: store.Case) -> list[str]:
-    """Checksums of the image, and of the volume that it is a slice of."""
+    """Checksums of the image and, for a slice, of its volume."""
     return [case.extra[key] for key in ("content", "volume_content") if key in case.extra]
 
 
-def can_supervise(plan: Plan) -> bool:
-    """Whether there are labels other than the downstream ones to pretrain on."""
-    return is_elsewhere(plan) and any(case.labelled for case in plan.corpus.split("train"))
-
-
-def is_elsewhere(plan: Plan) -> bool:
-    """Whether pretraining has a data set of its own."""
-    return plan.corpus.path.resolve() != plan.dataset.path.resolve()
-
-
 def case_hash(cases: Iterable[store.Case]) -> str:
-    """A short hash of which cases these are, in whatever order."""
-    return short_hash("\n".join(sorted(case.id for case in cases)))
+    """A short hash of the case ids, independent of their order."""
+    return digest("\n".join(sorted(case.id for case in cases)))
 
 
 def fingerprint(dataset: store.Dataset) -> str:
-    """A hash of the manifest: which cases, whose, in which split and order, of which content."""
-    lines = [
-        (case.id, case.subject, case.split, case.order, case.extra.get("content", ""))
-        for case in dataset.cases
-    ]
-    return short_hash(json.dumps([dataset.name, dataset.extra.get("seed"), lines]))
+    """A short hash of the manifest: cases, subjects, splits, order, contents."""
+    cases = [(c.id, c.subject, c.split, c.order, c.extra.get("content", "")) for c in dataset.cases]
+    return digest(json.dumps([dataset.name, dataset.extra.get("seed"), cases]))
 
 
-def short_hash(text: str) -> str:
+def digest(text: str) -> str:
     """Twelve digits of the SHA-256."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -113,11 +117,9 @@ def short_hash(text: str) -> str:
 @functools.cache
 def code_version() -> str:
     """The package's version and, in a checkout, the commit."""
-    if not (ROOT / ".git").exists():
-        return ssl3d.__version__
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    try:
-        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return ssl3d.__version__
-    return f"{ssl3d.__version__}+{commit.strip()}"
+    if (ROOT / ".git").exists():
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            commit = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL)
+            return f"{ssl3d.__version__}+{commit.strip()}"
+    return ssl3d.__version__

@@ -11,6 +11,7 @@ import jax
 import ml_collections
 import orbax.checkpoint as ocp
 from absl import logging
+from flax.traverse_util import flatten_dict
 
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import RunError, UserError
@@ -21,17 +22,10 @@ _KEPT = 2
 # The key of `config.json` for the version of the code that samples the training data.
 DRAWS = "draws"
 
-# Keys that may differ when a run resumes: none of them affects the result.
-FREE_KEYS = (
-    "log_every",
-    "validate_every",
-    "checkpoint_every",
-    "data.path",
-    "data.threads",
-    "predict.overlap",
-    "predict.batch",
-    "predict.mirror",
-)
+# Keys without influence on any result: where data lie, and how often something is written.
+NEUTRAL = ("log_every", "checkpoint_every", "data.path", "data.threads", "predict.batch")
+# Keys that a later run in the same workdir may change: they do not influence the weights.
+_FREE = (*NEUTRAL, "validate_every", "predict.overlap", "predict.mirror")
 
 
 def check_config(
@@ -50,10 +44,10 @@ def check_config(
     now = json.loads(config.to_json()) | dict(data or {})
     if file.exists():
         try:
-            before = flatten(json.loads(file.read_text()))
-        except (AttributeError, ValueError) as error:
+            before = flatten_dict(json.loads(file.read_text()), sep=".")
+        except (AssertionError, ValueError) as error:
             raise UserError(f"{file}: cannot be read ({error}); use another --workdir") from None
-        after = flatten(now)
+        after = flatten_dict(now, sep=".")
         for key in sorted(before.keys() | after.keys()):
             old, new = before.get(key), after.get(key)
             if key == DRAWS and old != new:
@@ -75,17 +69,6 @@ def check_config(
             raise UserError(
                 f"{workdir}: cannot be written ({error}); give another --workdir"
             ) from None
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested config -> dotted key -> value."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def open_manager(workdir: Path) -> ocp.CheckpointManager:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.engine.study_data import Plan, check_data
+from experiments.engine.study_data import StudyData, check
 from experiments.hippocampus_levels import EVERY, LEVELS, STUDY, levels, write_slices
 from ssl3d import prepare
 from ssl3d.data import store
@@ -105,14 +105,14 @@ def test_pretraining_elsewhere_sees_no_test_hippocampus(tmp_path, cut):
     pictures = write_slices(write_hippocampi(tmp_path / "a", content="of "), tmp_path / "pictures")
     volumes = write_hippocampi(tmp_path / "b", content="of ")
     corpus = write_slices(volumes, tmp_path / "others") if cut else volumes
-    check_data(Plan(STUDY, pictures, corpus), STUDY.methods)
+    check(StudyData(STUDY, pictures, corpus), STUDY.methods)
     moved = tuple(dataclasses.replace(case, split="train") for case in corpus.cases)
-    leaking = Plan(STUDY, pictures, dataclasses.replace(corpus, cases=moved))
+    leaking = StudyData(STUDY, pictures, dataclasses.replace(corpus, cases=moved))
     with pytest.raises(UserError, match=r"is the same image as case_10_\d+, a val case"):
-        check_data(leaking, STUDY.methods)
+        check(leaking, STUDY.methods)
     # Where nothing is known of the images, nothing is alike.
     unknown = write_slices(write_hippocampi(tmp_path / "c"), tmp_path / "unknown")
-    check_data(Plan(STUDY, unknown, leaking.corpus), STUDY.methods)
+    check(StudyData(STUDY, unknown, leaking.corpus), STUDY.methods)
 
 
 def test_real_hippocampi_go_from_behind_to_the_front(task04, tmp_path):

@@ -9,8 +9,7 @@ from collections import Counter
 
 import pytest
 
-from experiments import brats, hippocampus_levels, pancreas, phantom, retina
-from experiments.engine import protocol
+from experiments import brats, hippocampus_levels, pancreas, phantom, protocol, retina
 from ssl3d import prepare
 from ssl3d.data import store
 from ssl3d.errors import UserError

@@ -1,13 +1,15 @@
+import html
 import itertools
+import json
 
 import pytest
 
-from experiments.engine import budget, grid
-from experiments.engine.budget import Cost, Size
-from experiments.engine.grid import Job
-from experiments.engine.study_data import Plan
+from experiments.engine import budget, grid, runs
+from experiments.engine.budget import Budget, Cost
+from experiments.engine.grid import Job, Size
+from experiments.engine.study_data import StudyData
 from ssl3d.errors import UserError
-from tests.support.small_study import tiny
+from tests.support.small_study import done, rows, tiny
 
 FULL = Size(("scratch", "untrained-frozen", "rpl3d", "rotation3d"), ("2", "8", "all"), 3, ("a",))
 BRIEF = ("scratch", "rpl3d")
@@ -96,8 +98,8 @@ def test_what_cannot_fit_is_not_measured():
     measured = []
     size, _, costs = choose(60 * 12, measured=measured)
     assert size.methods == BRIEF
-    assert sorted(measured) == ["3d", "rpl3d"]
-    assert set(costs) == {"3d", "rpl3d"}
+    assert sorted(measured) == ["rpl3d", "segment3d"]
+    assert set(costs) == {"segment3d", "rpl3d"}
 
 
 def test_too_little_says_how_much_is_needed():
@@ -110,13 +112,14 @@ def test_too_little_says_how_much_is_needed():
 
 
 def test_every_run_counts_once(volumes):
-    plan = Plan(tiny(), volumes, volumes)
+    plan = StudyData(tiny(), volumes, volumes)
     size = Size(plan.study.methods, ("2", "all"), 2, ("finetune",))
-    runs = budget.all_runs(grid.jobs(plan, grid.cells(*size)))
+    runs = budget.all_runs(grid.jobs(plan, grid.cells(size)))
     assert len(runs) == 24 + 3
     assert len({job.name for job in runs}) == 27
     assert {budget.kind(job) for job in runs} == {
-        "hippocampus",
+        "segment3d",
+        "segment2d",
         "rpl3d",
         "rotation3d",
         "rpl2d",
@@ -125,10 +128,10 @@ def test_every_run_counts_once(volumes):
 
 def test_a_longer_run_validates_more_often(volumes):
     """As often as the others in as many steps, so that their curves have the same steps."""
-    plan = Plan(tiny(finetuning_of={"2": {"steps": 12}}), volumes, volumes)
+    plan = StudyData(tiny(finetuning_of={"2": {"steps": 12}}), volumes, volumes)
     cells = [grid.Cell(name, "random", "2", 1) for name in ("scratch", "scratch-double")]
     jobs = grid.jobs(plan, cells)
-    assert [budget._validations(job) for job in jobs] == [3, 6]
+    assert [Cost(0, 1, 0).of(job) for job in jobs] == [1 + 3, 1 + 6]
     # Of 29 seconds 4 + 7 go to validations, one more before the first step of each.
     assert budget.scale_to_fit(jobs, lambda job: Cost(0, 1, 1), 29) == pytest.approx(0.5)
 
@@ -136,11 +139,79 @@ def test_a_longer_run_validates_more_often(volumes):
 def test_the_clock_lets_only_start_what_ends(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(budget.time, "monotonic", lambda: now[0])
-    document = {"seconds": {"3d": {"fixed": 5, "validation": 0, "step": 0.1}}}
-    may_start = budget.clock(document, deadline=200)
+    measured = Budget(60, FULL, FULL, 1.0, {"segment3d": Cost(5, 0, 0.1)})
     job = runs_of(FULL, steps=500)[-1]  # 55 seconds
-    assert may_start(job)
+    assert measured.may_start(job, deadline=200)
     now[0] = 144
-    assert may_start(job)
+    assert measured.may_start(job, deadline=200)
     now[0] = 146
-    assert not may_start(job)
+    assert not measured.may_start(job, deadline=200)
+
+
+def test_fresh_repetitions(call):
+    """Under their own numbers, with a budget too, and when it is asked for again."""
+    fresh = tiny(first_repetition=14, pretraining={"steps": 30}, finetuning={"steps": 30})
+    narrow = ("--methods=scratch,rpl3d", "--fractions=2", "--budget=60")
+    call(*narrow, study=fresh)
+    call(*narrow, study=fresh)
+    call("--report-only", study=fresh)
+    assert {row["repetition"] for row in rows(call.output)} == {"14", "15"}
+    assert set(done(call.output).values()) == {1}
+    tables = (call.output / "tables.md").read_text()
+    assert "over 2 repetitions" in tables
+    assert "Not complete" not in tables
+
+
+def test_a_budget_of_before_repetitions_had_a_first(call):
+    short = tiny(pretraining={"steps": 30}, finetuning={"steps": 30})
+    narrow = ("--methods=scratch,rpl3d", "--fractions=2", "--budget=60")
+    call(*narrow, study=short)
+    file = call.output / "plan.json"
+    plan = json.loads(file.read_text())
+    for size in ("full", "size"):
+        assert plan[size].pop("first_repetition") == 1
+    file.write_text(json.dumps(plan))
+    before = done(call.output)
+    assert call(*narrow, study=short) == call("--report-only", study=short) == 0
+    assert done(call.output) == before
+
+
+def test_a_budget(call):
+    """A stand-in's step is 10 ms, so that a minute does not hold the grid with all its steps."""
+    long = tiny(pretraining={"steps": 3000}, finetuning={"steps": 3000})
+    assert call("--budget=4", study=long) == 0
+    plan = json.loads((call.output / "plan.json").read_text())
+    assert 0 < plan["scale"] < 1
+    found = rows(call.output)
+    assert {int(row["steps"]) for row in found if row["method"] == "scratch"} == {
+        round(3000 * plan["scale"])
+    }
+    for file in ("tables.md", "report.html"):
+        text = html.unescape((call.output / file).read_text())
+        assert f"cut down to 4 minutes: {len(found)} of 24 cells" in text
+        assert f"each run of {plan['scale']:.1%} of the full study's steps" in text
+    before = done(call.output)
+    assert call("--budget=4", study=long) == 0
+    assert done(call.output) == before
+    with pytest.raises(UserError, match=r"budget_minutes=4\.0, not 5\.0"):
+        call("--budget=5", study=long)
+    with pytest.raises(UserError, match="give the same --budget"):
+        call(study=long)
+    assert call("--report-only", study=long) == 0
+
+
+def test_a_signal_while_a_budget_is_measured(call, stand_in, capsys):
+    def stopped(*_):
+        raise runs.Stopped
+
+    long = tiny(pretraining={"steps": 3000}, finetuning={"steps": 3000})
+    with stand_in.context() as patch:
+        patch.setattr(budget, "probe", stopped)
+        assert call("--budget=4", study=long) == 1
+    assert "run the same command again to continue" in capsys.readouterr().out
+    assert call("--budget=4", study=long) == 0
+
+
+def test_a_budget_that_is_too_small(call):
+    with pytest.raises(UserError, match=r"the smallest study takes \d+ minutes or more"):
+        call("--budget=0.02")

@@ -44,7 +44,7 @@ def test_processes_that_race_never_share(tmp_path):
 
 def _dead_holder(folder):
     """A claim whose process has gone without a word."""
-    code = "import sys, pathlib; from experiments import claims; "
+    code = "import sys, pathlib; from experiments.engine import claims; "
     code += "claims.take(pathlib.Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
 
@@ -92,7 +92,7 @@ def test_a_claim_just_made_but_not_yet_written_counts(tmp_path):
 def test_heartbeat_and_its_end(tmp_path):
     claim = claims.take(tmp_path)
     os.utime(claim.path, (1, 1))
-    with claims.kept_alive(claim, lambda: None, beat=0.02):
+    with claims.kept_alive(claim, beat=0.02):
         time.sleep(0.3)
         assert claim.path.stat().st_mtime > time.time() - 10
         assert claims.take(tmp_path) is None

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from experiments import hippocampus_slices
 from experiments.engine import grid
-from experiments.engine.grid import Cell
-from experiments.engine.study import METHODS, check_methods, finetuning_with, label_fraction
-from experiments.engine.study_data import Plan, case_hash, check_data
+from experiments.engine.grid import Cell, Size
+from experiments.engine.study import METHODS, label_fraction
+from experiments.engine.study_data import StudyData, case_hash, check
 from ssl3d.data import store
 from ssl3d.errors import UserError
 from ssl3d.training.cases import choose_cases
@@ -20,13 +20,12 @@ from tests.support.small_study import STUDIES, tiny
 
 @pytest.fixture
 def plan(study, volumes):
-    return Plan(study, volumes, volumes)
+    return StudyData(study, volumes, volumes)
 
 
 def cells_of(study):
-    return grid.cells(
-        study.methods, study.labels, study.repetitions, study.modes, study.first_repetition
-    )
+    about = study.methods, study.labels, study.repetitions, study.modes, study.first_repetition
+    return grid.cells(Size(*about))
 
 
 def changed(plan, **changes):
@@ -40,18 +39,10 @@ def config_of(job):
 def test_the_grid_is_the_product(study):
     cells = cells_of(study)
     assert len(cells) == len(set(cells)) == 6 * 2 * 2
-    both = grid.cells(study.methods, study.labels, 1, ("finetune", "frozen"))
+    both = grid.cells(Size(study.methods, study.labels, 1, ("finetune", "frozen")))
     # The scratch rows and the untrained encoder have one mode, whatever is asked for.
     assert len(both) == (3 + 3 * 2) * 2
     assert {cell.mode for cell in both if cell.method == "scratch"} == {"random"}
-
-
-@given(st.integers(1, 9))
-def test_the_parts_share_the_grid(count):
-    cells = cells_of(tiny())
-    parts = [grid.share(cells, (i, count)) for i in range(1, count + 1)]
-    assert sorted(cell for part in parts for cell in part) == sorted(cells)
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_one_pretraining_serves_all_cells_of_its_method(plan):
@@ -135,7 +126,7 @@ def test_amounts_between_have_the_settings_of_the_next_lower_one(study):
         study, finetuning_of={"8": {"steps": 8}, "32": {"steps": 32}, "all": {"steps": 96}}
     )
     amounts = ("2", "2%", "8", "10%", "32", "50%", "95", "96", "100%", "all")
-    steps = [finetuning_with(study, amount, 96).get("steps") for amount in amounts]
+    steps = [study.finetuning_with(amount, 96).get("steps") for amount in amounts]
     assert steps == [None, None, 8, 8, 32, 32, 32, 96, 96, 96]
 
 
@@ -147,7 +138,7 @@ def test_settings_of_slices_come_last(plan):
 
 def test_label_subsets_are_nested_and_drawn_anew(plan):
     chosen = {}
-    for job in grid.jobs(plan, grid.cells(("scratch",), ("1", "3", "5", "all"), 4, ())):
+    for job in grid.jobs(plan, grid.cells(Size(("scratch",), ("1", "3", "5", "all"), 4, ()))):
         cases, _ = choose_cases(config_of(job), plan.dataset)
         assert job.row["train_hash"] == case_hash(cases)
         assert len({case.subject for case in cases}) == int(
@@ -220,14 +211,15 @@ def test_amounts_of_labels(subjects, data):
             label_fraction(wrong, subjects)
 
 
-def test_methods_that_there_are_not():
+def test_unknown_methods_and_those_of_other_data(plan):
     with pytest.raises(UserError, match="nearest is rpl3d"):
-        check_methods(("rpl3",), 3)
+        check(plan, ("rpl3",))
+    pictures = changed(plan, rank=2)
     with pytest.raises(UserError, match="rpl3d needs volumes"):
-        check_methods(("rpl3d",), 2)
+        check(pictures, ("rpl3d",))
     for name, other in (("scratch2d", "scratch"), ("scratch2d-double", "scratch-double")):
-        with pytest.raises(UserError, match=f"{name} is of volumes; of pictures it is {other}$"):
-            check_methods((name,), 2)
+        with pytest.raises(UserError, match=f"{name} is for volumes; for pictures use {other}$"):
+            check(pictures, (name,))
 
 
 def test_images_that_are_in_both_data_sets(study, volumes, tmp_path):
@@ -239,22 +231,22 @@ def test_images_that_are_in_both_data_sets(study, volumes, tmp_path):
 
     same = with_content(volumes.path)
     other = with_content(tmp_path)
-    check_data(Plan(study, same, other), ("rpl3d",))  # the same splits of the same images
+    check(StudyData(study, same, other), ("rpl3d",))  # the same splits of the same images
     moved = tuple(dataclasses.replace(case, split="train") for case in other.cases)
-    leaking = Plan(study, same, dataclasses.replace(other, cases=moved))
+    leaking = StudyData(study, same, dataclasses.replace(other, cases=moved))
     with pytest.raises(UserError, match="the same image as case_08, a val case"):
-        check_data(leaking, ("rpl3d",))
-    check_data(dataclasses.replace(leaking, transductive=True), ("rpl3d",))
+        check(leaking, ("rpl3d",))
+    check(dataclasses.replace(leaking, transductive=True), ("rpl3d",))
     with pytest.raises(UserError, match=r"or leave supervised out of --methods"):
-        check_data(dataclasses.replace(leaking, transductive=True), ("rpl3d", "supervised"))
+        check(dataclasses.replace(leaking, transductive=True), ("rpl3d", "supervised"))
 
 
 def test_supervised_pretraining_needs_other_labels(plan, tmp_path):
     with pytest.raises(UserError, match="labels of another data set"):
-        check_data(plan, ("supervised",))
+        check(plan, ("supervised",))
     other = dataclasses.replace(plan.dataset, path=tmp_path)
     plan = dataclasses.replace(plan, corpus=other)
-    check_data(plan, ("supervised",))
+    check(plan, ("supervised",))
     job = grid.pretraining_job(plan, "supervised")
     assert job.config == "segment3d"
     assert job.overrides["data.train_splits"] == ("train",)
@@ -287,7 +279,7 @@ def test_every_study_has_a_config_for_each_of_its_cells(study, tmp_path):
         tmp_path / "a", "made up", study.rank, ("m",) * channels, ("a", "b", "c"), "subject", cases
     )
     corpus = dataclasses.replace(dataset, path=tmp_path / "b")
-    plan = Plan(study, dataset, corpus)
+    plan = StudyData(study, dataset, corpus)
     jobs = grid.jobs(plan, cells_of(study))
     encoders = {
         json.dumps(config.encoder.to_dict() | {"rank": config.rank}, sort_keys=True)

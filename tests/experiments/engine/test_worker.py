@@ -8,11 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments.engine import runs, worker
-from experiments.engine.grid import Cell, Job, jobs
-from experiments.engine.study_data import ROOT, Plan
+from experiments.engine import worker
+from experiments.engine.study_data import ROOT
 from ssl3d.errors import UserError
-from tests.support.small_study import tiny
 
 
 def write_evaluation(folder, task, summary, rows):
@@ -79,24 +77,22 @@ def test_the_last_model_is_tested(segmentation, tmp_path, monkeypatch):
     monkeypatch.setattr(worker.evaluate, "main", evaluate)
     job = {"columns": [["WT", "WT"]], "overrides": {"data.path": "data"}, "source": "source"}
     (tmp_path / "run").mkdir()
-    found = worker.test(job, tmp_path / "run")
+    cases, scores = worker.test(job, tmp_path / "run")
     assert {"--model=last", "--split=test", "--data=data", "--source=source"} <= set(called)
-    assert found["row"]["WT"] == 0.5
-    assert [case["id"] for case in found["cases"]] == ["c1", "c2", "c3"]
+    assert scores["WT"] == 0.5
+    assert [case["id"] for case in cases] == ["c1", "c2", "c3"]
 
 
 def test_device_seconds_leave_out_validation():
     lines = [
-        {"step": 0, "split": "val"},
-        {"step": 10, "split": "train", "volumes_per_second": 8.0, "data_wait": 0.0},
-        {"step": 10, "split": "val"},
-        {"step": 15, "split": "train", "volumes_per_second": 4.0, "data_wait": 0.5},
+        {"step": 10, "volumes_per_second": 8.0, "data_wait": 0.0},
+        {"step": 15, "volumes_per_second": 4.0, "data_wait": 0.5},
     ]
     assert worker.device_seconds(lines, batch_size=4) == pytest.approx(40 / 8 + 20 / 4)
 
 
 def test_peak_memory_is_that_of_the_process():
-    code = "from experiments import worker; print(worker.peak_memory())"
+    code = "from experiments.engine import worker; print(worker.peak_memory())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     before = float(done.stdout)
     code = "import numpy; x = numpy.ones(25 * 2**20); " + code
@@ -115,11 +111,16 @@ def test_peak_memory_of_an_accelerator(monkeypatch):
 
 def test_without_its_parent_it_ends(tmp_path):
     """Its standard input closes when the process that started it is gone."""
-    code = "from experiments import worker; import threading, time; "
-    code += "threading.Thread(target=worker._end_with_parent, daemon=True).start(); time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, cwd=ROOT)
-    process.stdin.close()
-    assert process.wait(timeout=30) == -15
+    job = {"row": {}, "config": "", "argument": "", "overrides": {}}
+    (tmp_path / worker.JOB).write_text(json.dumps(job))
+    command = [sys.executable, "-m", "experiments.engine.worker", str(tmp_path)]
+    with (tmp_path / ".lock").open("w") as lock:
+        worker.wait_for(lock, tmp_path)  # as another worker, which this one waits for
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, cwd=ROOT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=5)
+        process.stdin.close()
+        assert process.wait(timeout=30) == -15
 
 
 def test_file_systems_without_locks_do_without(tmp_path, monkeypatch, capsys):
@@ -131,51 +132,8 @@ def test_file_systems_without_locks_do_without(tmp_path, monkeypatch, capsys):
 
     with (tmp_path / ".lock").open("w") as lock:
         monkeypatch.setattr(worker.fcntl, "flock", fails(errno.ENOSYS))
-        worker._wait_for(lock, tmp_path)
-        assert "the claims have to do" in capsys.readouterr().out
+        worker.wait_for(lock, tmp_path)
+        assert "relying on the claims" in capsys.readouterr().out
         monkeypatch.setattr(worker.fcntl, "flock", fails(errno.EIO))
         with pytest.raises(OSError, match="no"):
-            worker._wait_for(lock, tmp_path)
-
-
-def test_an_input_error_of_a_run_is_the_persons(stand_in, tmp_path):
-    def launch(output, job, log):
-        code = "import sys; print('error: no such scan; mend it'); sys.exit(2)"
-        return subprocess.Popen([sys.executable, "-c", code], stdout=log, stdin=subprocess.PIPE)
-
-    stand_in.setattr(runs, "launch", launch)
-    with pytest.raises(UserError, match=r"^no such scan; mend it \(cells/a\)$"):
-        runs.work(tmp_path, [Job("cells/a", "segment3d", "", {}, {})], [])
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)  # a busy machine takes minutes to compile each run
-def test_a_killed_cell_goes_on_from_its_checkpoint(volumes, tmp_path):
-    """The training itself, killed in the middle: two pieces make the same run as one."""
-    more = {"checkpoint_every": 2, "log_every": 1, "steps": 300, "validate_every": 100}
-    study = tiny(finetuning=dict(tiny().finetuning) | more)
-    plan = Plan(study, volumes, volumes)
-    (job,) = jobs(plan, [Cell("scratch", "random", "2", 1)])
-    columns = [list(column) for column in study.columns]
-    code = f"""
-import sys; sys.path[:0] = {[str(ROOT)]!r}
-import pathlib, signal
-from experiments.engine import runs
-from experiments.engine.grid import Job
-job = Job({job.name!r}, {job.config!r}, {job.argument!r}, {dict(job.overrides)!r}, {job.row!r})
-print(runs.work(pathlib.Path({str(tmp_path)!r}), [job], {columns!r}))
-"""
-    first = subprocess.Popen([sys.executable, "-c", code])
-    metrics = tmp_path / job.name / "run" / "metrics.jsonl"
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < 15:
-        assert first.poll() is None
-    first.kill()
-    first.wait()
-    subprocess.run([sys.executable, "-c", code], check=True)
-    log = (tmp_path / job.name / runs.LOG).read_text()
-    assert "stopped by SIGTERM at step" in log
-    assert "going on at step" in log
-    result = json.loads((tmp_path / job.name / worker.RESULT).read_text())
-    assert [step for step, _ in result["curve"]] == list(range(0, 301, 100))
-    assert result["row"]["dice"] is not None
-    assert not (tmp_path / job.name / "run" / "checkpoints").exists()
+            worker.wait_for(lock, tmp_path)

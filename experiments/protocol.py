@@ -1,0 +1,215 @@
+"""The command of every study: options, data, the grid, the report.
+
+    python -m experiments.hippocampus --data=DIR --output=DIR [--budget=20] [--part=1/4] [...]
+
+Run the command again to continue; several processes on one output share the work. The results are
+results.csv, tables.md, tables.tex, figures/ and report.html in the output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from experiments.analysis import report, results_table
+from experiments.analysis.results_table import Record
+from experiments.engine import budget, claims, grid, runs
+from experiments.engine.grid import Cell, Size
+from experiments.engine.study import METHODS, Study, label_fraction
+from experiments.engine.study_data import StudyData, check
+from ssl3d import cli
+from ssl3d.data import store
+from ssl3d.errors import RunError, UserError
+from ssl3d.training import cases as sources
+
+MODES = ("finetune", "frozen")
+# Folders of an output without results: a repository may hold the others, as results/ does.
+_TEMPORARY = (grid.CELLS, grid.PRETRAINING, "data", "plan", "drawing", budget.PROBE)
+
+
+def parser(study: Study) -> cli.Parser:
+    """The options of a study's command."""
+    about = f"{study.title}.\n\n{__doc__}"
+    result = cli.Parser(prog=f"python -m experiments.{study.name}", description=about)
+    add = result.add_argument
+    add("--data", type=Path, help="prepared data; default of a phantom: generated in OUTPUT/data")
+    add("--output", type=Path, default=Path("runs") / study.name, help="default: %(default)s")
+    add("--pretrain-data", type=Path, help="another prepared data set to pretrain on")
+    add("--source", type=Path, help="source files of the data, to score on their voxel grids")
+    names, labels = ",".join(study.methods), ",".join(study.labels).replace("%", "%%")
+    add("--methods", type=_names, help=f"default: {names}; all: {','.join(METHODS)}")
+    add("--fractions", type=_names, help=f"of labels, e.g. 5%%,32,all (default: {labels})")
+    add("--repetitions", type=int, default=study.repetitions, help="default: %(default)s")
+    modes = f"of {','.join(MODES)} (default: {','.join(study.modes)})"
+    add("--modes", type=_names, default=study.modes, help=modes)
+    add("--budget", type=float, help="minutes per part; the study is reduced to fit")
+    add("--part", type=_part, default=(1, 1), metavar="i/n", help="one share of n of the cells")
+    about_all = "pretrain on the images of validation and test cases too (without their labels)"
+    add("--transductive", action="store_true", help=about_all)
+    add("--report-only", action="store_true", help="only write the report of the stored results")
+    return result
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+
+
+def _part(text: str) -> tuple[int, int]:
+    i, _, n = text.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not i/n with i from 1 to n, e.g. 2/4")
+    return int(i), int(n)
+
+
+def command(study: Study) -> NoReturn:
+    """Runs the study with the options of the command line, and exits."""
+    cli.run(lambda arguments: main(study, arguments))
+
+
+def main(study: Study, arguments: Sequence[str]) -> int:
+    """Runs the study's command; the exit status. Raises `UserError` and `RunError`."""
+    started = time.monotonic()
+    options = parser(study).parse_args(arguments)
+    if options.repetitions < 1:
+        raise UserError("--repetitions: give a whole number from 1")
+    if options.budget is not None and not 0 < options.budget < math.inf:
+        raise UserError("--budget: give a number of minutes")
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+        carry_out(study, options, report.as_typed(study, arguments), started)
+    except runs.Stopped:
+        print("stopped; run the same command again to continue", flush=True)
+        return 1
+    except OSError as error:  # a full disk, a folder without permission
+        where = error.filename or options.output
+        raise UserError(f"{where}: {error.strerror or error}; fix this and run again") from None
+    return 0
+
+
+def carry_out(study: Study, options: argparse.Namespace, typed: str, started: float) -> None:
+    """Runs the missing cells and writes the report, of a stopped or failed study too."""
+    output = options.output.resolve()
+    data = open_data(study, options, output)
+    size, limits, chosen, ending = choose_size(data, options), [], None, None
+    minutes, before = options.budget, budget.read(output)
+    if options.report_only and before:
+        minutes, size = before.budget_minutes, before.full
+    deadline = started + 60 * (minutes or math.inf)
+    if minutes:
+        full = size
+        data, chosen = budget.agree(data, full, minutes, deadline, output, options.part[1])
+        size = chosen.size
+        limits = [report.cut_down(minutes, data, size, full)]
+    elif before:
+        raise UserError(
+            f"{output} holds a study that was reduced to a budget; give the same --budget to "
+            "continue it, or another --output"
+        )
+    jobs = grid.jobs(data, grid.cells(size))
+    if not options.report_only:
+        i, n = options.part
+        known = results_table.read(output).known()
+        share = jobs[i - 1 :: n]
+        missing = [job for job in share if job.row["cell"] not in known]
+        print(f"{len(share)} cells, {len(share) - len(missing)} finished already", flush=True)
+        try:
+            runs.work(output, missing, lambda job: not chosen or chosen.may_start(job, deadline))
+        except (runs.Stopped, RunError) as error:
+            ending = error
+        finally:
+            _keep_out_of_repositories(output)
+            results_table.update(output)
+    everything = results_table.read(output)
+    found = results_table.restrict(everything, current(data, everything))
+    left = len({job.row["cell"] for job in jobs} - found.known())
+    if left:
+        limits.append(f"Not complete: {left} of {len(jobs)} cells are missing.")
+    if found.results or not ending:
+        report.write(data, found, limits, typed, output)
+    if options.report_only:
+        results_table.update(output)  # by cells of a process that was killed before it did
+    if ending:
+        raise ending
+
+
+def _keep_out_of_repositories(output: Path) -> None:
+    for folder in filter(Path.is_dir, (output / name for name in _TEMPORARY)):
+        (folder / ".gitignore").write_text("*\n")
+
+
+def open_data(study: Study, options: argparse.Namespace, output: Path) -> StudyData:
+    """The data of a study. Raises `UserError` where they are missing or do not fit."""
+    if options.source and study.downstream == "classify":
+        raise UserError(f"--source: scores label maps, and {study.name} has grades; leave it out")
+    if options.source and not options.source.is_dir():
+        raise UserError(f"--source={options.source}: no such folder")
+    # Last, as it may generate or cut them.
+    dataset = open_dataset(study, options.data, output)
+    corpus = store.read(options.pretrain_data) if options.pretrain_data else dataset
+    source = str(options.source.resolve()) if options.source else ""
+    return StudyData(study, dataset, corpus, options.transductive, source=source)
+
+
+def open_dataset(study: Study, path: Path | None, output: Path) -> store.Dataset:
+    """The downstream data. On first use a phantom is generated, and slices are cut."""
+    if study.preset.startswith("phantom"):
+        folder = path or output / "data"
+        settings = {**study.data, "data.path": str(folder)}
+        config = grid.load_config(f"{study.downstream}{study.rank}d", study.preset, settings)
+        return _made_once(output, folder, lambda: sources.open_dataset(config))
+    if path is None:
+        raise UserError("--data: give the folder that python -m ssl3d.prepare has written")
+    dataset, derive, folder = store.read(path), study.derive, output / "data"
+    if derive:
+        return _made_once(output, folder, lambda: derive(dataset, folder))
+    if dataset.rank != study.rank:
+        raise UserError(
+            f"{path}: holds {dataset.rank}D images, {study.name} is a study of {study.rank}D ones"
+        )
+    return dataset
+
+
+def _made_once(output: Path, folder: Path, make: Callable[[], store.Dataset]) -> store.Dataset:
+    if folder.parent == output:
+        folder.mkdir(exist_ok=True)
+        _keep_out_of_repositories(output)
+    claims.make_once(folder / store.MANIFEST, output / "drawing", make)
+    return make()
+
+
+def choose_size(data: StudyData, options: argparse.Namespace) -> Size:
+    """The requested grid; by default the study's own, as far as the data allow it."""
+    study, subjects = data.study, data.subjects
+    methods = options.methods or tuple(
+        name for name in study.methods if name != "supervised" or data.can_supervise
+    )
+    check(data, methods)
+    for mode in options.modes:
+        if mode not in MODES:
+            raise UserError(f"--modes: no mode {mode!r}; choose of {', '.join(MODES)}")
+    if not subjects:
+        raise UserError(f"{data.dataset.path}: no labelled training cases; prepare with labels")
+    labels = tuple(x for x in study.labels if not x.isdigit() or int(x) < subjects)
+    if options.fractions:
+        given = ["all" if text == "100%" else text for text in options.fractions]
+        labels = tuple(sorted(given, key=lambda amount: label_fraction(amount, subjects)))
+    return Size(methods, labels, options.repetitions, options.modes, study.first_repetition)
+
+
+def current(data: StudyData, everything: Record) -> set[str]:
+    """Names of the stored cells that were run with the present settings."""
+    cells = dict.fromkeys(
+        Cell(row["method"], row["mode"], row["labels"], int(row["repetition"]))
+        for row in everything.results
+    )
+    allowed = []
+    for cell in cells:
+        with contextlib.suppress(UserError):  # of a cell of other data
+            check(data, [cell.method], [cell.labels])
+            allowed.append(cell)
+    return {job.row["cell"] for job in grid.jobs(data, allowed)}
