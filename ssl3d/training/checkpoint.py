@@ -55,7 +55,7 @@ def check_config(
                     f"{workdir} holds a run of another version of the code, which samples training "
                     "data differently: finish it with that version, or start in another folder"
                 )
-            if old != new and key not in FREE_KEYS:
+            if old != new and key not in _FREE:
                 raise UserError(
                     f"{workdir} holds a run with {key}={old!r}, this one has {new!r}: "
                     "give another --workdir, or the same value to go on"
