@@ -29,9 +29,7 @@ def blurred_noise(
     """
     margins = [int(np.ceil(4 * width)) for width in blur]
     whole = [side + 2 * margin for side, margin in zip(shape, margins, strict=True)]
-    inner = tuple(
-        slice(margin, margin + side) for side, margin in zip(shape, margins, strict=True)
-    )
+    inner = tuple(slice(margin, margin + side) for side, margin in zip(shape, margins, strict=True))
     planes = []
     for _ in range(channels):
         noise = rng.standard_normal(whole, np.float32)
@@ -52,7 +50,9 @@ def write(
         rng = np.random.default_rng((seed, index))
         image = blurred_noise(rng, case.shape, case.channels, blur)
         store.write_arrays(folder, case.id, image, None)
-        written.append(dataclasses.replace(case, labelled=False, grade=None, foreground=None, extra={}))
+        written.append(
+            dataclasses.replace(case, labelled=False, grade=None, foreground=None, extra={})
+        )
     dataset = dataclasses.replace(
         like, path=folder, name=f"noise like {like.name}", cases=tuple(written), extra={}
     )

@@ -64,7 +64,8 @@ def fit(
             smaller = holds & (limits[:, axis] == crop[axis])
             rest = holds & ~smaller
             if rest.any():
-                gain = np.log(limits[rest].min(axis=0) / np.maximum(crop, 1e-9)).sum() / smaller.sum()
+                growth = _voxels(limits[rest].min(axis=0)) / _voxels(crop)
+                gain = np.log(growth) / smaller.sum()
                 if gain > best_gain:
                     best, best_gain = rest, gain
         accepted = bool(crop.min() > 0) and works(tuple(int(side) for side in crop))
@@ -74,3 +75,7 @@ def fit(
             return None
         holds = best
     return None
+
+
+def _voxels(crop: np.ndarray) -> float:
+    return float(np.prod(np.maximum(crop, 0.5)))
