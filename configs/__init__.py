@@ -1,1 +1,1 @@
-"""Configs: one file per task, `default.py` with every key, `datasets.py` with the presets."""
+"""One config per task and rank; `default.py` has every key, `datasets.py` the presets."""

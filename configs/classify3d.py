@@ -4,10 +4,9 @@ python -m ssl3d.main --config=configs/classify3d.py:folder --config.data.path=DI
     [--config.init.encoder=RUN --config.transfer.mode=finetune] [--config.data.label_fraction=0.1]
 """
 
-import ml_collections
-
 from configs import classify2d
+from ssl3d.bounds import Config
 
 
-def get_config(arg: str = "folder") -> ml_collections.ConfigDict:
+def get_config(arg: str = "folder") -> Config:
     return classify2d.configure(arg, rank=3)

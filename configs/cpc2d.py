@@ -1,12 +1,13 @@
 """Contrastive predictive coding in 2D, on pictures or on slices of volumes.
 
 python -m ssl3d.main --config=configs/cpc2d.py
+
+Built-in fundus, two CPU cores: about 3.5 minutes, accuracy 0.64 (chance 0.040).
 """
 
-import ml_collections
-
 from configs import cpc3d
+from ssl3d.bounds import Config
 
 
-def get_config(arg: str = "phantom") -> ml_collections.ConfigDict:
+def get_config(arg: str = "phantom") -> Config:
     return cpc3d.configure(arg, rank=2)

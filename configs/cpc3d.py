@@ -1,32 +1,45 @@
 """Contrastive predictive coding in 3D.
 
 python -m ssl3d.main --config=configs/cpc3d.py
+
+Built-in brain, two CPU cores: about 4.5 minutes, accuracy 0.85 (chance 0.016).
 """
 
-import ml_collections
+from configs import datasets, default
+from ssl3d.bounds import POSITIVE, PROBABILITY, Config, at_least, bounded
 
-from configs import default
+# The grid stays inside the body: patches of nothing but air cannot be told apart.
+_INSIDE = {3: {"data.crop": (48, 48, 48), "data.margin": 6}}
+SIZES: dict[str, datasets.Ranks] = {
+    "phantom_brain": _INSIDE,
+    "phantom_abdomen": _INSIDE,
+    "phantom_fundus": {2: {"batch_size": 8}},  # of 25 overlapping patches each
+    "hippocampus": {3: {"data.crop": (36, 48, 36)}, 2: {"data.crop": (35, 45)}},
+}
 
 
-def get_config(arg: str = "phantom") -> ml_collections.ConfigDict:
+def get_config(arg: str = "phantom") -> Config:
     return configure(arg, rank=3)
 
 
-def configure(arg: str, rank: int) -> ml_collections.ConfigDict:
+def configure(arg: str, rank: int) -> Config:
     """The task's settings for either rank; see `default.get_config`."""
-    config, variant = default.get_config("cpc", rank, arg)
+    config, variant = default.get_config("cpc", rank, arg, kind="patches", sizes=SIZES)
     side = config.data.crop[0]
     # The original code's grids: 4 per side without overlap in 3D, 5 with half overlap in 2D.
     config.task.per_side = 4 if rank == 3 else 5
     config.task.overlap = 0 if rank == 3 else side // 6  # voxels shared with the next patch
+    # Voxels of play of each patch in its cell.
     config.task.jitter = default.jitter(config, 4, variant) if rank == 3 else 0
     config.task.anchor_row = 1  # the context's last row
     config.task.border = "mirror"  # of the context beyond the grid, or zero
     config.task.objective = "info_nce"  # or binary, the original code's
-    config.task.temperature = 0.1
-    config.task.code = 128  # per patch (paper: 1024)
-    config.task.context = 128  # of the recurrent network (original: 256)
-    config.task.intensity = 0.2  # gain and shift of each patch, in units of the image's deviation
+    config.task.temperature = bounded(0.1, POSITIVE)
+    config.task.code = bounded(128, at_least(1))  # channels per patch (paper: 1024)
+    # Channels of the recurrent network (original: 256).
+    config.task.context = bounded(128, at_least(1))
+    # Gain and shift of each patch, in units of the image's deviation.
+    config.task.intensity = bounded(0.2, PROBABILITY)
     config.task.flip_rows = False  # each patch on its own along the predicted axis: a fault
     if variant:
         config.task.code = 1024

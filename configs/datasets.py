@@ -1,224 +1,274 @@
-"""The data sets' presets: where they are, and the sizes that suit them.
+"""The presets: a table of sizes for every data set, with a row for each kind of task.
 
-A preset sets `config.data`, the encoder's width and depth, batch and steps. The phantom ones and
-the hippocampus run on two CPU cores in minutes; the others are the paper's: volumes of 128^3,
-pictures of 224^2, five levels from 32 channels.
+A task's config file states its kind, so that a new task gets sensible sizes without an entry here:
+
+    patches          it looks at the patches of a crop one by one
+    whole            it looks at a crop as a whole
+    segmentation     it labels every voxel
+    classification   it grades an image
+
+The phantoms and the hippocampus run on two CPU cores in minutes. The other presets are the
+paper's: crops of 128^3 voxels or 224^2 pixels, five levels from 32 channels.
+
+Settings are values by dotted key, e.g. {"encoder.depth": 4}; rows hold them by rank, 3 and 2.
+docs/configs.md adds a preset without an edit here.
 """
 
-import ml_collections
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from ssl3d.errors import UserError
 
-# Tasks that look at patches of an image one by one, and not at a crop as a whole.
-PATCH_TASKS = ("cpc", "jigsaw", "rpl")
+Settings = Mapping[str, Any]
+Ranks = Mapping[int, Settings]
 
-# Of `config.augment`, for minutes of training, in which a small net fits its own training cases no
+KINDS = ("patches", "whole", "segmentation", "classification")
+
+# Weaker augmentation, for minutes of training: a small network then fits its training cases no
 # better than the others.
 MILD = {"spatial": 0.3, "intensity": 0.1, "noise": 0.02}
 
-# What is known of the images for `config.augment`. Flips along the axes on which a mirror image is
-# as likely as the image: left-right where an organ has a twin or a disease either side, both of a
-# picture of an eye (the left one is the right one's mirror image, and lesions lie anywhere).
-AUGMENT = {
-    "phantom_brain": {"flip": 0.5, "flip_axes": (0,)},
-    "phantom_fundus": {"flip": 0.5, "flip_axes": (0, 1)},
-    "hippocampus": {"flip": 0.5, "flip_axes": (0,), **MILD},
-    "brats": {"flip": 0.5, "flip_axes": (0,)},
-    "retina": {"flip": 0.5, "flip_axes": (0, 1)},
+# The published encoders, by variant.
+UNETS = {
+    "paper": {"encoder.kind": "resunet", "encoder.width": 32},
+    "original": {
+        "encoder.kind": "unet",
+        "encoder.width": 16,
+        "encoder.activation_first": True,
+        "encoder.dropout": 0.5,
+        "encoder.final_pool": "max",
+    },
 }
 
 
-def augmentation(config: ml_collections.ConfigDict) -> dict[str, object]:
-    """The settings of `AUGMENT` for the config's data; none where nothing is known."""
-    kind = config.data.phantom.kind
-    return AUGMENT.get(f"phantom_{kind}" if kind else config.data.preset, {})
+class Preset(NamedTuple):
+    """The settings for one data set. Later fields override earlier ones.
+
+    Attributes:
+      about: the data set in one line.
+      base: network, batch and schedule, by rank.
+      data: where the images are and what they are, for both ranks.
+      kinds: what each kind of task changes, by rank; a kind without a row takes that of "whole".
+      augment: `config.augment` of downstream tasks. Flips only along axes on which the mirror image
+        is as likely as the image: left-right where an organ has a twin or disease strikes either
+        side, both axes of a fundus photograph (the left eye mirrors the right one, and lesions
+        lie anywhere).
+      encoders: the published encoders, by rank and variant.
+    """
+
+    about: str
+    base: Ranks
+    data: Mapping[str, Any] = {}
+    kinds: Mapping[str, Ranks] = {}
+    augment: Mapping[str, Any] = {}
+    encoders: Mapping[int, Mapping[str, Settings]] = {3: UNETS, 2: UNETS}
 
 
-def apply(config: ml_collections.ConfigDict, preset: str) -> None:
-    """Fills in the preset. Raises `UserError` for a name that there is not."""
-    if preset not in PRESETS:
-        raise UserError(f"--config=...:{preset}: no such data set; choose {', '.join(PRESETS)}")
-    PRESETS[preset](config)
+def both_ranks(settings: Settings) -> Ranks:
+    """A row of a picture preset. In 3D its 2D crop is refused, with a remedy."""
+    return {3: settings, 2: settings}
 
 
-def _choose(config: ml_collections.ConfigDict, **by_task: tuple[int, ...]) -> None:
-    """Sets the crop by the task's name; the key `patches` serves all tasks on patches."""
-    kind = "patches" if config.task.name in PATCH_TASKS else "whole"
-    config.data.crop = by_task[config.task.name if config.task.name in by_task else kind]
+def _minutes(width: int, batch_size: int) -> Settings:
+    """A network and a schedule for minutes on two CPU cores."""
+    return {
+        "encoder.width": width,
+        "head.hidden": (128,),
+        "optimizer.learning_rate": 2e-3,
+        "batch_size": batch_size,
+        "steps": 200,
+        "validate_every": 50,
+        "checkpoint_every": 50,
+    }
 
 
-def _two_cores(config: ml_collections.ConfigDict, depth: int) -> None:
-    """A net and a schedule for two CPU cores and a few minutes."""
-    config.encoder.width = 8 if config.rank == 3 else 16
-    config.encoder.depth = depth
-    config.head.hidden = (128,)
-    config.optimizer.learning_rate = 2e-3
-    config.batch_size = 8 if config.rank == 3 else 16
-    config.steps = 200
-    config.validate_every = 50
-    config.checkpoint_every = 50
+def _paper(crop: tuple[int, ...], batch_size: int) -> Settings:
+    """The paper's network and schedule; the batch size is the reference code's."""
+    return {
+        "data.crop": crop,
+        "data.threads": 16,
+        "encoder.width": 32,
+        "encoder.depth": 5,
+        "encoder.dtype": "bfloat16",
+        "optimizer.warmup_steps": 1000,
+        "batch_size": batch_size,
+        "steps": 100_000,
+        "log_every": 100,
+        "validate_every": 2000,
+        "checkpoint_every": 2000,
+    }
 
 
-def _phantom_volume(config: ml_collections.ConfigDict, kind: str) -> None:
-    config.data.path = f"data/phantom_{kind}"
-    config.data.phantom.kind = kind
-    config.data.phantom.shape = (64, 64, 64)  # 3 mm (brain) or about 4.7 mm (abdomen)
-    # A whole crop needs a bottleneck of few voxels, to see how its parts lie to each other.
-    whole = config.task.name not in PATCH_TASKS
-    _two_cores(config, depth=(5 if whole else 4) if config.rank == 3 else (4 if whole else 3))
-    if config.task.name == "segmentation":
-        config.data.crop = (48,) * 3 if config.rank == 3 else (64,) * 2
-        config.encoder.depth = 4
-        config.batch_size = 2 if config.rank == 3 else 16
-        config.optimizer.learning_rate = 4e-3
-        config.steps = 350
-        if kind == "abdomen":  # of which every second crop lacks the tumour, some 80 voxels
-            config.task.foreground = 0.8
-            config.steps = 600
-    elif config.rank == 3:
-        # CPC stays inside the body: patches of nothing but air cannot be told apart.
-        config.data.margin = 6 if config.task.name == "cpc" else 0
-        _choose(
-            config,
-            patches=(54, 54, 54),
-            cpc=(48, 48, 48),
-            whole=(56, 56, 56),
-            exemplar=(48, 48, 48),
-        )
-        config.batch_size = {"jigsaw": 4, "rotation": 24, "exemplar": 24}.get(config.task.name, 8)
-        # Learned soonest, or the longest steps: all end well within five minutes.
-        config.steps = {"jigsaw": 120, "rotation": 100, "exemplar": 180}.get(
-            config.task.name, config.steps
-        )
-    else:
-        _choose(config, patches=(60, 60), whole=(56, 56))
+MINUTES = {3: _minutes(width=8, batch_size=8), 2: _minutes(width=16, batch_size=16)}
+PAPER = {3: _paper((128, 128, 128), batch_size=8), 2: _paper((128, 128), batch_size=32)}
+PAPER_224 = {3: _paper((224, 224, 224), batch_size=8), 2: _paper((224, 224), batch_size=32)}
+
+PAPER_KINDS = {"segmentation": {3: {"batch_size": 2}, 2: {"batch_size": 8}}}
 
 
-def phantom(config: ml_collections.ConfigDict) -> None:
-    """The brain for 3D tasks, the fundus for 2D ones."""
-    if config.rank == 3:
-        phantom_brain(config)
-    else:
-        phantom_fundus(config)
+def _volume_kinds(segmentation_steps: int) -> Mapping[str, Ranks]:
+    """Of the built-in volumes.
+
+    A whole crop needs a bottleneck of few voxels: there the network compares the places of its
+    parts.
+    """
+    segmentation = {
+        "encoder.depth": 4,
+        "optimizer.learning_rate": 4e-3,
+        "steps": segmentation_steps,
+    }
+    return {
+        "patches": {
+            3: {"data.crop": (54, 54, 54), "encoder.depth": 4},
+            2: {"data.crop": (60, 60), "encoder.depth": 3},
+        },
+        "whole": {
+            3: {"data.crop": (56, 56, 56), "encoder.depth": 5},
+            2: {"data.crop": (56, 56), "encoder.depth": 4},
+        },
+        "segmentation": {
+            3: {"data.crop": (48, 48, 48), "batch_size": 2, **segmentation},
+            2: {"data.crop": (64, 64), **segmentation},
+        },
+    }
 
 
-def phantom_brain(config: ml_collections.ConfigDict) -> None:
-    """Head MR in four contrasts; its axial slices for 2D tasks."""
-    _phantom_volume(config, "brain")
-
-
-def phantom_abdomen(config: ml_collections.ConfigDict) -> None:
-    """Abdominal CT; its axial slices for 2D tasks."""
-    _phantom_volume(config, "abdomen")
-
-
-def phantom_fundus(config: ml_collections.ConfigDict) -> None:
-    """Retinal photographs. Tasks on patches see only the square inside the round picture."""
-    config.data.path = "data/phantom_fundus"
-    config.data.phantom.kind = "fundus"
-    config.data.phantom.shape = (160, 160)
-    config.data.phantom.train = 256
-    config.data.phantom.val = 64
-    config.data.phantom.test = 64
-    if config.task.name in PATCH_TASKS:
-        _two_cores(config, depth=4)
-    else:
-        # Six levels, for the bottleneck to see how disc, macula and vessels lie to each other.
-        _two_cores(config, depth=6)
-        config.encoder.width = 8
-    if config.task.name == "cpc":
-        config.batch_size = 8  # of 25 overlapping patches each
-    if config.task.name in ("rpl", "classification"):
-        config.steps = 400  # short ones: four queries of each picture, or one grade
-    # The grade is that of the worst place, wherever it is.
-    _round_picture(config, side=160, whole=160 if config.task.name == "classification" else 128)
-
-
-def _round_picture(config: ml_collections.ConfigDict, side: int, whole: int) -> None:
-    """Keeps the rim of the round picture, which would tell where a patch lies, out of patches."""
-    inscribed = int(0.66 * side)  # of a circle nearly as wide as the picture
-    if config.task.name in PATCH_TASKS:
-        config.data.margin = (side - inscribed) // 2
-        config.data.crop = (inscribed - 6,) * 2  # and six pixels of play
-    else:
-        config.data.crop = (whole,) * 2
-
-
-def hippocampus(config: ml_collections.ConfigDict) -> None:
-    """Task04 of the Medical Segmentation Decathlon: MR, about 35 x 50 x 36 voxels of 1 mm."""
-    _two_cores(config, depth=3 if config.task.name in PATCH_TASKS else 4)
-    config.batch_size = 16
-    if config.rank == 3:
-        _choose(config, patches=(33, 45, 33), whole=(32, 32, 32), cpc=(36, 48, 36))
-    else:
-        _choose(config, patches=(33, 45), whole=(32, 32), cpc=(35, 45))
-    if config.task.name == "segmentation":
-        # Most of a volume: of the same voxels a second, more and smaller steps reach more.
-        config.data.crop = (32, 40, 32)[: config.rank]
-        config.encoder.width = 16
-        config.batch_size = 2 if config.rank == 3 else 32
-        config.optimizer.learning_rate = 5e-3
-        config.steps = 2400 if config.rank == 3 else 1000
-        config.log_every = 50
-        config.validate_every = 300
-        config.checkpoint_every = 300
-
-
-def _paper(config: ml_collections.ConfigDict, side: int) -> None:
-    config.data.crop = (side,) * config.rank
-    config.data.threads = 16
-    config.encoder.width = 32
-    config.encoder.depth = 5
-    config.encoder.dtype = "bfloat16"
-    config.optimizer.warmup_steps = 1000
-    config.steps = 100_000
-    config.log_every = 100
-    config.validate_every = 2000
-    config.checkpoint_every = 2000
-    batch = {"rpl": 32, "segmentation": 2}  # the others 8 (reference code)
-    config.batch_size = batch.get(config.task.name, 8) * (1 if config.rank == 3 else 4)
-
-
-def ukb(config: ml_collections.ConfigDict) -> None:
-    """UK Biobank brain MR: T1 and T2-FLAIR at 128^3 (paper, section 4.1)."""
-    _paper(config, 128)
-
-
-def brats(config: ml_collections.ConfigDict) -> None:
-    """BraTS 2018: four contrasts at 128^3 (paper, section 4.1)."""
-    _paper(config, 128)
-
-
-def pancreas(config: ml_collections.ConfigDict) -> None:
-    """Task07 of the Medical Segmentation Decathlon: CT at 128^3 (paper, section 4.2)."""
-    _paper(config, 128)
-
-
-def retina(config: ml_collections.ConfigDict) -> None:
-    """Fundus photographs at 224^2, UK Biobank or APTOS 2019 (paper, section 4.3)."""
-    _paper(config, 224)
-    if config.rank == 2:
-        config.encoder.kind = "densenet121"
-        _round_picture(config, side=224, whole=224)
-
-
-def folder(config: ml_collections.ConfigDict) -> None:
-    """Any prepared data set: give --config.data.path, and --config.data.crop where 128 is wrong."""
-    _paper(config, 128)
-
-
-PRESETS = {
-    function.__name__: function
-    for function in (
-        phantom,
-        phantom_brain,
-        phantom_abdomen,
-        phantom_fundus,
-        hippocampus,
-        ukb,
-        brats,
-        pancreas,
-        retina,
-        folder,
-    )
+_HIPPOCAMPI = {
+    "encoder.width": 16,
+    "encoder.depth": 4,
+    "optimizer.learning_rate": 5e-3,
+    "log_every": 50,
+    "validate_every": 300,
+    "checkpoint_every": 300,
 }
+
+PRESETS: dict[str, Preset] = {
+    "phantom_brain": Preset(
+        "built-in head MR in four contrasts, 64^3 voxels of 3 mm",
+        MINUTES,
+        {
+            "data.path": "data/phantom_brain",
+            "data.phantom.kind": "brain",
+            "data.phantom.shape": (64, 64, 64),
+        },
+        _volume_kinds(segmentation_steps=350),
+        {"flip": 0.5, "flip_axes": (0,)},
+    ),
+    "phantom_abdomen": Preset(
+        "built-in abdominal CT, 64^3 voxels of about 4.7 mm",
+        MINUTES,
+        {
+            "data.path": "data/phantom_abdomen",
+            "data.phantom.kind": "abdomen",
+            "data.phantom.shape": (64, 64, 64),
+        },
+        _volume_kinds(segmentation_steps=600),  # a tumour of some 80 voxels
+    ),
+    # Patches come from the square inside the round picture, with six pixels of play: the rim would
+    # tell where they lie.
+    "phantom_fundus": Preset(
+        "built-in retinal photographs, 160^2 pixels",
+        MINUTES,
+        {
+            "data.path": "data/phantom_fundus",
+            "data.phantom.kind": "fundus",
+            "data.phantom.shape": (160, 160),
+            "data.phantom.train": 256,
+            "data.phantom.val": 64,
+            "data.phantom.test": 64,
+        },
+        {
+            "patches": both_ranks({"data.crop": (99, 99), "data.margin": 27, "encoder.depth": 4}),
+            # Six levels: the bottleneck compares the places of disc, macula and vessels.
+            "whole": both_ranks({"data.crop": (128, 128), "encoder.width": 8, "encoder.depth": 6}),
+            # The worst place makes the grade, wherever it lies: the crop is the whole picture.
+            "classification": both_ranks(
+                {
+                    "data.crop": (160, 160),
+                    "encoder.width": 8,
+                    "encoder.depth": 6,
+                    "steps": 400,  # short ones: one grade per picture
+                }
+            ),
+        },
+        {"flip": 0.5, "flip_axes": (0, 1)},
+    ),
+    "hippocampus": Preset(
+        "Task04 of the Medical Segmentation Decathlon: MR, about 35 x 50 x 36 voxels of 1 mm",
+        MINUTES,
+        {"batch_size": 16},
+        {
+            "patches": {
+                3: {"data.crop": (33, 45, 33), "encoder.depth": 3},
+                2: {"data.crop": (33, 45), "encoder.depth": 3},
+            },
+            "whole": {
+                3: {"data.crop": (32, 32, 32), "encoder.depth": 4},
+                2: {"data.crop": (32, 32), "encoder.depth": 4},
+            },
+            # Most of a volume. At equal voxels per second, more and smaller steps reach more.
+            "segmentation": {
+                3: {"data.crop": (32, 40, 32), "batch_size": 2, "steps": 2400, **_HIPPOCAMPI},
+                2: {"data.crop": (32, 40), "batch_size": 32, "steps": 1000, **_HIPPOCAMPI},
+            },
+        },
+        {"flip": 0.5, "flip_axes": (0,), **MILD},
+    ),
+    "ukb": Preset(
+        "UK Biobank brain MR: T1 and T2-FLAIR (paper, section 4.1)", PAPER, kinds=PAPER_KINDS
+    ),
+    "brats": Preset(
+        "BraTS 2018: four MR contrasts (paper, section 4.1)",
+        PAPER,
+        kinds=PAPER_KINDS,
+        augment={"flip": 0.5, "flip_axes": (0,)},
+    ),
+    "pancreas": Preset(
+        "Task07 of the Medical Segmentation Decathlon: CT (paper, section 4.2)",
+        PAPER,
+        kinds=PAPER_KINDS,
+    ),
+    "retina": Preset(
+        "retinal photographs, UK Biobank or APTOS 2019 (paper, section 4.3)",
+        {3: PAPER_224[3], 2: {**PAPER_224[2], "encoder.kind": "densenet121"}},
+        kinds=PAPER_KINDS
+        # The square inside the circle, as above.
+        | {"patches": {3: {}, 2: {"data.crop": (141, 141), "data.margin": 38}}},
+        augment={"flip": 0.5, "flip_axes": (0, 1)},
+        encoders={3: UNETS, 2: {}},  # the same network in every variant
+    ),
+    "folder": Preset(
+        "any prepared data set; set config.data.crop where 128 voxels per side do not suit it",
+        PAPER,
+        kinds=PAPER_KINDS,
+    ),
+}
+
+# The presets at the paper's sizes.
+PAPER_SIZED = ("ukb", "brats", "pancreas", "retina", "folder")
+
+
+def find(name: str, kind: str, rank: int) -> str:
+    """The entry of `PRESETS` that a preset's name stands for.
+
+    `phantom` is the built-in data set that suits the task: volumes for 3D tasks, pictures for 2D
+    ones; for segmentation in 2D slices of the volumes, as pictures have no label maps.
+
+    Raises:
+      UserError: no such preset or kind.
+    """
+    if kind not in KINDS:
+        raise UserError(f"kind={kind!r}: no such kind of task; choose {', '.join(KINDS)}")
+    if name == "phantom":
+        return "phantom_brain" if rank == 3 or kind == "segmentation" else "phantom_fundus"
+    if name not in PRESETS:
+        choices = ", ".join(("phantom", *PRESETS))
+        raise UserError(f"--config=...:{name}: no such data set; choose {choices}")
+    return name
+
+
+def settings(name: str, kind: str, rank: int) -> Settings:
+    """All that an entry of `PRESETS` sets for a kind of task."""
+    preset = PRESETS[name]
+    row = preset.kinds.get(kind, preset.kinds.get("whole", {}))
+    return {**preset.base[rank], **preset.data, **row.get(rank, {})}

@@ -1,168 +1,219 @@
-"""Every key of a config, explained. The tasks' files and `datasets.py` fill in their own."""
+"""Every key of a config, explained. The presets of `datasets.py` change the sizes.
 
-import ml_collections
+The keys `config.task.*` are each task's own and are explained in its config file, for both ranks:
+cpc3d.py, exemplar3d.py, jigsaw3d.py, rotation3d.py, rpl3d.py, segment3d.py and classify2d.py.
+`python -m ssl3d.main --config=FILE --print_config` prints all keys with their values.
+
+`bounded(VALUE, BOUND)` sets VALUE and refuses overrides outside BOUND. Conditions between keys are
+in `ssl3d.training.config_checks`.
+"""
+
+from collections.abc import Mapping
 
 from configs import datasets
+from ssl3d.bounds import (
+    COUNTS,
+    NONZERO_SHARE,
+    POSITIVE,
+    PROBABILITY,
+    SHARE,
+    Config,
+    at_least,
+    bounded,
+    one_of,
+)
 from ssl3d.errors import UserError
 
-VARIANTS = ("", "paper", "original")
+# What the published settings have in common, by variant and rank: "paper" follows the paper's
+# text (appendix A), "original" the released code, faults included.
+_ORIGINAL = {
+    "encoder.norm": "batch",
+    "head.hidden": (2048, 1024),
+    "head.batch_norm": True,
+    "head.dropout": 0.5,
+    "head.pool": "max",
+    "optimizer.warmup_steps": 0,
+    "optimizer.weight_decay": 0.0,
+}
+PUBLISHED: dict[str, datasets.Ranks] = {
+    "paper": {3: {"optimizer.learning_rate": 1e-3}, 2: {"optimizer.learning_rate": 5e-4}},
+    "original": {
+        3: {**_ORIGINAL, "optimizer.learning_rate": 1e-4},
+        2: {**_ORIGINAL, "optimizer.learning_rate": 1e-5},
+    },
+}
+VARIANTS = ("", *PUBLISHED)
 
 
 def get_config(
-    task: str, rank: int, arg: str, variants: tuple[str, ...] = VARIANTS
-) -> tuple[ml_collections.ConfigDict, str]:
-    """The config of a task on a data set, before the task's own settings.
+    task: str,
+    rank: int,
+    arg: str,
+    *,
+    kind: str,
+    sizes: Mapping[str, datasets.Ranks] | None = None,
+    variants: tuple[str, ...] = VARIANTS,
+) -> tuple[Config, str]:
+    """The config of a task on a data set, before the task's own keys are set.
 
     Args:
-      task: name of a file in ssl3d/tasks/.
+      task: a file of ssl3d/tasks/, or the module of a task elsewhere, e.g. "my_package.my_task".
       rank: 2 for pictures or slices, 3 for volumes.
       arg: DATASET[,VARIANT], what follows the colon of --config=configs/rpl3d.py:...
-      variants: that there are.
+      kind: "patches", "whole", "segmentation" or "classification"; see `datasets`.
+      sizes: what the task changes in the presets, by entry of `datasets.PRESETS` and rank.
+      variants: those of the task; ("",) for none.
 
     Returns:
-      The config and the variant: "", the corrected task; "paper", as the paper's text says;
-      "original", as the released code does, faults included.
+      The config and the variant: "" the corrected task, "paper" and "original" as published.
+
+    Raises:
+      UserError: no such preset, kind or variant.
     """
     preset, _, variant = arg.partition(",")
     if variant not in variants:
         choices = " or ".join(variants[1:])
-        raise UserError(f"--config=...:{arg}: variant {variant!r}; choose {choices}")
+        hint = f"choose {choices}" if choices else "this task has no variants"
+        raise UserError(f"--config=...:{arg}: variant {variant!r}; {hint}")
+    entry = datasets.find(preset, kind, rank)
 
-    config = ml_collections.ConfigDict()
-    # The run's name, and its folder under runs/ unless --workdir says otherwise.
+    config = Config()
+    # The run's name, and its folder under runs/ unless --workdir is given.
     config.name = f"{task}{rank}d_{preset}" + (f"_{variant}" if variant else "")
     config.rank = rank
-    config.seed = 0
-    config.steps = 1000  # optimiser steps of the whole run
-    config.batch_size = 8  # volumes (or slices, pictures) per step, over all devices
-    config.log_every = 20  # steps between two lines of metrics
-    config.validate_every = 200  # steps between two validations
-    config.checkpoint_every = 200  # steps between two checkpoints
+    config.seed = bounded(0, at_least(0))
+    config.steps = bounded(1000, at_least(1))  # optimiser steps of the whole run
+    # Volumes (or slices, pictures) per step, over all devices.
+    config.batch_size = bounded(8, at_least(1))
+    config.log_every = bounded(20, at_least(1))  # steps between two lines of metrics
+    config.validate_every = bounded(200, at_least(1))  # steps between two validations
+    config.checkpoint_every = bounded(200, at_least(1))  # steps between two checkpoints
 
-    config.task = ml_collections.ConfigDict({"name": task})
+    config.task = Config()
+    config.task.name = task
 
-    config.data = ml_collections.ConfigDict()
+    config.data = Config()
     config.data.preset = preset
     config.data.path = ""  # folder of the prepared data set
-    config.data.crop = (64,) * rank  # voxels, what a task sees of an image
-    config.data.margin = 0  # voxels on every side that no crop touches
+    config.data.crop = (64,) * rank  # voxels that a task sees of an image
+    config.data.margin = bounded(0, at_least(0))  # voxels on every side outside all crops
     config.data.slice_axis = 2  # of a volume, for 2D tasks: 2 axial, 1 coronal, 0 sagittal
     config.data.train_splits = ("train", "unlabelled")
-    config.data.threads = 2  # that read and cut; does not change the data's order
-    # A built-in data set, drawn on first use; no kind: the data set is on disk.
-    config.data.phantom = ml_collections.ConfigDict(
-        {"kind": "", "shape": (64,) * rank, "train": 96, "val": 32, "test": 32, "seed": 0}
-    )
+    # Reader threads; their number does not change the order of the data.
+    config.data.threads = bounded(2, at_least(1))
+    # A built-in data set, generated on first use.
+    config.data.phantom = Config()
+    config.data.phantom.kind = ""  # brain, abdomen or fundus; empty: the data set is on disk
+    config.data.phantom.shape = (64,) * rank  # voxels
+    config.data.phantom.train = 96  # cases
+    config.data.phantom.val = 32
+    config.data.phantom.test = 32
+    config.data.phantom.seed = 0
 
-    config.encoder = ml_collections.ConfigDict()
-    config.encoder.kind = "resunet"  # the paper's residual levels; unet: plain ones; densenet121
+    config.encoder = Config()
+    # resunet: the paper's residual levels; unet: plain levels; densenet121: the paper's in 2D.
+    config.encoder.kind = "resunet"
     # Channels of the first level, doubled with each (paper: 32); densenet121: the growth rate.
     config.encoder.width = 32
     # Levels including the bottleneck (paper: 5); densenet121: the stem and its blocks, 5 for all.
     config.encoder.depth = 5
     config.encoder.norm = "group"  # or instance, batch
-    config.encoder.activation_first = False  # norm after the ReLU, as the original code has it
+    config.encoder.activation_first = False  # norm after the ReLU, as in the original code
     config.encoder.dropout = 0.0
-    config.encoder.final_pool = "none"  # or max, as the original code has it
+    config.encoder.final_pool = "none"  # or max, as in the original code
     config.encoder.dtype = "float32"  # of the computation; bfloat16 pays on accelerators
 
-    config.head = ml_collections.ConfigDict()
-    config.head.hidden = (256,)  # one hidden layer (paper, appendix A)
+    config.head = Config()
+    # Channels of the hidden layers (paper, appendix A: one).
+    config.head.hidden = bounded((256,), COUNTS)
     config.head.batch_norm = False
-    config.head.dropout = 0.0
-    config.head.pool = "mean"  # over the bottleneck, or max
+    config.head.dropout = bounded(0.0, SHARE)
+    config.head.pool = bounded("mean", one_of("mean", "max"))  # over the bottleneck
 
-    config.optimizer = ml_collections.ConfigDict()
-    config.optimizer.learning_rate = 1e-3  # peak (paper: 1e-3 in 3D, 5e-4 in 2D)
-    config.optimizer.warmup_steps = 50
-    config.optimizer.weight_decay = 1e-4
-    config.optimizer.clip_norm = 1.0  # of the whole gradient
-    config.optimizer.ema = 0.0  # decay of averaged parameters, which are then exported; 0: none
-    config.optimizer.accumulate = 1  # micro-batches per step
+    config.optimizer = Config()
+    # The peak (paper: 1e-3 in 3D, 5e-4 in 2D).
+    config.optimizer.learning_rate = bounded(1e-3, POSITIVE)
+    config.optimizer.warmup_steps = bounded(50, at_least(0))
+    config.optimizer.weight_decay = bounded(1e-4, at_least(0))
+    config.optimizer.clip_norm = bounded(1.0, POSITIVE)  # of the whole gradient
+    # Decay of the averaged parameters, which are then evaluated and exported; 0: no averaging.
+    config.optimizer.ema = bounded(0.0, SHARE)
+    config.optimizer.accumulate = bounded(1, at_least(1))  # micro-batches per step
 
-    config.validation = ml_collections.ConfigDict()
-    config.validation.repeats = 2  # draws of each validation case
+    config.validation = Config()
+    config.validation.repeats = bounded(2, at_least(1))  # samples of each validation case
 
-    config.mesh = ml_collections.ConfigDict()
-    config.mesh.space = 1  # devices that share one volume
+    config.mesh = Config()
+    config.mesh.space = bounded(1, at_least(1))  # devices that share one volume
 
-    datasets.apply(config, preset)
-    if variant == "paper":
-        paper(config)
-    if variant == "original":
-        original(config)
+    _set(config, datasets.settings(entry, kind, rank))
+    _set(config, (sizes or {}).get(entry, {}).get(rank, {}))
+    if variant:
+        _set(config, PUBLISHED[variant][rank])
+        _set(config, datasets.PRESETS[entry].encoders[rank].get(variant, {}))
     return config, variant
 
 
-def downstream(config: ml_collections.ConfigDict) -> None:
-    """What all downstream configs have beside the proxy tasks' keys."""
+def downstream(config: Config) -> None:
+    """Adds the keys that downstream tasks have beside those of the proxy tasks."""
     config.data.train_splits = ("train",)
-    config.data.label_fraction = 1.0  # of the training subjects whose labels are used; nested
-    config.data.label_seed = 0  # of the order in which they are; 0: the manifest's
+    # Share of the training subjects whose labels are used. Larger shares contain the smaller ones.
+    config.data.label_fraction = bounded(1.0, NONZERO_SHARE)
+    config.data.label_seed = bounded(0, at_least(0))  # of their order; 0: the manifest's
     config.validation.repeats = 1
 
-    config.init = ml_collections.ConfigDict()
-    config.init.encoder = ""  # a pretraining run, whose encoder takes the place of config.encoder
-    config.transfer = ml_collections.ConfigDict()
-    config.transfer.mode = "random"  # its weights are not used, or frozen, or finetune
-    config.transfer.warmup_steps = 0  # of finetune: steps before the encoder learns too
+    config.init = Config()
+    config.init.encoder = ""  # a pretraining run, whose encoder replaces config.encoder
+    config.transfer = Config()
+    config.transfer.mode = "random"  # ignores its weights; or frozen, finetune
+    # finetune: steps before the encoder is trained too.
+    config.transfer.warmup_steps = bounded(0, at_least(0))
 
-    # On the device, of every training example.
-    config.augment = ml_collections.ConfigDict()
-    # Probability of a mirror image, for each of these axes of the network's input. The first one of
-    # a volume and of its axial and coronal slices is left-right.
-    config.augment.flip = 0.0
+    # Augmentation of every training example, on the device.
+    config.augment = Config()
+    # Probability of a mirror image, for each of these axes of the network's input. The first axis
+    # of a volume and of its axial and coronal slices is left-right.
+    config.augment.flip = bounded(0.0, PROBABILITY)
     config.augment.flip_axes = tuple(range(config.rank))
-    config.augment.spatial = 0.5  # probability of a rotation and scaling
-    config.augment.rotate = 15.0  # degrees, the most about each axis
-    config.augment.zoom = 0.15  # factors in 1 ± this
-    config.augment.intensity = 0.2  # of the random monotone change of intensities
-    config.augment.noise = 0.05  # of Gaussian noise, the most, in units of the image's deviation
-    config.augment.update(datasets.augmentation(config))
+    config.augment.spatial = bounded(0.5, PROBABILITY)  # of a rotation and scaling
+    config.augment.rotate = bounded(15.0, at_least(0))  # degrees, the most about each axis
+    config.augment.zoom = bounded(0.15, SHARE)  # factors in 1 ± this
+    config.augment.intensity = bounded(0.2, PROBABILITY)  # of a random monotone intensity change
+    # Largest deviation of the Gaussian noise, in units of the image's deviation.
+    config.augment.noise = bounded(0.05, at_least(0))
+    config.augment.update(_augmentation(config))
 
-    config.predict = ml_collections.ConfigDict()
-
-
-def paper(config: ml_collections.ConfigDict) -> None:
-    """What the paper's text says of all tasks (appendix A): widths and learning rates."""
-    if config.encoder.kind != "densenet121":
-        config.encoder.kind = "resunet"
-    config.encoder.width = 32
-    config.optimizer.learning_rate = 1e-3 if config.rank == 3 else 5e-4
+    config.predict = Config()
 
 
-def original(config: ml_collections.ConfigDict) -> None:
-    """What the released code does in all tasks: plain levels, norm after the ReLU, wide heads."""
-    config.encoder.norm = "batch"
-    if config.encoder.kind != "densenet121":
-        config.encoder.kind = "unet"
-        config.encoder.width = 16
-        config.encoder.activation_first = True
-        config.encoder.dropout = 0.5
-        config.encoder.final_pool = "max"
-    config.head.hidden = (2048, 1024)
-    config.head.batch_norm = True
-    config.head.dropout = 0.5
-    config.head.pool = "max"
-    config.optimizer.learning_rate = 1e-4 if config.rank == 3 else 1e-5
-    config.optimizer.warmup_steps = 0
-    config.optimizer.weight_decay = 0.0
+def _augmentation(config: Config) -> datasets.Settings:
+    """What the data set's preset knows of `config.augment`."""
+    name = config.data.preset
+    entry = name if name in datasets.PRESETS else f"phantom_{config.data.phantom.kind}"
+    return datasets.PRESETS[entry].augment
 
 
-def jitter(config: ml_collections.ConfigDict, per_side: int, variant: str) -> int:
+def _set(config: Config, settings: datasets.Settings) -> None:
+    """Sets values by dotted key. Raises `KeyError` for a key that does not exist yet."""
+    config.lock()
+    config.update_from_flattened_dict(dict(settings))
+    config.unlock()
+
+
+def jitter(config: Config, per_side: int, variant: str) -> int:
     """Voxels of play of a patch in its cell: a quarter of the cell, at most 8.
 
-    Small cells need it for neighbours not to touch. The published variants: 3 of 42 voxels.
+    With less, neighbours in small cells would touch. The published variants: 3 of 42 voxels.
     """
     cell = min(config.data.crop) // per_side
     return max(round(cell * 3 / 42) if variant else min(cell // 4, 8), 1)
 
 
-def coarsening(config: ml_collections.ConfigDict) -> int:
-    """Voxels per side whose mean is one for tasks on a whole crop; the phantoms' 3D ones take 2.
+def coarsening(config: Config) -> int:
+    """Voxels per side that tasks on a whole crop average into one: 2 for 3D phantoms, else 1.
 
-    What lies where shows at half the resolution too, and a step of two CPU cores then holds four
-    times the volumes, which these tasks need more than detail.
+    Half the resolution still shows where structures lie, and a step on two CPU cores then holds
+    four times the volumes. These tasks need volumes more than detail.
     """
     phantom = config.data.phantom
     return 2 if config.rank == 3 and phantom.kind and len(phantom.shape) == 3 else 1

@@ -1,24 +1,31 @@
 """Rotation in 3D: 10 classes.
 
 python -m ssl3d.main --config=configs/rotation3d.py
+
+Built-in brain, two CPU cores: about 2.5 minutes, accuracy 1.00 (chance 0.100).
 """
 
-import ml_collections
+from configs import datasets, default
+from ssl3d.bounds import PROBABILITY, Config, bounded
 
-from configs import default
+# Learned soon, from many volumes at half the resolution; see `default.coarsening`.
+_MANY = {3: {"batch_size": 24, "steps": 100}}
+SIZES: dict[str, datasets.Ranks] = {"phantom_brain": _MANY, "phantom_abdomen": _MANY}
 
 
-def get_config(arg: str = "phantom") -> ml_collections.ConfigDict:
+def get_config(arg: str = "phantom") -> Config:
     return configure(arg, rank=3)
 
 
-def configure(arg: str, rank: int) -> ml_collections.ConfigDict:
+def configure(arg: str, rank: int) -> Config:
     """The task's settings for either rank; see `default.get_config`."""
-    config, variant = default.get_config("rotation", rank, arg)
+    config, variant = default.get_config("rotation", rank, arg, kind="whole", sizes=SIZES)
     config.task.group = "axes"  # the paper's 10 (4 in 2D), or all: the cube's 24
     config.task.turns = 1  # rotated versions of each crop
+    # Voxels per side averaged into one.
     config.task.coarsen = 1 if variant else default.coarsening(config)
-    config.task.intensity = 0.3  # of the random monotone change of intensities
+    # Strength of the random monotone intensity change.
+    config.task.intensity = bounded(0.3, PROBABILITY)
     if variant:
         config.task.intensity = 0.0
     if variant == "paper":

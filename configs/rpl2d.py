@@ -1,12 +1,13 @@
 """Relative patch location in 2D: 8 classes, on pictures or on slices of volumes.
 
 python -m ssl3d.main --config=configs/rpl2d.py
+
+Built-in fundus, two CPU cores: about 3 minutes, accuracy 0.80 (chance 0.125).
 """
 
-import ml_collections
-
 from configs import rpl3d
+from ssl3d.bounds import Config
 
 
-def get_config(arg: str = "phantom") -> ml_collections.ConfigDict:
+def get_config(arg: str = "phantom") -> Config:
     return rpl3d.configure(arg, rank=2)

@@ -4,10 +4,9 @@ python -m ssl3d.main --config=configs/segment2d.py[:DATASET]
     [--config.init.encoder=RUN --config.transfer.mode=finetune] [--config.data.label_fraction=0.1]
 """
 
-import ml_collections
-
 from configs import segment3d
+from ssl3d.bounds import Config
 
 
-def get_config(arg: str = "phantom_brain") -> ml_collections.ConfigDict:
+def get_config(arg: str = "phantom_brain") -> Config:
     return segment3d.configure(arg, rank=2)

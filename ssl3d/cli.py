@@ -9,9 +9,9 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import ml_collections
 from absl import flags
@@ -46,7 +46,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
 CONFIG_HELP = """\
 the config:
   --config=FILE[:DATASET[,VARIANT]]   e.g. configs/rpl3d.py:hippocampus
-  --config.KEY=VALUE                  replaces one value, e.g. --config.steps=1000
+  --config.KEY=VALUE                  overrides one value, e.g. --config.steps=1000
                                       (configs/default.py explains every key)
 """
 
@@ -54,12 +54,15 @@ the config:
 def parse_with_config(
     parser: Parser, arguments: Sequence[str]
 ) -> tuple[argparse.Namespace, ml_collections.ConfigDict]:
-    """Parses the command's own options and the `--config` ones.
+    """Parses the command's own options and the `--config` ones; `--print_config` ends the command.
 
     Raises:
-      UserError: an unknown option or key (the nearest right one is named), no config, a file
-        that is not there, or a value of the wrong type.
+      UserError: an unknown option or key (the nearest one is named), no config, a missing file,
+        or a value of the wrong type.
     """
+    parser.add_argument(
+        "--print_config", action="store_true", help="print every key of the config and exit"
+    )
     options, rest = parser.parse_known_args(list(arguments))
     paths = [argument for argument in rest if argument.startswith("--config=")]
     overrides = [argument for argument in rest if argument.startswith("--config.")]
@@ -71,20 +74,39 @@ def parse_with_config(
     file = paths[0].removeprefix("--config=").partition(":")[0]
     if not Path(file).is_file():
         raise UserError(f"--config: no file {file!r}; the shipped ones are in configs/")
-    # A config imports its neighbours as `configs.…`, from wherever the command is called.
-    sys.path.append(str(Path(file).resolve().parent.parent))
-    config = _load(paths)
+    _make_importable(Path(file).resolve())
+    shipped = _leaves(_load(paths))
     # The last one of a key counts; ml_collections would string tuples together.
     overrides = list({override.partition("=")[0]: override for override in overrides}.values())
     for override in overrides:
-        _check_override(override, config)
+        _check_override(override, shipped)
         # One at a time, so that an error names its own key.
         try:
             _flag([*paths, override])
         except (flags.Error, TypeError, ValueError) as error:
             reason = str(error).splitlines()[-1]
             raise UserError(f"{override}: {reason}") from None
-    return options, _flag([*paths, *overrides])
+    config = _flag([*paths, *overrides])
+    if options.print_config:
+        for key, value in _leaves(config).items():
+            was = shipped[key]
+            print(f"config.{key} = {value!r}" + (f"  # overridden, was {was!r}") * (value != was))
+        sys.exit(0)
+    return options, config
+
+
+def _make_importable(file: Path) -> None:
+    """Lets a config import `configs`, and what lies beside it, from wherever the command is called.
+
+    The repository comes first: a user's file may lie in a folder called configs too.
+    """
+    repository = Path(__file__).resolve().parents[1]
+    if (repository / "configs").is_dir() and str(repository) not in sys.path:
+        sys.path.insert(0, str(repository))
+    for folder in (file.parent, file.parent.parent):
+        # Not the repository's own configs/, whose `datasets` would pass for the library.
+        if folder != repository / "configs" and str(folder) not in sys.path:
+            sys.path.append(str(folder))
 
 
 def _load(paths: Sequence[str]) -> ml_collections.ConfigDict:
@@ -101,7 +123,8 @@ def _load(paths: Sequence[str]) -> ml_collections.ConfigDict:
     return config
 
 
-def _flag(arguments: Sequence[str]) -> ml_collections.ConfigDict:
+def _flag(arguments: Sequence[str]) -> Any:
+    """What the file's get_config returns, with the overrides among `arguments`."""
     values = flags.FlagValues()
     line = ["ssl3d", *arguments]
     # Told its command line, as otherwise it looks for overrides in the process' own.
@@ -110,22 +133,22 @@ def _flag(arguments: Sequence[str]) -> ml_collections.ConfigDict:
     return values["config"].value
 
 
-def _check_override(override: str, config: ml_collections.ConfigDict) -> None:
+def _check_override(override: str, leaves: Mapping[str, object]) -> None:
     match = re.fullmatch(r"--config\.([\w.]+)=(.*)", override, re.DOTALL)
     if not match:
         raise UserError(f"{override}: write --config.KEY=VALUE")
     key = match[1]
-    leaves = _leaves(config)
     if key not in leaves:
         nearest = difflib.get_close_matches(key, leaves, n=1, cutoff=0.0)[0]
         raise UserError(f"--config.{key}: no such key; the nearest is --config.{nearest}")
 
 
-def _leaves(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
-    names: list[str] = []
+def _leaves(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, object]:
+    """Value by dotted key, in the keys' order."""
+    values: dict[str, object] = {}
     for key, value in config.items():
         if isinstance(value, ml_collections.ConfigDict):
-            names += _leaves(value, f"{prefix}{key}.")
+            values |= _leaves(value, f"{prefix}{key}.")
         else:
-            names.append(prefix + key)
-    return names
+            values[prefix + key] = value
+    return values

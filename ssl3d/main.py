@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssl3d import cli
-from ssl3d.training import loop, sharding
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -24,6 +23,8 @@ def main(arguments: Sequence[str]) -> int:
     options, config = cli.parse_with_config(parser, arguments)
     if options.stop_at < 0:
         parser.error(f"--stop_at={options.stop_at}: must be a step of the run")
+    from ssl3d.training import loop, sharding  # JAX, which --help and --print_config do without
+
     sharding.start()
     workdir = options.workdir or Path("runs") / config.name
     return 0 if loop.train(config, workdir, options.stop_at) else 1

@@ -1,7 +1,11 @@
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from configs import rpl3d
 from ssl3d import cli
 from ssl3d.errors import RunError, UserError
 
@@ -112,6 +116,100 @@ def test_a_config_of_ones_own_may_lie_anywhere(parse, tmp_path):
         "    return config\n"
     )
     assert parse(f"--config={file}")[1].steps == 11
+
+
+COUSIN = """
+from configs import rpl3d
+from neighbour import STEPS
+
+
+def get_config(arg="phantom"):
+    config = rpl3d.get_config(arg)
+    config.steps = STEPS
+    return config
+"""
+
+
+def as_typed_in(folder, *arguments):
+    """`python -m ssl3d.main ARGUMENT...` called from `folder`."""
+    return subprocess.run(
+        [sys.executable, "-m", "ssl3d.main", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])},
+    )
+
+
+@pytest.mark.parametrize("call_from", ["beside", "above"])
+def test_a_config_elsewhere_imports_ours_and_its_neighbours(tmp_path, call_from):
+    folder = tmp_path / "configs"  # as the repository's own
+    folder.mkdir()
+    (folder / "mine.py").write_text(COUSIN)
+    (folder / "neighbour.py").write_text("STEPS = 13\n")
+    at = folder if call_from == "beside" else tmp_path
+    done = as_typed_in(at, f"--config={folder / 'mine.py'}", "--print_config")
+    assert done.stderr == ""
+    assert "config.steps = 13\n" in done.stdout
+
+
+def test_shipped_configs_load_from_any_folder(tmp_path, in_repository):
+    file = in_repository / "configs" / "rpl2d.py"
+    done = as_typed_in(tmp_path, f"--config={file}", "--print_config")
+    assert done.returncode == 0, done.stderr
+    assert "config.task.name = 'rpl'\n" in done.stdout
+
+
+# Printing the config.
+
+
+@pytest.mark.parametrize("module", ["ssl3d.main", "ssl3d.inspect", "ssl3d.probe"])
+def test_print_config_as_typed(as_typed, module):
+    done = as_typed(
+        module,
+        CONFIG,
+        "--config.steps=7",
+        "--config.batch_size=8",
+        "--config.data.crop=(48, 48, 40)",
+        "--config.encoder.norm=batch",
+        "--print_config",
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert "config.steps = 7  # overridden, was 200" in lines
+    assert "config.data.crop = (48, 48, 40)  # overridden, was (54, 54, 54)" in lines
+    assert "config.encoder.norm = 'batch'  # overridden, was 'group'" in lines
+    assert "config.batch_size = 8" in lines  # its value all the same
+    assert sum("overridden" in line for line in lines) == 3
+    keys = [line.partition(" = ")[0].removeprefix("config.") for line in lines]
+    assert keys == sorted(keys)
+    assert keys == sorted(flat_keys(rpl3d.get_config().to_dict()))
+
+
+def flat_keys(values, prefix=""):
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from flat_keys(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def test_print_config_needs_neither_jax_nor_data(as_typed, monkeypatch):
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+    done = as_typed("ssl3d.main", f"{CONFIG}:brats", "--print_config")
+    assert done.returncode == 0
+    assert "config.data.path = ''\n" in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "ssl3d.cli" in imported
+    assert not {"jax", "ssl3d.data"} & imported
+
+
+def test_print_config_refuses_unknown_keys(as_typed):
+    done = as_typed("ssl3d.main", CONFIG, "--config.stepz=7", "--print_config")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "the nearest is --config.steps" in done.stderr
 
 
 # Exit status and what is said.

@@ -112,6 +112,7 @@ def test_volumes_where_there_are_pictures(call, tiny_options, pictures, tmp_path
         (["--stop_at=soon"], "--stop_at"),
         (["--config.task.name=chess"], "config.task.name='chess': no such task"),
         (["--config.data.crop=(24,24,24)"], "config.data.crop=(24, 24, 24): must be 2 whole"),
+        (["--config.task.intensity=1.5"], "config.task.intensity=1.5: must be between 0 and 1"),
         (["--config.data.train_splits=('tests',)"], "no split 'tests'"),
     ],
 )

@@ -1,44 +1,36 @@
 import functools
 import importlib
 import itertools
+import operator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from flax import traverse_util
 
-from configs import datasets, default
+from configs import default
 from ssl3d import tasks, xla
-from ssl3d.data import pipeline
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
 from ssl3d.tasks.grid import patch_grid
-from ssl3d.training import checkpoint, loop, run_log, sharding
-from ssl3d.training import step as steps
+from tests.support.shipped_configs import PRESETS, PROXY_CONFIGS, get_config
 
-PROXY = [name for name in tasks.TASKS if not hasattr(tasks.module_of(name), "NEEDS")]
-NAMES = [f"{task}{rank}d" for rank, task in itertools.product((2, 3), PROXY)]
 ARGUMENTS = [
     f"{preset},{variant}".rstrip(",")
-    for preset, variant in itertools.product(datasets.PRESETS, default.VARIANTS)
+    for preset, variant in itertools.product(PRESETS, default.VARIANTS)
 ]
-
-
-def get_config(name, argument):
-    return importlib.import_module(f"configs.{name}").get_config(argument)
 
 
 def encoded_size(config):
     """*S of what the encoder is shown."""
-    if config.task.name not in datasets.PATCH_TASKS:
+    if "coarsen" in config.task:
         return tuple(side // config.task.coarsen for side in config.data.crop)
     overlap = config.task.get("overlap", 0)
     return patch_grid(config.data.crop, config.task.per_side, config.task.jitter, overlap).patch
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PROXY_CONFIGS)
 def test_every_preset_and_variant_builds_and_no_norm_sees_fewer_than_8_voxels(name):
     for argument in ARGUMENTS:
         config = get_config(name, argument)
@@ -55,7 +47,7 @@ def test_every_preset_and_variant_builds_and_no_norm_sees_fewer_than_8_voxels(na
 def test_every_downstream_preset_builds(file):
     labels = tasks.Labels(tuple("abcd"), (1, 2, 3, 4))
     module = importlib.import_module(f"configs.{file}")
-    for preset in datasets.PRESETS:
+    for preset in PRESETS:
         config = module.get_config(preset)
         if len(config.data.crop) != config.rank or (
             config.rank == 3 and config.data.phantom.kind == "fundus"
@@ -65,6 +57,93 @@ def test_every_downstream_preset_builds(file):
             continue  # refused with a reason, see tests/tasks/test_segmentation.py
         tasks.build(config, labels)
         assert encoders.smallest_norm(config.encoder, config.data.crop) >= 8, preset
+
+
+KEYS = (
+    "data.crop",
+    "data.margin",
+    "encoder.width",
+    "encoder.depth",
+    "batch_size",
+    "steps",
+    "optimizer.learning_rate",
+)
+# Config, preset, and the values of these keys.
+SIZES = [
+    ("rpl3d", "phantom_brain", (54, 54, 54), 0, 8, 4, 8, 200, 0.002),
+    ("rpl2d", "phantom_abdomen", (60, 60), 0, 16, 3, 16, 200, 0.002),
+    ("cpc3d", "phantom_abdomen", (48, 48, 48), 6, 8, 4, 8, 200, 0.002),
+    ("cpc2d", "phantom_fundus", (99, 99), 27, 16, 4, 8, 200, 0.002),
+    ("jigsaw3d", "phantom_brain", (54, 54, 54), 0, 8, 4, 4, 120, 0.002),
+    ("jigsaw2d", "phantom_fundus", (99, 99), 27, 16, 4, 16, 200, 0.002),
+    ("rotation3d", "phantom_abdomen", (56, 56, 56), 0, 8, 5, 24, 100, 0.002),
+    ("rotation2d", "phantom_brain", (56, 56), 0, 16, 4, 16, 200, 0.002),
+    ("exemplar3d", "phantom_brain", (48, 48, 48), 0, 8, 5, 24, 180, 0.002),
+    ("exemplar2d", "phantom_fundus", (128, 128), 0, 8, 6, 16, 200, 0.002),
+    ("rpl2d", "phantom_fundus", (99, 99), 27, 16, 4, 16, 400, 0.002),
+    ("cpc3d", "hippocampus", (36, 48, 36), 0, 8, 3, 16, 200, 0.002),
+    ("cpc2d", "hippocampus", (35, 45), 0, 16, 3, 16, 200, 0.002),
+    ("rpl3d", "hippocampus", (33, 45, 33), 0, 8, 3, 16, 200, 0.002),
+    ("rotation2d", "hippocampus", (32, 32), 0, 16, 4, 16, 200, 0.002),
+    ("segment3d", "phantom_brain", (48, 48, 48), 0, 8, 4, 2, 350, 0.004),
+    ("segment3d", "phantom_abdomen", (48, 48, 48), 0, 8, 4, 2, 600, 0.004),
+    ("segment2d", "phantom_brain", (64, 64), 0, 16, 4, 16, 350, 0.004),
+    ("segment3d", "hippocampus", (32, 40, 32), 0, 16, 4, 2, 2400, 0.005),
+    ("segment2d", "hippocampus", (32, 40), 0, 16, 4, 32, 1000, 0.005),
+    ("classify2d", "phantom_fundus", (160, 160), 0, 8, 6, 16, 400, 0.002),
+    ("classify3d", "folder", (128, 128, 128), 0, 32, 5, 8, 100_000, 0.001),
+    ("classify2d", "retina", (224, 224), 0, 32, 5, 32, 100_000, 0.001),
+    ("segment3d", "brats", (128, 128, 128), 0, 32, 5, 2, 100_000, 0.001),
+    ("segment2d", "brats", (128, 128), 0, 32, 5, 8, 100_000, 0.001),
+    ("rpl3d", "ukb", (128, 128, 128), 0, 32, 5, 32, 100_000, 0.001),
+    ("rpl2d", "retina", (141, 141), 38, 32, 5, 128, 100_000, 0.001),
+    ("rotation2d", "retina", (224, 224), 0, 32, 5, 32, 100_000, 0.001),
+    ("exemplar3d", "pancreas", (128, 128, 128), 0, 32, 5, 8, 100_000, 0.001),
+    ("rpl3d", "ukb,original", (128, 128, 128), 0, 16, 5, 32, 100_000, 0.0001),
+    ("rpl2d", "retina,original", (141, 141), 38, 32, 5, 128, 100_000, 1e-05),
+]
+
+
+@pytest.mark.parametrize("row", SIZES, ids=lambda row: f"{row[0]}:{row[1]}")
+def test_sizes_of_the_presets(row):
+    name, argument, *sizes = row
+    config = get_config(name, argument)
+    assert [operator.attrgetter(key)(config) for key in KEYS] == sizes
+
+
+def test_the_phantom_suits_the_task():
+    def kind(name):
+        return get_config(name, "phantom").data.phantom.kind
+
+    assert [kind(name) for name in ("rpl3d", "segment3d", "classify3d")] == ["brain"] * 3
+    assert [kind(name) for name in ("rpl2d", "classify2d")] == ["fundus"] * 2
+    assert kind("segment2d") == "brain"  # pictures have no label maps
+    brain, phantom = (
+        get_config("segment2d", preset).to_dict() for preset in ("phantom_brain", "phantom")
+    )
+    assert phantom.pop("name") != brain.pop("name")
+    assert phantom["data"].pop("preset") != brain["data"].pop("preset")
+    assert phantom == brain
+
+
+@pytest.mark.parametrize(("kind", "like"), [("patches", "jigsaw2d"), ("whole", "rotation2d")])
+def test_a_task_outside_the_repository_gets_the_sizes_of_its_kind(kind, like):
+    for preset in PRESETS:
+        config, _ = default.get_config("lung.masking", 2, preset, kind=kind)
+        other = get_config(like, preset)
+        assert config.name == f"lung.masking2d_{preset}"
+        assert config.data.crop == other.data.crop
+        assert config.data.margin == other.data.margin
+        assert config.batch_size == other.batch_size
+        assert config.encoder == other.encoder
+
+
+def test_a_kind_or_size_that_does_not_exist_is_refused():
+    with pytest.raises(UserError, match="choose patches, whole"):
+        default.get_config("lung.masking", 3, "phantom", kind="slices")
+    sizes = {"phantom_brain": {3: {"batchsize": 4}}}
+    with pytest.raises(KeyError, match="batchsize"):
+        default.get_config("lung.masking", 3, "phantom", kind="whole", sizes=sizes)
 
 
 def test_classes_and_patches_of_the_paper():
@@ -94,10 +173,13 @@ def test_the_papers_encoders():
     assert original.encoder.activation_first
     assert paper.optimizer.learning_rate == 1e-3
     assert get_config("rpl2d", "ukb,paper").optimizer.learning_rate == 5e-4
+    densenets = [get_config("rpl2d", f"retina{end}").encoder for end in ("", ",paper", ",original")]
+    assert [(encoder.kind, encoder.width) for encoder in densenets] == [("densenet121", 32)] * 3
+    assert [encoder.norm for encoder in densenets] == ["group", "group", "batch"]
 
 
 def test_names_tell_runs_apart():
-    names = [get_config(name, argument).name for name in NAMES for argument in ARGUMENTS]
+    names = [get_config(name, argument).name for name in PROXY_CONFIGS for argument in ARGUMENTS]
     assert len(set(names)) == len(names)
 
 
@@ -107,13 +189,18 @@ def test_small_tumours_are_drawn_more_often():
     assert found == expected
 
 
+def test_downstream_tasks_have_no_variants():
+    with pytest.raises(UserError, match=r"variant 'paper'; this task has no variants$"):
+        get_config("segment3d", "phantom,paper")
+
+
 @pytest.mark.parametrize("argument", ["brains", "phantom,papr", "", "phantom,paper,original"])
 def test_names_that_there_are_not_are_refused(argument):
     with pytest.raises(UserError, match=r"choose"):
         get_config("rpl3d", argument)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PROXY_CONFIGS)
 def test_phantoms_are_drawn_as_large_as_the_crop_and_suit_the_rank(name):
     for preset in ("phantom", "phantom_brain", "phantom_abdomen", "phantom_fundus"):
         config = get_config(name, preset)
@@ -160,119 +247,8 @@ def pooled_difference(encoder, size, pool):
 
 @pytest.mark.parametrize("preset", ["phantom", "phantom_brain", "phantom_abdomen", "hippocampus"])
 def test_two_images_have_two_pooled_features_in_every_preset(preset):
-    for name in NAMES:
+    for name in PROXY_CONFIGS:
         config = get_config(name, preset)
         encoder = tuple(sorted(config.encoder.to_dict().items()))
         difference = pooled_difference(encoder, encoded_size(config), config.head.pool)
         assert difference > 0.02, name
-
-
-# Every config trains.
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_config_takes_three_steps(tiny, datasets, tmp_path, name):
-    config = tiny(name, datasets[int(name[-2])].path)
-    assert loop.train(config, tmp_path)
-    lines = run_log.read_metrics(tmp_path)
-    assert [(line["split"], line["step"]) for line in lines] == [
-        ("val", 0), ("train", 1), ("train", 2), ("train", 3), ("val", 3)
-    ]  # fmt: skip
-    assert all(np.isfinite(line["loss"]) for line in lines)
-    assert lines[0]["loss"] != lines[-1]["loss"]
-    for line in lines:
-        assert 0 <= line["accuracy"] <= 1
-        assert 0 < line["chance"] < 1
-    manager = checkpoint.open_manager(tmp_path)
-    restore = ocp.args.Composite(state=ocp.args.StandardRestore())
-    state = manager.restore(3, args=restore)["state"]
-    manager.close()
-    moments = {}
-    for part in ("encoder", "rest"):
-        moments |= traverse_util.flatten_dict({part: state["optimizer"][part][0]["mu"]})
-    idle = ["/".join(path) for path, leaf in moments.items() if not np.abs(leaf).max() > 0]
-    assert not idle, f"parameters without a gradient: {idle}"
-
-
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_2d_configs_take_slices_of_volumes_along_any_axis(tiny, volumes, axis):
-    config = tiny("rpl2d", volumes.path, data__slice_axis=axis)
-    task = tasks.build(config)
-    batch = next(
-        pipeline.train_batches(
-            volumes, volumes.split("train"), task.record, rank=2, slice_axis=axis, margin=0,
-            batch_size=4, seed=0, threads=1,
-        )
-    )  # fmt: skip
-    assert batch["record"]["patches"].shape == (4, 9, 7, 7, 2)
-
-
-def one_step(name, variant, tiny, dataset):
-    """Loss and parameters before and after one step of a variant."""
-    config = tiny(name, dataset.path, argument=f"phantom,{variant}")
-    if variant == "original":
-        config.head.hidden = (16,) if config.head.hidden else ()
-        config.encoder.depth = 2
-    task, mesh = tasks.build(config), sharding.make_mesh(1)
-    optimizers = steps.make_optimizers(config)
-    batch = next(
-        pipeline.train_batches(
-            dataset, dataset.split("train"), task.record, rank=config.rank, slice_axis=2,
-            margin=0, batch_size=4, seed=0, threads=1,
-        )
-    )  # fmt: skip
-    record = jax.tree.map(lambda leaf: leaf[0], batch["record"])
-    state = steps.init_state(config, task, optimizers, record, mesh)
-    step = steps.make_step(config, task, optimizers, mesh)
-    before = jax.device_get(state["params"])
-    for _ in range(2):  # the first step of a warm-up has a rate of zero
-        state, metrics = step(state, sharding.to_devices(batch, mesh))
-    return float(metrics["loss"]), before, jax.device_get(state["params"])
-
-
-@pytest.mark.parametrize(
-    ("name", "variant"),
-    [
-        pytest.param(name, variant, marks=() if quick else pytest.mark.slow)
-        for name, variant in itertools.product(NAMES, ("paper", "original"))
-        for quick in [variant == "original" and name in ("exemplar2d", "rpl2d")]
-    ],
-)
-def test_variants_take_a_step(tiny, datasets, name, variant):
-    loss, before, after = one_step(name, variant, tiny, datasets[int(name[-2])])
-    assert np.isfinite(loss)
-    same = [
-        np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True)
-    ]
-    assert not all(same)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("variant", ["paper", "original"])
-def test_variants_trace(tiny, datasets, name, variant):
-    """Shapes and settings of the step fit; to compile it takes far longer."""
-    dataset = datasets[int(name[-2])]
-    config = tiny(name, dataset.path, argument=f"phantom,{variant}")
-    task = tasks.build(config)
-    example = pipeline.open_example(
-        dataset, dataset.cases[0], config.rank, 2, 0, np.random.default_rng(0)
-    )
-    record = task.record(np.random.default_rng(0), example, True)
-    records = jax.tree.map(lambda leaf: jnp.zeros((4, *leaf.shape), leaf.dtype), record)
-
-    def step(key, records):
-        keys = jax.random.split(key, 4)
-        inputs, targets = jax.vmap(lambda k, r: task.views(k, r, True))(keys, records)
-        variables = task.network.init({"params": key}, inputs, train=False)
-        outputs, _ = task.network.apply(
-            variables, inputs, train=True, mutable=["batch_stats"], rngs={"dropout": key}
-        )
-        labels = {"subject": jnp.arange(4), "valid": jnp.ones(4, bool)}
-        return task.loss(outputs, targets | labels)
-
-    loss, metrics = jax.eval_shape(step, jax.random.key(0), records)
-    assert loss.shape == (4,)
-    assert {"accuracy", "chance"} <= metrics.keys()
-    for total, count in metrics.values():
-        assert total.shape == count.shape == (4,)

@@ -1,0 +1,124 @@
+"""Bounds of config values, declared beside the key.
+
+    config = Config()
+    config.steps = bounded(1000, at_least(1))
+
+sets a plain 1000 and remembers the bound; `check` refuses a later value outside it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import ml_collections
+
+from ssl3d.errors import UserError
+
+
+class Bound(NamedTuple):
+    """A condition on a value; without lambdas, so that configs can be pickled.
+
+    Attributes:
+      holds: whether a value satisfies it.
+      words: what completes "must be ..." in the error.
+    """
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+class Bounded(NamedTuple):
+    """A value on its way into a `Config`, with its bound."""
+
+    value: Any
+    bound: Bound
+
+
+def bounded(value: Any, bound: Bound) -> Any:
+    """The value to assign to a key of a `Config`, which stores it plainly."""
+    return Bounded(value, bound)
+
+
+def at_least(least: float) -> Bound:
+    return Bound(partial(operator.le, least), f"{least} or more")
+
+
+def one_of(*choices: object) -> Bound:
+    return Bound(choices.__contains__, " or ".join(map(str, choices)))
+
+
+def _probability(value: float) -> bool:
+    return 0 <= value <= 1
+
+
+def _share(value: float) -> bool:
+    return 0 <= value < 1
+
+
+def _nonzero_share(value: float) -> bool:
+    return 0 < value <= 1
+
+
+def whole_numbers(values: Sequence[object]) -> bool:
+    """Whether all are integers of at least 1."""
+    return all(isinstance(value, int) and value >= 1 for value in values)
+
+
+POSITIVE = Bound(partial(operator.lt, 0), "above 0")
+PROBABILITY = Bound(_probability, "between 0 and 1")
+SHARE = Bound(_share, "at least 0 and below 1")
+NONZERO_SHARE = Bound(_nonzero_share, "above 0 and at most 1")
+COUNTS = Bound(whole_numbers, "whole numbers from 1, e.g. (256,)")
+
+
+class Config(ml_collections.ConfigDict):
+    """A `ConfigDict` that keeps the bounds of its keys, also through copies.
+
+    Its sections are `Config`s too. Neither JSON nor equality sees the bounds.
+    """
+
+    if TYPE_CHECKING:
+        # The library declares a union of all types a value may have, which fits no use.
+        def __getattr__(self, attribute: str) -> Any: ...
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        object.__setattr__(self, "_bounds", {})
+        super().__init__(*args, **kwargs)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if isinstance(value, Bounded):
+            self._bounds[key] = value.bound
+            value = value.value
+        if isinstance(value, dict | ml_collections.ConfigDict) and not isinstance(value, Config):
+            value = Config(value)
+        super().__setitem__(key, value)
+
+    def copy_and_resolve_references(self, visit_map: dict[int, Any] | None = None) -> Config:
+        copy = super().copy_and_resolve_references(visit_map)
+        copy._bounds.update(self._bounds)
+        return copy
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._bounds.update(state["_bounds"])
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises `UserError` for the first value outside its bound, with its key."""
+    for key, value, bound in _bounded_values(config):
+        if not bound.holds(value):
+            raise UserError(f"config.{key}={value!r}: must be {bound.words}")
+
+
+def _bounded_values(
+    config: ml_collections.ConfigDict, prefix: str = ""
+) -> Iterator[tuple[str, Any, Bound]]:
+    bounds = config._bounds if isinstance(config, Config) else {}
+    for key, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from _bounded_values(value, f"{prefix}{key}.")
+        elif key in bounds:
+            yield f"{prefix}{key}", value, bounds[key]
