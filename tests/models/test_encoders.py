@@ -218,7 +218,7 @@ def test_config_dict_and_dict_build_the_same():
         ({"dtype": "float16"}, ["encoder.dtype", "bfloat16"]),
         ({"final_pool": "mean"}, ["encoder.final_pool", "max"]),
         ({"dropout": 1.0}, ["encoder.dropout"]),
-        ({"activation_first": True}, ["encoder.activation_first", "unet"]),
+        ({"activation_first": True}, ["encoder.activation_first", "set it to False", "unet"]),
         ({"kind": "unet", "activation_first": True, "norm": "instance"}, ["encoder.norm=instance"]),
     ],
 )
