@@ -98,6 +98,9 @@ def get_config(
     config.data.preset = preset
     config.data.path = ""  # folder of the prepared data set
     config.data.crop = (64,) * rank  # voxels that a task sees of an image
+    # Share of the images of a proxy task that must hold the crop: it shrinks until they do, and
+    # images that are smaller still are left out.
+    config.data.coverage = bounded(0.95, NONZERO_SHARE)
     config.data.margin = bounded(0, at_least(0))  # voxels on every side outside all crops
     config.data.slice_axis = 2  # of a volume, for 2D tasks: 2 axial, 1 coronal, 0 sagittal
     config.data.train_splits = ("train", "unlabelled")
@@ -159,6 +162,7 @@ def get_config(
 def downstream(config: Config) -> None:
     """Adds the keys that downstream tasks have beside those of the proxy tasks."""
     config.data.train_splits = ("train",)
+    del config.data.coverage  # the mirror image continues an image smaller than the crop
     # Share of the training subjects whose labels are used. Larger shares contain the smaller ones.
     config.data.label_fraction = bounded(1.0, NONZERO_SHARE)
     config.data.label_seed = bounded(0, at_least(0))  # of their order; 0: the manifest's

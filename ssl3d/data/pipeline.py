@@ -84,16 +84,27 @@ def open_example(
 
 
 def crop(
-    rng: np.random.Generator, image: np.ndarray, size: Sequence[int], train: bool
+    rng: np.random.Generator,
+    image: np.ndarray,
+    size: Sequence[int],
+    train: bool,
+    *,
+    beyond: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A crop of `size` voxels, anywhere in training and from the middle in validation.
 
-    Where the image is smaller, it is continued by its mirror image: a constant border would tell
-    a task where it is.
+    Args:
+      beyond: whether the crop may be larger than the image, which its mirror image then continues.
+        Not for proxy tasks: the seam shows where the crop lies and how it is turned.
 
     Returns:
       The crop [*size, C] and its first voxel [r] in the image (negative where continued).
+
+    Raises:
+      ValueError: the image is smaller than the crop, and `beyond` is false.
     """
+    if not beyond and any(s < n for s, n in zip(image.shape, size, strict=False)):
+        raise ValueError(f"an image of {image.shape[:-1]} voxels is smaller than the crop {size}")
     room = np.asarray(image.shape[:-1]) - np.asarray(size)
     if train:
         start = np.where(room >= 0, rng.integers(0, np.maximum(room, 0) + 1), room // 2)

@@ -153,7 +153,7 @@ def classify(trained: Trained, images: Iterable[np.ndarray]) -> Iterator[np.ndar
         yield from np.mean(answers, axis=0)[: len(batch)]
 
     for image in images:
-        middle, _ = pipeline.crop(np.random.default_rng(0), image, size, train=False)
+        middle, _ = pipeline.crop(np.random.default_rng(0), image, size, train=False, beyond=True)
         batch.append(middle.astype(np.float32))
         if len(batch) == config.predict.batch:
             yield from run()

@@ -1,4 +1,4 @@
-"""Plane profiles: a feature extractor without parameters, for the audit of a proxy task.
+"""Plane profiles: an encoder with a weight per feature, for the audit of a proxy task.
 
 What a linear model can read off an input's borders, seams and resolution: per axis, the mean of
 every plane, the spread within it, and the difference from the plane before. On noise these carry
@@ -33,6 +33,7 @@ class Profiles(nn.Module):
         # as nothing may be shared between the examples of a batch.
         flat -= flat.mean(-1, keepdims=True)
         flat *= jax.lax.rsqrt(jnp.square(flat).mean(-1, keepdims=True) + 1e-6)
+        flat *= self.param("weight", nn.initializers.ones, flat.shape[-1:])
         return Features((flat.reshape(len(x), *(1,) * (x.ndim - 2), -1),))
 
 

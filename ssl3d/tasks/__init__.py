@@ -139,6 +139,11 @@ def needs(config: ml_collections.ConfigDict) -> Needs:
     return getattr(module_of(config.task.name), "NEEDS", "image")
 
 
+def needs_cube(config: ml_collections.ConfigDict) -> bool:
+    """Whether the config's task needs a crop with equal sides: `CUBE` of its module."""
+    return getattr(module_of(config.task.name), "CUBE", False)
+
+
 def downstream(config: ml_collections.ConfigDict) -> ModuleType | None:
     """The module that evaluates and predicts with the config's task; None for a proxy task."""
     path = getattr(module_of(config.task.name), "DOWNSTREAM", "")

@@ -23,6 +23,9 @@ from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
 from ssl3d.tasks import Box, Panel, Task
 
+# Quarter turns exchange the axes of a crop.
+CUBE = True
+
 
 class Network(nn.Module):
     """Rotated crops [B, Q, *S, C] -> logits [B, Q, K]."""

@@ -11,7 +11,114 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import ml_collections
 import numpy as np
+
+from ssl3d import bounds, tasks
+from ssl3d.data import store
+from ssl3d.errors import UserError
+
+# Ids of images left out that are printed; `config.json` has them all.
+_PRINTED = 8
+
+
+class Fitted(NamedTuple):
+    """What pretraining uses of a collection.
+
+    Attributes:
+      train_cases, validation_cases: those that hold the crop.
+      left_out: ids of the others.
+      message: what changed, in one line; "" if nothing did.
+    """
+
+    train_cases: tuple[store.Case, ...]
+    validation_cases: tuple[store.Case, ...]
+    left_out: tuple[str, ...]
+    message: str
+
+
+def fit_collection(
+    config: ml_collections.ConfigDict,
+    train_cases: Sequence[store.Case],
+    validation_cases: Sequence[store.Case],
+) -> Fitted:
+    """Shrinks `config.data.crop` until `config.data.coverage` of the cases hold it.
+
+    Settings that are derived from the crop, such as the jitter of patches, follow it.
+
+    Raises:
+      UserError: the config's own crop does not suit the task, or no case is large enough for any
+        crop that does.
+    """
+    cases = [*train_cases, *validation_cases]
+    shapes = np.array([image_shape(config, case) for case in cases])
+    wanted = tuple(config.data.crop)
+    tasks.build(config)  # what is wrong with the config itself is said of the config
+    fitted = fit(
+        shapes,
+        wanted,
+        config.data.coverage,
+        cube=tasks.needs_cube(config),
+        multiple=config.task.get("coarsen", 1),
+        works=lambda crop: _suits_the_task(config, crop),
+    )
+    if fitted is None or not fitted.holds[: len(train_cases)].any():
+        raise UserError(
+            f"no image is large enough for {config.task.name}: the largest has "
+            f"{_by(max(map(tuple, shapes), key=np.prod))} voxels, less config.data.margin; use "
+            "fewer levels (config.encoder.depth), fewer patches per side, or a 2D config"
+        )
+    config.data.crop = fitted.crop
+    bounds.derive(config)
+    kept = {case.id for case, holds in zip(cases, fitted.holds, strict=True) if holds}
+    left_out = tuple(case.id for case in cases if case.id not in kept)
+    train, validation = (
+        tuple(case for case in part if case.id in kept) for part in (train_cases, validation_cases)
+    )
+    if not validation:
+        raise UserError(
+            f"no validation image holds a crop of {_by(fitted.crop)} voxels; prepare with another "
+            "split, or lower config.data.crop"
+        )
+    return Fitted(train, validation, left_out, _message(wanted, fitted.crop, len(cases), left_out))
+
+
+def image_shape(config: ml_collections.ConfigDict, case: store.Case) -> tuple[int, ...]:
+    """*S of what a task gets of a case, in voxels: one slice for a 2D task, less the margin."""
+    sides = list(case.shape)
+    if len(sides) > config.rank:
+        del sides[config.data.slice_axis]
+    return tuple(side - 2 * config.data.margin for side in sides)
+
+
+def _suits_the_task(config: ml_collections.ConfigDict, crop: tuple[int, ...]) -> bool:
+    trial = config.copy_and_resolve_references()
+    trial.data.crop = crop
+    bounds.derive(trial)
+    try:
+        tasks.build(trial)
+    except UserError:
+        return False
+    return True
+
+
+def _message(
+    wanted: tuple[int, ...], crop: tuple[int, ...], count: int, left_out: Sequence[str]
+) -> str:
+    parts = []
+    if crop != wanted:
+        parts.append(f"crop {_by(wanted)} reduced to {_by(crop)} voxels, to lie inside the images")
+    if left_out:
+        names = ", ".join(left_out[:_PRINTED]) + ", ..." * (len(left_out) > _PRINTED)
+        parts.append(
+            f"{len(left_out)} of {count} images are smaller than the crop of {_by(crop)} voxels "
+            f"and left out: {names}"
+        )
+    return "; ".join(parts)
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(str(int(side)) for side in shape)
 
 
 class Fit(NamedTuple):
