@@ -58,7 +58,7 @@ def fit_collection(
         shapes,
         wanted,
         config.data.coverage,
-        cube=tasks.needs_cube(config),
+        equal=tasks.equal_axes(config),
         multiple=config.task.get("coarsen", 1),
         works=lambda crop: _suits_the_task(config, crop),
     )
@@ -138,7 +138,7 @@ def fit(
     wanted: Sequence[int],
     coverage: float,
     *,
-    cube: bool = False,
+    equal: Sequence[int] = (),
     multiple: int = 1,
     works: Callable[[tuple[int, ...]], bool] = lambda crop: True,
 ) -> Fit | None:
@@ -152,7 +152,7 @@ def fit(
       shapes: int [N, r], of the images, in voxels.
       wanted: the crop that is not exceeded, in voxels.
       coverage: in (0, 1].
-      cube: whether all sides must be equal.
+      equal: axes along which the crop must have the same side.
       multiple: every side is a multiple of it.
       works: whether the task accepts a crop.
 
@@ -160,8 +160,8 @@ def fit(
       None where no crop works that any image holds.
     """
     limits = np.minimum(shapes, np.asarray(wanted)) // multiple * multiple
-    if cube:
-        limits = np.broadcast_to(limits.min(axis=1, keepdims=True), limits.shape)
+    if len(equal):
+        limits[:, list(equal)] = limits[:, list(equal)].min(axis=1, keepdims=True)
     holds = np.ones(len(limits), bool)
     spare = int((1 - coverage) * len(limits))
     while holds.any():

@@ -21,7 +21,9 @@ shapes = (
 @given(shapes, st.integers(4, 40), st.floats(0.5, 1), st.booleans(), st.sampled_from([1, 2]))
 def test_every_image_kept_holds_the_crop_and_enough_are_kept(shapes, side, share, cube, multiple):
     rank = shapes.shape[1]
-    crop, holds = crop_fit.fit(shapes, (side,) * rank, share, cube=cube, multiple=multiple)
+    crop, holds = crop_fit.fit(
+        shapes, (side,) * rank, share, equal=range(rank) if cube else (), multiple=multiple
+    )
     assert (shapes[holds] >= crop).all()
     assert holds.sum() >= share * len(shapes) - 1e-9
     assert max(crop) <= side
