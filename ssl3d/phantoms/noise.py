@@ -1,6 +1,6 @@
 """Noise in the shape of a collection: the data set on which no proxy task can be learned.
 
-Every image has the shape, spacing, subject and split of a case of the collection, and the blur of
+Every image has the shape, spacing and split of a case of the collection, and the blur of
 the collection along each axis. Nothing in it says where a voxel lies, so a proxy accuracy above
 chance comes from the task and not from anatomy.
 """
@@ -8,6 +8,7 @@ chance comes from the task and not from anatomy.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,19 +40,33 @@ def blurred_noise(
 
 
 def write(
-    folder: Path, like: store.Dataset, cases: Sequence[store.Case], seed: int
+    folder: Path, like: store.Dataset, cases: Sequence[store.Case], count: int, seed: int
 ) -> store.Dataset:
-    """Writes the noise data set of `cases` of the data set `like`; returns it."""
+    """Writes a noise data set of `count` images and returns it.
+
+    Args:
+      like: the data set.
+      cases: of it, whose shapes, spacings and splits the images have in turn; each image is of a
+        subject of its own.
+    """
     step = max(len(cases) // _MEASURED, 1)
     measured = list(cases)[::step][:_MEASURED]
     blur = sharpness.blur_per_axis(store.load_image(like, case) for case in measured)
     written = []
-    for index, case in enumerate(cases):
-        rng = np.random.default_rng((seed, index))
-        image = blurred_noise(rng, case.shape, case.channels, blur)
-        store.write_arrays(folder, case.id, image, None)
+    for index, case in enumerate(itertools.islice(itertools.cycle(cases), count)):
+        name = f"noise_{index:04d}"
+        image = blurred_noise(np.random.default_rng((seed, index)), case.shape, case.channels, blur)
+        store.write_arrays(folder, name, image, None)
         written.append(
-            dataclasses.replace(case, labelled=False, grade=None, foreground=None, extra={})
+            dataclasses.replace(
+                case,
+                id=name,
+                subject=name,
+                labelled=False,
+                grade=None,
+                foreground=None,
+                extra={},
+            )
         )
     dataset = dataclasses.replace(
         like, path=folder, name=f"noise like {like.name}", cases=tuple(written), extra={}

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
+import math
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -22,10 +24,10 @@ from ssl3d.phantoms import noise
 from ssl3d.training import loop, run_log
 from ssl3d.training.cases import choose_cases, open_dataset
 
-# Noise volumes to train and to validate on. The linear model has a few hundred weights for each
-# class, and an interval of validation is to be narrow beside what a shortcut adds.
-_TRAIN, _VALIDATION = 256, 128
-_REPEATS = 4  # samples of each validation volume
+# Noise images: many, for a linear model with a few hundred weights per class and for a narrow
+# interval, within so many voxels of all. A third of them validate.
+_IMAGES, _VOXELS = 768, 2**28
+_REPEATS = 4  # samples of each validation image
 _LINEAR = {
     "encoder.kind": "ssl3d.models.profiles",
     "encoder.activation_first": False,
@@ -77,8 +79,12 @@ def audit(config: ml_collections.ConfigDict, steps: int, network: bool = False) 
     dataset = open_dataset(config)
     train_cases, validation_cases = choose_cases(config, dataset)
     with tempfile.TemporaryDirectory() as folder:
-        chosen = (*_spread(train_cases, _TRAIN), *_spread(validation_cases, _VALIDATION))
-        noise.write(Path(folder) / "noise", dataset, chosen, config.seed)
+        # Two training images, then one to validate on, so that the cycle keeps their shares.
+        turns = zip(train_cases[0::2], train_cases[1::2], itertools.cycle(validation_cases))
+        cases = tuple(itertools.chain.from_iterable(turns))
+        largest = max(math.prod(case.shape) * case.channels for case in cases)
+        count = min(_IMAGES, max(_VOXELS // largest, 48))
+        noise.write(Path(folder) / "noise", dataset, cases, count, config.seed)
         trial = config.copy_and_resolve_references()
         trial.update_from_flattened_dict(
             ({} if network else _LINEAR)
@@ -102,9 +108,3 @@ def audit(config: ml_collections.ConfigDict, steps: int, network: bool = False) 
     return Audit(
         scores[name], scores[f"{name}_low"], scores[f"{name}_high"], scores["chance"], steps
     )
-
-
-def _spread(cases: tuple, most: int) -> tuple:
-    """At most so many of the cases, evenly over their order."""
-    step = -(-len(cases) // most)
-    return cases[::step]
