@@ -6,7 +6,7 @@ Built-in brain, two CPU cores: about 4.5 minutes, accuracy 0.85 (chance 0.016).
 """
 
 from configs import datasets, default
-from ssl3d.bounds import POSITIVE, PROBABILITY, Config, at_least, bounded
+from ssl3d.bounds import POSITIVE, PROBABILITY, Config, at_least, bounded, derived
 
 # The grid stays inside the body: patches of nothing but air cannot be told apart.
 _INSIDE = {3: {"data.crop": (48, 48, 48), "data.margin": 6}}
@@ -18,6 +18,19 @@ SIZES: dict[str, datasets.Ranks] = {
 }
 
 
+def _half_a_patch(config: Config) -> int:
+    """The overlap of the original code's 2D grid of five patches per side."""
+    return config.data.crop[0] // 6
+
+
+def _original_crop_of_a_patch(config: Config) -> int:
+    """The original code crops patches to 7/8 (2D: 11/12) of their side and pads them again."""
+    overlap = config.task.overlap
+    patch = (config.data.crop[0] - overlap) // config.task.per_side + overlap
+    share = 8 if config.rank == 3 else 12
+    return max(patch - patch * (share - 1) // share, 1)
+
+
 def get_config(arg: str = "phantom") -> Config:
     return configure(arg, rank=3)
 
@@ -25,12 +38,12 @@ def get_config(arg: str = "phantom") -> Config:
 def configure(arg: str, rank: int) -> Config:
     """The task's settings for either rank; see `default.get_config`."""
     config, variant = default.get_config("cpc", rank, arg, kind="patches", sizes=SIZES)
-    side = config.data.crop[0]
     # The original code's grids: 4 per side without overlap in 3D, 5 with half overlap in 2D.
     config.task.per_side = 4 if rank == 3 else 5
-    config.task.overlap = 0 if rank == 3 else side // 6  # voxels shared with the next patch
+    # Voxels shared with the next patch.
+    config.task.overlap = 0 if rank == 3 else derived(config, _half_a_patch)
     # Voxels of play of each patch in its cell.
-    config.task.jitter = default.jitter(config, 4, variant) if rank == 3 else 0
+    config.task.jitter = default.jitter(config, variant) if rank == 3 else 0
     config.task.anchor_row = 1  # the context's last row
     config.task.border = "mirror"  # of the context beyond the grid, or zero
     config.task.objective = "info_nce"  # or binary, the original code's
@@ -48,11 +61,11 @@ def configure(arg: str, rank: int) -> Config:
     if variant == "paper":
         # "Overlapping" (section 3.1), by half as in the code's 2D grid.
         config.task.per_side = 5
-        config.task.overlap = side // 6
+        config.task.overlap = derived(config, _half_a_patch)
         config.task.jitter = 0
     if variant == "original":
         config.task.objective = "binary"
-        config.task.jitter = max(side // 4 // 8, 1) if rank == 3 else max(side // 3 // 12, 1)
+        config.task.jitter = derived(config, _original_crop_of_a_patch)
         config.task.flip_rows = rank == 3
         config.task.border = "mirror" if rank == 3 else "zero"
     return config

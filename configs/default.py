@@ -9,6 +9,7 @@ in `ssl3d.training.config_checks`.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from configs import datasets
 from ssl3d.bounds import (
@@ -20,6 +21,7 @@ from ssl3d.bounds import (
     Config,
     at_least,
     bounded,
+    derived,
     one_of,
 )
 from ssl3d.errors import UserError
@@ -96,6 +98,9 @@ def get_config(
     config.data.preset = preset
     config.data.path = ""  # folder of the prepared data set
     config.data.crop = (64,) * rank  # voxels that a task sees of an image
+    # Share of the images of a proxy task that must hold the crop: it shrinks until they do, and
+    # images that are smaller still are left out.
+    config.data.coverage = bounded(0.95, NONZERO_SHARE)
     config.data.margin = bounded(0, at_least(0))  # voxels on every side outside all crops
     config.data.slice_axis = 2  # of a volume, for 2D tasks: 2 axial, 1 coronal, 0 sagittal
     config.data.train_splits = ("train", "unlabelled")
@@ -157,6 +162,7 @@ def get_config(
 def downstream(config: Config) -> None:
     """Adds the keys that downstream tasks have beside those of the proxy tasks."""
     config.data.train_splits = ("train",)
+    del config.data.coverage  # the mirror image continues an image smaller than the crop
     # Share of the training subjects whose labels are used. Larger shares contain the smaller ones.
     config.data.label_fraction = bounded(1.0, NONZERO_SHARE)
     config.data.label_seed = bounded(0, at_least(0))  # of their order; 0: the manifest's
@@ -200,13 +206,25 @@ def _set(config: Config, settings: datasets.Settings) -> None:
     config.unlock()
 
 
-def jitter(config: Config, per_side: int, variant: str) -> int:
-    """Voxels of play of a patch in its cell: a quarter of the cell, at most 8.
+def jitter(config: Config, variant: str) -> Any:
+    """Voxels of play of a patch in its cell, derived from the crop and `task.per_side`.
 
-    With less, neighbours in small cells would touch. The published variants: 3 of 42 voxels.
+    A quarter of the cell, at most 8: with less, neighbours in small cells would touch. The
+    published variants: 3 of 42 voxels.
     """
-    cell = min(config.data.crop) // per_side
-    return max(round(cell * 3 / 42) if variant else min(cell // 4, 8), 1)
+    return derived(config, _published_jitter if variant else _quarter_of_a_cell)
+
+
+def _cell(config: Config) -> int:
+    return min(config.data.crop) // config.task.per_side
+
+
+def _quarter_of_a_cell(config: Config) -> int:
+    return max(min(_cell(config) // 4, 8), 1)
+
+
+def _published_jitter(config: Config) -> int:
+    return max(round(_cell(config) * 3 / 42), 1)
 
 
 def coarsening(config: Config) -> int:

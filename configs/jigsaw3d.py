@@ -6,11 +6,15 @@ Built-in brain, two CPU cores: about 1 minute, accuracy 1.00 (chance 0.010).
 """
 
 from configs import datasets, default
-from ssl3d.bounds import PROBABILITY, Config, at_least, bounded
+from ssl3d.bounds import PROBABILITY, Config, at_least, bounded, derived
 
 # Learned soonest, in the longest steps: 27 patches of each volume are encoded.
 _SHORT = {3: {"batch_size": 4, "steps": 120}}
 SIZES: dict[str, datasets.Ranks] = {"phantom_brain": _SHORT, "phantom_abdomen": _SHORT}
+
+
+def _bottleneck(config: Config) -> int:
+    return 16 * config.encoder.width
 
 
 def get_config(arg: str = "phantom") -> Config:
@@ -22,7 +26,7 @@ def configure(arg: str, rank: int) -> Config:
     config, variant = default.get_config("jigsaw", rank, arg, kind="patches", sizes=SIZES)
     config.task.per_side = 3
     # Voxels of play of each patch in its cell.
-    config.task.jitter = default.jitter(config, 3, variant)
+    config.task.jitter = default.jitter(config, variant)
     config.task.permutations = 100  # original: 100, paper: 1000
     config.task.permutation_seed = bounded(0, at_least(0))
     config.task.spread = True  # permutations far apart in Hamming distance
@@ -37,5 +41,6 @@ def configure(arg: str, rank: int) -> Config:
         config.task.permutations = 1000
     if variant == "original":
         config.task.spread = False
-        config.task.code = 16 * config.encoder.width  # the bottleneck's: no layer lies between
+        # The bottleneck's: no layer lies between.
+        config.task.code = derived(config, _bottleneck)
     return config

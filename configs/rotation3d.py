@@ -20,7 +20,11 @@ def get_config(arg: str = "phantom") -> Config:
 def configure(arg: str, rank: int) -> Config:
     """The task's settings for either rank; see `default.get_config`."""
     config, variant = default.get_config("rotation", rank, arg, kind="whole", sizes=SIZES)
-    config.task.group = "axes"  # the paper's 10 (4 in 2D), or all: the cube's 24
+    # The paper's 10 (4 in 2D); all: the cube's 24; xy, xz or yz: the 4 of one plane of a volume.
+    config.task.group = "axes"
+    # Whether axes are smoothed to equal sharpness, measured on the collection when a run starts.
+    config.task.even = not variant
+    config.task.blur = (0.0,) * rank  # variance per axis, in voxels^2; set by `even`
     config.task.turns = 1  # rotated versions of each crop
     # Voxels per side averaged into one.
     config.task.coarsen = 1 if variant else default.coarsening(config)

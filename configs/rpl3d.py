@@ -25,7 +25,7 @@ def configure(arg: str, rank: int) -> Config:
     config, variant = default.get_config("rpl", rank, arg, kind="patches", sizes=SIZES)
     config.task.per_side = 3
     # Voxels of play of each patch in its cell.
-    config.task.jitter = default.jitter(config, 3, variant)
+    config.task.jitter = default.jitter(config, variant)
     config.task.queries = 8 if rank == 3 else 4  # that share one encoding of the centre
     # Gain and shift of each patch, in units of the image's deviation.
     config.task.intensity = bounded(0.2, PROBABILITY)

@@ -7,6 +7,7 @@ neither on its neighbours nor on the batch size.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,12 @@ from jax import Array
 from jax.scipy.ndimage import map_coordinates
 
 from ssl3d.errors import UserError
+
+# Variance of one pass of `blur`: with more, its kernel is no longer unimodal.
+_TAP_VARIANCE = 0.5
+
+# Planes of a volume, by the names of their axes.
+PLANES = {"xy": (0, 1), "xz": (0, 2), "yz": (1, 2)}
 
 
 def _per_channel(x: Array) -> tuple[int, ...]:
@@ -62,6 +69,35 @@ def flips(key: Array, x: Array, probability: float = 0.5) -> Array:
     return x
 
 
+def blur_reach(variance: float) -> int:
+    """Voxels on either side that `blur` with this variance needs of an axis."""
+    return math.ceil(variance / _TAP_VARIANCE - 1e-6)
+
+
+def blur(x: Array, variances: Sequence[float]) -> Array:
+    """Smooths each axis by a kernel of the given variance (voxels^2), without any border.
+
+    The kernel is a binomial-like power of (a, 1 - 2a, a), whose variance is exact where a sampled
+    Gaussian's is not. [*S, C] -> [*(S - 2 reach), C], see `blur_reach`.
+    """
+    for axis, variance in enumerate(variances):
+        x = blur_axis(x, axis, variance)
+    return x
+
+
+def blur_axis(x: Any, axis: int, variance: float) -> Any:
+    """Smooths one axis of a JAX or NumPy array, see `blur`."""
+    passes = blur_reach(variance)
+    for _ in range(passes):
+        a = variance / passes / 2
+        last = x.shape[axis] - 2
+        before, here, after = (
+            x[(slice(None),) * axis + (slice(start, last + start),)] for start in range(3)
+        )
+        x = (1 - 2 * a) * here + a * (before + after)
+    return x
+
+
 def coarsen(x: Array, factor: int) -> Array:
     """Means over blocks of factor^r voxels: [*S, C] -> [*S / factor, C], S a multiple of it."""
     blocks = [size for side in x.shape[:-1] for size in (side // factor, factor)]
@@ -81,10 +117,12 @@ def signed_permutations(rank: int, group: str) -> list[tuple[tuple[int, ...], tu
       rank: 2 or 3.
       group: "axes", identity and 90°, 180°, 270° about each axis in the original code's order
         (3D: 0 identity; 1-3 np.rot90 k = 1, 2, 3 in the plane (0, 1); 4-6 k = 3, 2, 1 in (1, 2);
-        7-9 k = 3, 2, 1 in (0, 2); 2D: k = 0..3), or "all", the whole group (24 in 3D, 4 in 2D),
-        the "axes" ones first.
+        7-9 k = 3, 2, 1 in (0, 2); 2D: k = 0..3); "all", the whole group (24 in 3D, 4 in 2D), the
+        "axes" ones first; or a plane of `PLANES`, k = 0..3 in it.
     """
-    if rank == 2:
+    if rank == 3 and group in PLANES:
+        turns = [(PLANES[group], k) for k in (1, 2, 3)]
+    elif rank == 2:
         turns = [((0, 1), k) for k in (1, 2, 3)]
     else:
         turns = [((0, 1), 1), ((0, 1), 2), ((0, 1), 3)]

@@ -1,9 +1,11 @@
-"""Bounds of config values, declared beside the key.
+"""Bounds of config values and values that follow from others, declared beside the key.
 
     config = Config()
     config.steps = bounded(1000, at_least(1))
+    config.warmup = derived(config, tenth_of_the_steps)
 
-sets a plain 1000 and remembers the bound; `check` refuses a later value outside it.
+sets a plain 1000 and remembers the bound; `check` refuses a later value outside it. The warm-up
+follows the steps: `derive` computes it again after overrides, unless it was set itself.
 """
 
 from __future__ import annotations
@@ -35,6 +37,22 @@ class Bounded(NamedTuple):
 
     value: Any
     bound: Bound
+
+
+class Derived(NamedTuple):
+    """A value on its way into a `Config`, with the rule it follows from the whole config."""
+
+    value: Any
+    rule: Callable[[Any], Any]
+
+
+def derived(config: Config, rule: Callable[[Any], Any]) -> Any:
+    """The value to assign to a key that follows from other keys of `config`.
+
+    Args:
+      rule: the whole config -> the value; without lambdas, so that configs can be pickled.
+    """
+    return Derived(rule(config), rule)
 
 
 def bounded(value: Any, bound: Bound) -> Any:
@@ -75,9 +93,10 @@ COUNTS = Bound(whole_numbers, "whole numbers from 1, e.g. (256,)")
 
 
 class Config(ml_collections.ConfigDict):
-    """A `ConfigDict` that keeps the bounds of its keys, also through copies.
+    """A `ConfigDict` that keeps the bounds and rules of its keys, also through copies.
 
-    Its sections are `Config`s too. Neither JSON nor equality sees the bounds.
+    Its sections are `Config`s too. Neither JSON nor equality sees bounds or rules. Assigning a
+    value to a derived key ends its rule.
     """
 
     if TYPE_CHECKING:
@@ -86,11 +105,16 @@ class Config(ml_collections.ConfigDict):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         object.__setattr__(self, "_bounds", {})
+        object.__setattr__(self, "_rules", {})
         super().__init__(*args, **kwargs)
 
     def __setitem__(self, key: str, value: Any) -> None:
         if isinstance(value, Bounded):
             self._bounds[key] = value.bound
+            value = value.value
+        self._rules.pop(key, None)
+        if isinstance(value, Derived):
+            self._rules[key] = value.rule
             value = value.value
         if isinstance(value, dict | ml_collections.ConfigDict) and not isinstance(value, Config):
             value = Config(value)
@@ -99,11 +123,29 @@ class Config(ml_collections.ConfigDict):
     def copy_and_resolve_references(self, visit_map: dict[int, Any] | None = None) -> Config:
         copy = super().copy_and_resolve_references(visit_map)
         copy._bounds.update(self._bounds)
+        copy._rules.update(self._rules)
         return copy
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._bounds.update(state["_bounds"])
+        self._rules.update(state["_rules"])
+
+
+def derive(config: ml_collections.ConfigDict) -> None:
+    """Computes the derived values again, in place."""
+    for section in _sections(config):
+        for key, rule in list(section._rules.items()):
+            if key in section:
+                section[key] = Derived(rule(config), rule)
+
+
+def _sections(config: ml_collections.ConfigDict) -> Iterator[Config]:
+    if isinstance(config, Config):
+        yield config
+    for value in config.values():
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from _sections(value)
 
 
 def check(config: ml_collections.ConfigDict) -> None:

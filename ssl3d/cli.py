@@ -18,6 +18,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from ssl3d import bounds
 from ssl3d.errors import RunError, UserError
 
 
@@ -106,10 +107,13 @@ def parse_with_config(
             reason = str(error).splitlines()[-1]
             raise UserError(f"{override}: {reason}") from None
     config = _flag([*paths, *overrides])
+    bounds.derive(config)
     if options.print_config:
+        given = {override.partition("=")[0].removeprefix("--config.") for override in overrides}
         for key, value in _leaves(config).items():
             was = shipped[key]
-            print(f"config.{key} = {value!r}" + (f"  # overridden, was {was!r}") * (value != was))
+            change = f"  # {'overridden' if key in given else 'derived'}, was {was!r}"
+            print(f"config.{key} = {value!r}" + change * (value != was))
         sys.exit(0)
     return options, config
 

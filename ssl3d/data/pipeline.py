@@ -112,15 +112,27 @@ def open_example(
 
 
 def crop(
-    rng: np.random.Generator, image: np.ndarray, size: Sequence[int], train: bool
+    rng: np.random.Generator,
+    image: np.ndarray,
+    size: Sequence[int],
+    train: bool,
+    *,
+    beyond: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A crop of `size` voxels: a random one in training, the central one in validation.
 
-    A smaller image is padded by reflection: a constant border would reveal the position.
+    Args:
+      beyond: whether the crop may exceed the image, which is then padded by reflection. Not for
+        proxy tasks: the seam reveals the position and the orientation of the crop.
 
     Returns:
       The crop [*size, C] and its first voxel [r] in the image (negative in the padding).
+
+    Raises:
+      ValueError: the image is smaller than the crop and `beyond` is false.
     """
+    if not beyond and any(s < n for s, n in zip(image.shape, size, strict=False)):
+        raise ValueError(f"an image of {image.shape[:-1]} voxels is smaller than the crop {size}")
     room = np.asarray(image.shape[:-1]) - np.asarray(size)
     if train:
         start = np.where(room >= 0, rng.integers(0, np.maximum(room, 0) + 1), room // 2)

@@ -156,7 +156,7 @@ def classify(trained: Predictor, images: Iterable[np.ndarray]) -> Iterator[np.nd
         yield from np.mean(outputs, axis=0)[: len(batch)]
 
     for image in images:
-        middle, _ = pipeline.crop(np.random.default_rng(0), image, size, train=False)
+        middle, _ = pipeline.crop(np.random.default_rng(0), image, size, train=False, beyond=True)
         batch.append(middle.astype(np.float32))
         if len(batch) == config.predict.batch:
             yield from run()

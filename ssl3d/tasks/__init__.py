@@ -25,7 +25,7 @@ than "image", `build` takes the data set's `Labels` too. docs/tasks.md adds a ta
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
@@ -137,6 +137,28 @@ def module_of(name: str) -> ModuleType:
 def needs(config: ml_collections.ConfigDict) -> Needs:
     """What of a case the config's task learns from: `NEEDS` of its module, "image" by default."""
     return getattr(module_of(config.task.name), "NEEDS", "image")
+
+
+def adapt(config: ml_collections.ConfigDict, images: Sequence[np.ndarray]) -> str:
+    """Lets the config's task set what depends on the collection: `adapt` of its module.
+
+    Args:
+      images: a few of the training images, [*S, C].
+
+    Returns:
+      What changed, for the log; "" for nothing.
+    """
+    module = module_of(config.task.name)
+    return module.adapt(config, images) if hasattr(module, "adapt") else ""
+
+
+def equal_axes(config: ml_collections.ConfigDict) -> tuple[int, ...]:
+    """Axes that the config's task exchanges, so that the crop must have the same side along them.
+
+    `equal_axes(config)` of its module, by default none.
+    """
+    module = module_of(config.task.name)
+    return module.equal_axes(config) if hasattr(module, "equal_axes") else ()
 
 
 def downstream(config: ml_collections.ConfigDict) -> ModuleType | None:

@@ -138,7 +138,7 @@ def build(config: ml_collections.ConfigDict, labels: Labels | None) -> Task:
     augmentation = config.augment.to_dict()
 
     def record(rng: np.random.Generator, example: Example, train: bool) -> dict[str, np.ndarray]:
-        volume, start = crop(rng, example.image, size, train)
+        volume, start = crop(rng, example.image, size, train, beyond=True)
         return {"volume": volume, "start": start, "grade": np.asarray(example.case.grade, np.int32)}
 
     def panels(

@@ -8,6 +8,7 @@ smoothing would reveal them. Optionally, a step rotates each crop several times.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,10 +19,42 @@ import numpy as np
 from jax import Array
 
 from ssl3d import augment, losses
+from ssl3d.data import sharpness
 from ssl3d.data.pipeline import Example, crop
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
 from ssl3d.tasks import Box, Panel, Task
+
+
+def equal_axes(config: ml_collections.ConfigDict) -> tuple[int, ...]:
+    """The axes that the rotations exchange."""
+    return augment.PLANES.get(config.task.group, tuple(range(config.rank)))
+
+
+def adapt(config: ml_collections.ConfigDict, images: Sequence[np.ndarray]) -> str:
+    """Sets `config.task.blur` so that no axis is told by its sharpness, if `config.task.even`.
+
+    On anisotropic images, such as resampled thick slices, the sharpest axis gives the turn away.
+
+    Returns:
+      What was done, for the log; "" if nothing.
+    """
+    if not config.task.even:
+        return ""
+    variances = sharpness.evening(images, equal_axes(config))
+    config.task.blur = tuple(round(float(variance), 2) for variance in variances)
+    if not any(config.task.blur):
+        return ""
+    blur = sharpness.blur_per_axis(images)
+    return (
+        f"axes differ in sharpness (blur of {_list(blur)} voxels), which would reveal rotations: "
+        f"smoothed by Gaussians of {_list(np.sqrt(variances))} voxels to match "
+        "(config.task.even=False leaves them; config.task.group=xy turns in one plane only)"
+    )
+
+
+def _list(values: np.ndarray) -> str:
+    return ", ".join(f"{value:.2f}" for value in values)
 
 
 class Network(nn.Module):
@@ -43,15 +76,30 @@ def views(
     group: str,
     strength: float,
     coarsen: int,
+    blur: Sequence[float],
 ) -> tuple[Array, dict[str, Array]]:
-    """Samples Q different rotations: crop [*S, C] -> [Q, *S / coarsen, C] and the classes [Q]."""
-    volume = augment.coarsen(record["volume"].astype(jnp.float32), coarsen)
+    """Samples Q different rotations: crop [*S, C] -> [Q, *inner / coarsen, C], classes [Q]."""
+    volume = augment.blur(record["volume"].astype(jnp.float32), blur)
+    volume = augment.coarsen(
+        _middle(volume, inner_size(record["volume"].shape[:-1], blur)), coarsen
+    )
     draw, intensity = jax.random.split(key)
     if train and strength > 0:
         volume = augment.monotone(intensity, volume, strength)
     classes = len(augment.signed_permutations(volume.ndim - 1, group))
     chosen = jax.random.choice(draw, classes, (turns,), replace=False)
     return jax.vmap(lambda i: augment.rotate(volume, i, group))(chosen), {"rotation": chosen}
+
+
+def inner_size(size: Sequence[int], blur: Sequence[float]) -> tuple[int, ...]:
+    """The crop that is left of `size` where smoothing needs no voxel from beyond it."""
+    reach = max(augment.blur_reach(variance) for variance in blur)
+    return tuple(side - 2 * reach for side in size)
+
+
+def _middle(volume: Array, size: Sequence[int]) -> Array:
+    starts = [(side - length) // 2 for side, length in zip(volume.shape, size, strict=False)]
+    return volume[tuple(slice(a, a + length) for a, length in zip(starts, size, strict=True))]
 
 
 def loss(logits: Array, targets: dict[str, Array]) -> tuple[Array, dict[str, Any]]:
@@ -76,13 +124,19 @@ def name_of(index: int, rank: int, group: str) -> str:
 def build(config: ml_collections.ConfigDict) -> Task:
     """Raises `UserError` if the settings contradict each other."""
     task, size = config.task, tuple(config.data.crop)
-    if len(set(size)) > 1:
+    groups = ("axes", "all", *(augment.PLANES if config.rank == 3 else ()))
+    if task.group not in groups:
+        raise UserError(f"config.task.group={task.group!r}: choose one of {', '.join(groups)}")
+    if len({size[axis] for axis in equal_axes(config)}) > 1:
         raise UserError(
             f"config.data.crop={size}: rotation needs cubes (squares); make the sides equal"
         )
-    augment.check_coarsening(task.coarsen, size)
-    if task.group not in ("axes", "all"):
-        raise UserError(f"config.task.group={task.group!r}: choose axes (the paper's) or all")
+    if len(task.blur) != config.rank or min(task.blur) < 0:
+        raise UserError(f"config.task.blur={tuple(task.blur)}: must be a variance per axis")
+    inner = inner_size(size, task.blur)
+    if min(inner) < 1:
+        raise UserError(f"config.data.crop={size}: is too small for config.task.blur={task.blur}")
+    augment.check_coarsening(task.coarsen, inner)
     classes = len(augment.signed_permutations(len(size), task.group))
     if not 1 <= task.turns <= classes:
         raise UserError(f"config.task.turns={task.turns}: between 1 and {classes}")
@@ -102,10 +156,10 @@ def build(config: ml_collections.ConfigDict) -> Task:
     return Task(
         record=record,
         views=lambda key, record, train: views(
-            key, record, train, task.turns, task.group, task.intensity, task.coarsen
+            key, record, train, task.turns, task.group, task.intensity, task.coarsen, task.blur
         ),
         network=Network(
-            encoder=encoders.build(config.encoder, tuple(side // task.coarsen for side in size)),
+            encoder=encoders.build(config.encoder, tuple(side // task.coarsen for side in inner)),
             head=heads.build(config.head, out=classes),
             pool=config.head.pool,
         ),

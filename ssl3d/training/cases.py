@@ -111,11 +111,14 @@ def labels_of(dataset: store.Dataset, cases: Sequence[store.Case]) -> tasks.Labe
     return tasks.Labels(dataset.classes, tuple(int(count) for count in counts))
 
 
-def fingerprint(train: Sequence[store.Case], validation: Sequence[store.Case]) -> dict[str, Any]:
-    """Checksums that identify both sets of cases, by id, subject and content."""
+def fingerprint(
+    train: Sequence[store.Case], validation: Sequence[store.Case], left_out: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Checksums that identify both sets of cases, by id, subject and content; ids left out."""
 
     def checksum(cases: Sequence[store.Case]) -> str:
         rows = [(case.id, case.subject, case.extra.get("content")) for case in cases]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
-    return {"cases.train": checksum(train), "cases.val": checksum(validation)}
+    found: dict[str, Any] = {"cases.train": checksum(train), "cases.val": checksum(validation)}
+    return found | ({"cases.left_out": list(left_out)} if left_out else {})

@@ -17,7 +17,7 @@ from clu import parameter_overview
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from ssl3d import intervals, tasks, xla
+from ssl3d import bounds, intervals, tasks, xla
 from ssl3d.data import pipeline
 from ssl3d.errors import UserError
 from ssl3d.models import export
@@ -60,6 +60,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
     """
     started = time.monotonic()
     config = config.copy_and_resolve_references()
+    bounds.derive(config)
     config_checks.check(config)
     given, pretrained = problem.open_problem(config)
     task = given.task
@@ -67,7 +68,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
     xla.keep_memory()
     record = problem.example_record(given)
     problem.check(given, record, mesh)
-    cases = fingerprint(given.train_cases, given.validation_cases)
+    cases = fingerprint(given.train_cases, given.validation_cases, given.left_out)
     checkpoint.check_config(config, workdir, cases | {checkpoint.DRAWS: pipeline.DRAW_VERSION})
 
     optimizers = make_optimizers(config)
@@ -78,8 +79,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
     end = min(stop_at or config.steps, config.steps)
     log = run_log.RunLog(workdir, config.steps, begin, task.headline, task.shown)
     log.say(_introduction(given, state, begin, mesh))
-    if transfer_message:
-        log.say(transfer_message)
+    for note in (*given.notes, transfer_message):
+        if note:
+            log.say(note)
 
     thaw = transfer.frozen_steps(config)
     # Two functions where the encoder thaws in this run; a proxy task's network cannot be frozen.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +13,13 @@ from jax.sharding import Mesh
 from ssl3d import tasks
 from ssl3d.data import pipeline, store
 from ssl3d.errors import UserError
-from ssl3d.training import sharding, transfer
+from ssl3d.training import crop_fit, sharding, transfer
 from ssl3d.training.cases import choose_cases, labels_of, open_dataset
 
 Record = dict[str, np.ndarray]
+
+# Images by which a task adapts its settings; of one collection they differ little.
+_SAMPLED = 64
 
 
 class Problem(NamedTuple):
@@ -27,6 +30,8 @@ class Problem(NamedTuple):
       dataset: the prepared data set.
       train_cases, validation_cases: its cases to train and to validate on.
       task: built for these cases.
+      left_out: ids of the cases that are smaller than the crop of a proxy task.
+      notes: what a reader of the log should know about the data, a line each.
     """
 
     config: ml_collections.ConfigDict
@@ -34,10 +39,15 @@ class Problem(NamedTuple):
     train_cases: tuple[store.Case, ...]
     validation_cases: tuple[store.Case, ...]
     task: tasks.Task
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def open_problem(config: ml_collections.ConfigDict) -> tuple[Problem, dict[str, Any] | None]:
-    """Opens the data and builds the task; changes `config.encoder` to a pretrained encoder's.
+    """Opens the data and builds the task.
+
+    Changes `config.encoder` to a pretrained encoder's, and the crop of a proxy task to one that
+    lies inside the images.
 
     Returns:
       The problem, and the variables of the pretrained encoder to start from, if any.
@@ -48,8 +58,30 @@ def open_problem(config: ml_collections.ConfigDict) -> tuple[Problem, dict[str, 
     dataset = open_dataset(config)
     pretrained = transfer.adopt_architecture(config, len(dataset.modalities))
     train_cases, validation_cases = choose_cases(config, dataset)
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    if tasks.needs(config) == "image":
+        adapted = tasks.adapt(config, sample_images(config, dataset, train_cases))
+        fitted = crop_fit.fit_collection(config, train_cases, validation_cases)
+        train_cases, validation_cases = fitted.train_cases, fitted.validation_cases
+        left_out = fitted.left_out
+        notes = tuple(note for note in (adapted, fitted.message) if note)
     task = tasks.build(config, labels_of(dataset, train_cases))
-    return Problem(config, dataset, train_cases, validation_cases, task), pretrained
+    found = Problem(config, dataset, train_cases, validation_cases, task, left_out, notes)
+    return found, pretrained
+
+
+def sample_images(
+    config: ml_collections.ConfigDict, dataset: store.Dataset, cases: Sequence[store.Case]
+) -> list[np.ndarray]:
+    """Images [*S, C] of a few cases, evenly over their order, as the task's record sees them."""
+    rng = np.random.default_rng(config.seed)
+    chosen = list(cases)[:: max(len(cases) // _SAMPLED, 1)][:_SAMPLED]
+    data = config.data
+    return [
+        pipeline.open_example(dataset, case, config.rank, data.slice_axis, data.margin, rng).image
+        for case in chosen
+    ]
 
 
 def train_batches(problem: Problem, first_batch: int) -> Iterator[pipeline.Batch]:

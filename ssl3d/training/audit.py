@@ -1,0 +1,110 @@
+"""The noise audit of a proxy task: what can be predicted where nothing is to be learned.
+
+The task runs on noise in the shape of the collection (`ssl3d.phantoms.noise`). By default the
+network is linear in plane profiles (`ssl3d.models.profiles`), which finds seams, borders and
+unequal resolution in a minute; the config's own network may find more and takes longer. Accuracy
+above chance is a shortcut: pretraining would learn it too, instead of anatomy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import math
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_collections
+
+from ssl3d import tasks
+from ssl3d.errors import UserError
+from ssl3d.phantoms import noise
+from ssl3d.training import loop, run_log
+from ssl3d.training.cases import choose_cases, open_dataset
+
+# Noise images: many, for a linear model with a few hundred weights per class and for a narrow
+# interval, within so many voxels of all. A third of them validate.
+_IMAGES, _VOXELS = 768, 2**28
+_REPEATS = 4  # samples of each validation image
+_LINEAR = {
+    "encoder.kind": "ssl3d.models.profiles",
+    "encoder.activation_first": False,
+    "encoder.final_pool": "none",
+    "encoder.norm": "group",
+    "encoder.dtype": "float32",
+    "head.hidden": (),
+    "head.batch_norm": False,
+    "head.dropout": 0.0,
+    "optimizer.learning_rate": 0.01,
+    "optimizer.weight_decay": 1e-3,
+    "optimizer.warmup_steps": 10,
+}
+
+
+class Audit(NamedTuple):
+    """What a model reached on noise.
+
+    Attributes:
+      accuracy: on validation noise, with its 95 % interval over volumes, `low` to `high`.
+      chance: accuracy of guessing.
+      steps: that the model was trained.
+    """
+
+    accuracy: float
+    low: float
+    high: float
+    chance: float
+    steps: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether chance is no lower than the interval."""
+        return self.low <= self.chance
+
+
+def audit(config: ml_collections.ConfigDict, steps: int, network: bool = False) -> Audit:
+    """Trains a model of the config's proxy task on noise like the config's data.
+
+    Args:
+      steps: optimiser steps.
+      network: the config's own network in place of the linear model.
+
+    Raises:
+      UserError: a downstream task, a task without a metric `chance`, or data that do not suit.
+    """
+    if tasks.needs(config) != "image":
+        raise UserError(f"--audit: {config.task.name} learns from labels; give a proxy task")
+    dataset = open_dataset(config)
+    train_cases, validation_cases = choose_cases(config, dataset)
+    with tempfile.TemporaryDirectory() as folder:
+        # Two training images, then one to validate on, so that the cycle keeps their shares.
+        turns = zip(train_cases[0::2], train_cases[1::2], itertools.cycle(validation_cases))
+        cases = tuple(itertools.chain.from_iterable(turns))
+        largest = max(math.prod(case.shape) * case.channels for case in cases)
+        count = min(_IMAGES, max(_VOXELS // largest, 48))
+        noise.write(Path(folder) / "noise", dataset, cases, count, config.seed)
+        trial = config.copy_and_resolve_references()
+        trial.update_from_flattened_dict(
+            ({} if network else _LINEAR)
+            | {
+                "data.path": str(Path(folder) / "noise"),
+                "data.phantom.kind": "",
+                "validation.repeats": _REPEATS,
+                "optimizer.ema": 0.0,
+                "steps": steps,
+                "log_every": steps,
+                "validate_every": steps,
+                "checkpoint_every": steps,
+            }
+        )
+        with contextlib.redirect_stdout(io.StringIO()):
+            loop.train(trial, Path(folder) / "run")
+        scores = run_log.read_metrics(Path(folder) / "run")[-1]
+    name = tasks.build(trial).headline
+    if "chance" not in scores:
+        raise UserError(f"--audit: {config.task.name} has no metric chance to compare {name} with")
+    return Audit(
+        scores[name], scores[f"{name}_low"], scores[f"{name}_high"], scores["chance"], steps
+    )
