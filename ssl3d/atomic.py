@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writes: a file appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A name to write to; the file is called `path` when it is whole, or removed.
+    """A temporary path, renamed to `path` on success and removed on error.
 
-    A kill leaves the part that was written, see `leftovers`.
+    A killed process leaves it behind, see `leftovers`.
     """
-    # The ending stays: some writers tell the format by it.
+    # The extension stays: some writers choose the format by it.
     partial = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield partial
-        # A rename can reach the disk before the data it names: a power cut would leave zeros.
+        # A rename can reach the disk before the data: a power cut would leave zeros.
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
@@ -27,5 +27,5 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def leftovers(path: Path) -> Iterator[Path]:
-    """What killed processes left of a file that was to be called `path`."""
+    """Temporary files of `path` that killed processes left behind."""
     return path.parent.glob(f".[0-9]*.{path.name}")

@@ -1,13 +1,14 @@
-"""On-device augmentation of one example, rank-free: every function takes x [*S, C] and a key.
+"""On-device augmentation of one example, in any rank: functions of a key and x [*S, C].
 
-The loop maps these over the batch with a key per example, so what an example becomes does not
-depend on its neighbours or on the batch size.
+The loop maps them over the batch with a key per example, so an example's augmentation depends
+neither on its neighbours nor on the batch size.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +24,10 @@ def _per_channel(x: Array) -> tuple[int, ...]:
 
 
 def scale_and_shift(key: Array, x: Array, strength: float) -> Array:
-    """x * a + b with a in 1 ± strength and b in ± strength, drawn for each channel.
+    """x * a + b with a in 1 ± strength and b in ± strength, sampled per channel.
 
-    Given to every patch on its own, so that the brightness of neighbouring patches does not tell
-    where they lie. `x` is expected to be normalised (its foreground has unit variance).
+    Applied to every patch separately, so that brightness does not reveal which patches are
+    neighbours. `x` is expected to be normalised (foreground of unit variance).
     """
     gain, shift = jax.random.uniform(
         key, (2, *_per_channel(x)), minval=-strength, maxval=strength, dtype=x.dtype
@@ -38,8 +39,8 @@ def monotone(key: Array, x: Array, strength: float) -> Array:
     """A random monotone map of the intensities of each channel, then a random gain and shift.
 
     The map is a random convex combination of increasing curves on the range of `x`, mixed with
-    the identity: `strength` 0 leaves x as it is, 1 is the random curve alone. Order among voxels
-    is kept, the histogram is not.
+    the identity: `strength` 0 changes nothing, 1 applies the random curve alone. It preserves the
+    order of voxels, but not the histogram.
     """
     curve_key, mix_key, affine_key = jax.random.split(key, 3)
     axes = tuple(range(x.ndim - 1))
@@ -47,7 +48,7 @@ def monotone(key: Array, x: Array, strength: float) -> Array:
     width = jnp.maximum(high - low, 1e-6)
     u = (x - low) / width
     curves = jnp.stack([u**2, u**4, 1 - (1 - u) ** 2, 1 - (1 - u) ** 4, u * u * (3 - 2 * u)])
-    # A random power of the weights makes one curve dominate more often than an even mixture would.
+    # Squared, the weights let one curve dominate more often than an even mixture would.
     weights = jax.random.exponential(curve_key, (5, *_per_channel(x)), x.dtype) ** 2
     curve = (curves * weights).sum(0) / weights.sum(0)
     share = strength * jax.random.uniform(mix_key, _per_channel(x), x.dtype)
@@ -68,7 +69,7 @@ def coarsen(x: Array, factor: int) -> Array:
 
 
 def check_coarsening(factor: int, size: Sequence[int]) -> None:
-    """Raises `UserError` unless `factor` divides every side of the crop."""
+    """Raises `UserError` unless `factor` divides every side of the crop, `size`."""
     if factor < 1 or any(side % factor for side in size):
         raise UserError(f"config.task.coarsen={factor}: must divide config.data.crop={tuple(size)}")
 
@@ -119,10 +120,10 @@ def _parity(axes: tuple[int, ...]) -> int:
 
 
 def rotate(x: Array, index: Array, group: str = "axes") -> Array:
-    """Turns the cube (square) x [*S, C] by the rotation number `index`, without interpolation.
+    """Applies rotation number `index` to the cube (square) x [*S, C], without interpolation.
 
-    A transposition out of the few there are, then each flip or none: cheaper than to make all
-    rotations and choose. All spatial sides must be equal.
+    One of the few transpositions, then each flip or not: cheaper than computing all rotations and
+    choosing one. All spatial sides must be equal.
     """
     table = signed_permutations(x.ndim - 1, group)
     orders = sorted({axes for axes, _ in table})
@@ -140,8 +141,9 @@ def rotate(x: Array, index: Array, group: str = "axes") -> Array:
 def zoom(key: Array, x: Array, probability: float, amount: float) -> Array:
     """Scales each axis by its own factor in 1 ± amount, with the given probability.
 
-    About the centre, the size kept, linear, the border repeated. Scaling is separable: one small
-    matrix per axis, where a gather over all voxels would cost more than the network's first level.
+    About the centre, at the same size, with linear interpolation and the border repeated. Scaling
+    is separable: one small matrix per axis, while a gather over all voxels would cost more than the
+    network's first level.
     """
     which, factors = jax.random.split(key)
     chosen = jax.random.bernoulli(which, probability)
@@ -157,7 +159,7 @@ def zoom(key: Array, x: Array, probability: float, amount: float) -> Array:
 
 
 def gaussian_noise(key: Array, x: Array, sigma_max: float) -> Array:
-    """x plus white noise, of a standard deviation drawn in 0..sigma_max for each channel."""
+    """x plus Gaussian noise, with a standard deviation sampled in 0..sigma_max per channel."""
     sigma_key, noise_key = jax.random.split(key)
     sigma = jax.random.uniform(sigma_key, _per_channel(x), x.dtype, maxval=sigma_max)
     return x + sigma * jax.random.normal(noise_key, x.shape, x.dtype)
@@ -175,14 +177,14 @@ def spatial(
     probability: float,
     outside: int,
 ) -> tuple[Array, Array]:
-    """Moves an image [*S, C] and its label [*S] together: flips, then perhaps a turn and a zoom.
+    """Transforms an image [*S, C] and its label [*S] together: flips, then rotation and zoom.
 
     Args:
-      flip, flip_axes: probability for each of these axes to be mirrored.
-      rotate_degrees: angles are drawn in ± this, one for each plane of two axes (3D: three).
-      zoom: the factor, the same for all axes, is drawn in 1 ± this.
-      probability: of the turn and zoom.
-      outside: the label of what comes from beyond the image, e.g. one that the loss ignores.
+      flip, flip_axes: probability of mirroring each of these axes.
+      rotate_degrees: the angles, one per plane of two axes (3D: three), are sampled in ± this.
+      zoom: the factor, the same for all axes, is sampled in 1 ± this.
+      probability: of rotation and zoom.
+      outside: the label of voxels that come from outside the image, e.g. one the loss ignores.
     """
     mirror_key, chance_key, angle_key, zoom_key = jax.random.split(key, 4)
     rank = label.ndim
@@ -196,9 +198,9 @@ def spatial(
 
 
 def image_and_label(
-    key: Array, image: Array, label: Array, settings: Mapping[str, float], outside: int
+    key: Array, image: Array, label: Array, settings: Mapping[str, Any], outside: int
 ) -> tuple[Array, Array]:
-    """What `config.augment` asks for, of an image [*S, C] and its label [*S].
+    """Augments an image [*S, C] and its label [*S] as `config.augment` says.
 
     `settings`: flip, flip_axes, spatial (a probability), rotate (degrees), zoom, intensity, noise.
     """
@@ -219,25 +221,25 @@ def image_and_label(
 
 
 def rotation_matrix(angles: Sequence[float] | Array, rank: int) -> Array:
-    """[rank, rank]: where a turned image's voxels come from, seen from its centre.
+    """The matrix [rank, rank] from an output voxel to its source, both relative to the centre.
 
-    `angles` (radians) are of the planes (0, 1) in 2D; (0, 1), (0, 2), (1, 2), in this order, in
-    3D. A quarter turn is `np.rot90` in that plane.
+    `angles` (radians) are those of the plane (0, 1) in 2D, of (0, 1), (0, 2), (1, 2) in 3D. A
+    quarter turn equals `np.rot90` in that plane.
     """
     matrix = jnp.eye(rank)
     for plane, angle in zip(itertools.combinations(range(rank), 2), angles, strict=True):
         cos, sin = jnp.cos(angle), jnp.sin(angle)
         turn = jnp.eye(rank).at[np.ix_(plane, plane)].set(jnp.array([[cos, sin], [-sin, cos]]))
-        # By default a TPU rounds the factors to bfloat16, a shift of voxels far from the centre.
+        # By default a TPU rounds the factors to bfloat16, which shifts voxels far from the centre.
         matrix = jnp.matmul(matrix, turn, precision="highest")
     return matrix
 
 
 def affine(image: Array, label: Array, matrix: Array, outside: int) -> tuple[Array, Array]:
-    """Image [*S, C] and label [*S] whose voxel at p from the centre comes from matrix @ p.
+    """Resamples image [*S, C] and label [*S]: voxel p comes from matrix @ p, from the centre.
 
-    The image is interpolated linearly, its border repeated; labels are those of the nearest
-    voxel, never blended, and `outside` where there is none.
+    The image is interpolated linearly with its border repeated; a label is that of the nearest
+    voxel, never interpolated, and `outside` beyond the image.
     """
     centre = [(side - 1) / 2 for side in label.shape]
     grid = jnp.meshgrid(
@@ -245,7 +247,7 @@ def affine(image: Array, label: Array, matrix: Array, outside: int) -> tuple[Arr
         indexing="ij",
         sparse=True,
     )
-    # Sums, not a matrix product: exact for the identity and the flips on every device.
+    # Sums and not a matrix product: exact for identity and flips on every device.
     source = [
         c + sum(m * p for m, p in zip(row, grid, strict=True))
         for c, row in zip(centre, matrix, strict=True)

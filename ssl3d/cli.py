@@ -1,4 +1,4 @@
-"""What the commands share: arguments, configs from files, errors in one line, exit status.
+"""What the commands share: options, configs from files, errors in one line, exit status.
 
 Exit status: 0 success, 2 a usage or input error (one plain line on stderr), 1 anything else.
 """
@@ -6,10 +6,11 @@ Exit status: 0 success, 2 a usage or input error (one plain line on stderr), 1 a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,9 +22,9 @@ from ssl3d.errors import RunError, UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are `UserError`s and whose options are not abbreviated."""
+    """An argument parser that raises `UserError` and accepts no abbreviated options."""
 
-    def __init__(self, **kwargs: object) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
 
@@ -32,15 +33,33 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
-    """Calls `main` with the command line and exits with its status."""
+    """Calls `main` with the command-line arguments and exits with its status."""
     try:
-        sys.exit(main(sys.argv[1:]) or 0)
+        with disk_errors():
+            sys.exit(main(sys.argv[1:]) or 0)
     except (UserError, RunError) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(1)
+
+
+@contextlib.contextmanager
+def disk_errors(place: Path | str = "") -> Iterator[None]:
+    """Turns an `OSError`, e.g. a full disk or a read-only folder, into a `UserError`.
+
+    Args:
+      place: the file or folder to name where the error itself names none.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or place
+        # NumPy's error on a full disk has no system error, only the number of bytes written.
+        reason = error.strerror or f"{error}, is the disk full?"
+        what = f"{where}: {reason}" if where else reason
+        raise UserError(f"{what}; fix this and run again") from None
 
 
 CONFIG_HELP = """\

@@ -1,4 +1,4 @@
-"""Losses and the counts behind accuracies, as pure functions over arrays."""
+"""Losses and accuracies as pure functions over arrays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def cross_entropy(logits: Array, labels: Array, candidates: Array | None = None)
     Args:
       logits: [..., K].
       labels: int [...].
-      candidates: bool [..., K], the classes that take part (default: all); must hold the label.
+      candidates: bool [..., K], the classes that take part (default: all), the label among them.
 
     Returns:
       [...]
@@ -26,10 +26,10 @@ def cross_entropy(logits: Array, labels: Array, candidates: Array | None = None)
 
 
 def ranked_first(logits: Array, labels: Array, candidates: Array | None = None) -> Array:
-    """Whether the label's logit is above every other candidate's; a tie is lost.
+    """Whether the label's logit exceeds every other candidate's; ties are lost.
 
-    A network that answers the same for every class is thus right never, not always.
-    Shapes as in `cross_entropy`; float32 [...], 1 or 0.
+    A network that gives all classes the same logit is therefore never right, not always.
+    Shapes as in `cross_entropy`; -> float32 [...], 1 or 0.
     """
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)
@@ -40,13 +40,13 @@ def ranked_first(logits: Array, labels: Array, candidates: Array | None = None) 
 
 
 def per_example(values: Array) -> tuple[Array, Array]:
-    """Sum and count over everything but the first axis: [B, ...] -> ([B], [B])."""
+    """Sum and count over all axes but the first: [B, ...] -> ([B], [B])."""
     flat = values.reshape(values.shape[0], -1)
     return flat.sum(axis=1), jnp.full(flat.shape[0], flat.shape[1], jnp.float32)
 
 
 def classified(logits: Array, labels: Array) -> tuple[Array, dict[str, tuple[Array, Array]]]:
-    """Mean cross-entropy of each example with its accuracy beside chance.
+    """Mean cross-entropy per example, with accuracy and chance.
 
     Args:
       logits: [B, Q, K].

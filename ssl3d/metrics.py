@@ -1,19 +1,21 @@
-"""Scores of segmentations and classifications, and the original code's own scores.
+"""Scores of segmentations and classifications, and those of the paper's released code.
 
-A score that is not defined is NaN and counted, never 0 or 1 in silence. Whatever `reference_*`
-names is how the original code scores (background included, all voxels pooled): for comparison with
-its numbers, and never to be set beside the others.
+An undefined score is NaN and counted as such, never silently 0 or 1. Functions and scores named
+`reference_*` score as the released code does (background included, all voxels pooled): they allow
+a comparison with its numbers and must not be mixed with the others.
 
 Every classification score takes `weights` [..., B], how often each case counts: a bootstrap draw
-is one row of them, so that thousands of draws are one pass over the cases.
+is one row of weights, so that thousands of draws take one pass over the cases.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy import ndimage, spatial
+
+from ssl3d.intervals import bootstrap_interval
 
 # Unions of the classes background, necrotic core, oedema, enhancing tumour (BraTS 2012-2020).
 BRATS_REGIONS = {"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)}
@@ -25,10 +27,7 @@ SEGMENTATION_SCORES = (
     "predicted_volume",
     "false_positive_volume",
 )
-BOOTSTRAP_DRAWS = 2000
-# Draws that are weighed together: bounds the memory to this many times the number of cases.
-_BLOCK = 100
-# A distance equal to the tolerance but for rounding (3 * 0.1 > 0.3) is within it.
+# A distance that exceeds the tolerance by rounding alone (3 * 0.1 > 0.3) is within it.
 _ROUNDING = 1e-6
 
 
@@ -40,14 +39,14 @@ def segmentation_scores(
     regions: Mapping[str, Sequence[int]] | None = None,
     tolerance: float = 1.0,
 ) -> list[dict]:
-    """The scores of one case: a row for each foreground class, then for each region.
+    """The scores of one case: a row per foreground class, then per region.
 
     Args:
-      prediction: int [*S], the index of a class; 0 is the background.
+      prediction: int [*S], class indices; 0 is the background.
       truth: int [*S].
-      classes: names in the order of their indices, the background's first.
+      classes: names in the order of their indices, background first.
       spacing: mm along each axis.
-      regions: name -> the indices of the classes whose union it is.
+      regions: name -> the indices of the classes that form it.
       tolerance: of the normalised surface Dice, in mm.
 
     Returns:
@@ -56,12 +55,12 @@ def segmentation_scores(
         hd95: mm, see `hd95`.
         nsd: see `surface_dice`.
         truth_volume, predicted_volume, false_positive_volume: ml (2D: cm^2).
-        absent: the truth is empty; `dice`, `hd95` and `nsd` are NaN whatever was predicted, and
-          what was predicted is in `false_positive_volume`.
-        missed: the prediction alone is empty; `dice` and `nsd` are 0 and `hd95` is NaN.
+        absent: the truth is empty; `dice`, `hd95` and `nsd` are NaN, and the predicted volume is
+          in `false_positive_volume`.
+        missed: only the prediction is empty; `dice` and `nsd` are 0 and `hd95` is NaN.
 
     Raises:
-      ValueError: shapes, labels, spacing or regions that do not fit each other.
+      ValueError: shapes, labels, spacing or regions do not fit each other.
     """
     _check_maps(prediction, truth, len(classes))
     if len(spacing) != truth.ndim or not all(side > 0 for side in spacing):
@@ -103,18 +102,19 @@ def _mask_scores(
 def surface_distances(
     prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distances in mm of each mask's boundary voxels to the nearest ones of the other mask.
+    """Distances in mm from each mask's boundary voxels to the nearest ones of the other mask.
 
-    A boundary voxel belongs to the mask and touches, by a face, a voxel that does not; beyond the
-    edge of the image nothing does. Distances are between the centres of voxels.
+    A boundary voxel belongs to the mask and shares a face with a voxel that does not; outside the
+    image no voxel does. Distances are between voxel centres.
 
-    Masks are bool [*S], not empty; the result is the distances of the prediction's boundary voxels
-    and those of the truth's.
+    Masks are bool [*S], not empty; returns the distances from the prediction's boundary voxels and
+    those from the truth's.
     """
-    # What is cut away is background in both masks, as it is beyond the edge: nothing changes.
+    # Cropping changes nothing: the part cut away is background in both masks, like the outside.
     (box,) = ndimage.find_objects((prediction | truth).view(np.int8))
     points = [
-        np.argwhere(mask & ~ndimage.binary_erosion(mask)) * np.asarray(spacing, float)
+        np.argwhere(mask & np.logical_not(ndimage.binary_erosion(mask)))
+        * np.asarray(spacing, float)
         for mask in (prediction[box], truth[box])
     ]
     trees = [spatial.KDTree(cloud) for cloud in points]
@@ -124,35 +124,35 @@ def surface_distances(
 def hd95(from_prediction: np.ndarray, from_truth: np.ndarray) -> float:
     """The larger of the 95th percentiles of the two sets of `surface_distances`, in mm.
 
-    The definition of MONAI's `compute_hausdorff_distance(percentile=95)`; others report the
-    percentile of both sets taken together.
+    Defined as MONAI's `compute_hausdorff_distance(percentile=95)`; others report the percentile of
+    the union of both sets.
     """
     return float(max(np.percentile(from_prediction, 95), np.percentile(from_truth, 95)))
 
 
 def surface_dice(from_prediction: np.ndarray, from_truth: np.ndarray, tolerance: float) -> float:
-    """The share of both masks' boundary voxels that are at most `tolerance` mm from the other's.
+    """The share of both masks' boundary voxels within `tolerance` mm of the other mask's boundary.
 
-    The definition of MONAI's `compute_surface_dice` without subvoxels: boundary voxels are counted,
-    not weighted by the area of surface within them.
+    Defined as MONAI's `compute_surface_dice` without subvoxels: boundary voxels are counted, not
+    weighted by their surface area.
     """
     distances = np.concatenate([from_prediction, from_truth])
     return float(np.mean(distances <= tolerance * (1 + _ROUNDING)))
 
 
 def summarise(rows: Sequence[Mapping], unit: str | None = None, seed: int = 0) -> list[dict]:
-    """The rows of `segmentation_scores` of all cases -> a row for each class and score.
+    """The rows of `segmentation_scores` of all cases -> a row per class and score.
 
     Args:
-      rows: of all cases, one after the other.
-      unit: the key of a row by which cases are drawn together in the bootstrap, e.g. "subject"
-        where the caller added it; default: each case by itself.
+      rows: of all cases, concatenated.
+      unit: the key of a row that groups cases in the bootstrap, e.g. "subject" if the caller added
+        it; default: each case by itself.
       seed: of the bootstrap.
 
     Returns:
-      Rows with `class`, `score`, the numbers of `cases` and, of these, `absent`, `missed` and
-      `valid` (the score is not NaN), and over the valid ones `mean`, `std` (of a sample; NaN for a
-      single case), `median`, and `low` and `high`, the 95 % bootstrap interval of the mean.
+      Rows with `class`, `score`, the number of `cases` and, among these, of `absent`, `missed` and
+      `valid` ones (the score is not NaN), and over the valid ones `mean`, `std` (of a sample; NaN
+      for a single case), `median`, and `low` and `high`, the 95 % bootstrap interval of the mean.
     """
     summary = []
     for name in dict.fromkeys(row["class"] for row in rows):
@@ -179,39 +179,6 @@ def _moments(values: np.ndarray, units: np.ndarray, seed: int) -> dict[str, floa
     return {"mean": mean, "std": std, "median": median, "low": low, "high": high}
 
 
-def bootstrap_interval(
-    statistic: Callable[[np.ndarray], np.ndarray], units: np.ndarray, seed: int = 0
-) -> tuple[float, float]:
-    """The 95 % percentile interval of a statistic over units drawn with replacement.
-
-    Args:
-      statistic: weights [R, B], how often each draw holds each case -> [R].
-      units: [B], what is drawn: the subject of each case, or its own number.
-      seed: of the draws.
-
-    Returns:
-      Low and high; NaN for fewer than two units. Draws in which the statistic is NaN are left out.
-    """
-    names, members = np.unique(units, return_inverse=True)
-    if names.size < 2:
-        return np.nan, np.nan
-    rng = np.random.default_rng(seed)
-    blocks = (_draw(rng, names.size) for _ in range(BOOTSTRAP_DRAWS // _BLOCK))
-    values = np.concatenate([statistic(times[:, members].astype(float)) for times in blocks])
-    values = values[~np.isnan(values)]
-    if not values.size:
-        return np.nan, np.nan
-    low, high = np.percentile(values, (2.5, 97.5))
-    return float(low), float(high)
-
-
-def _draw(rng: np.random.Generator, units: int) -> np.ndarray:
-    """How often each of so many draws with replacement holds each unit: [_BLOCK, units]."""
-    drawn = rng.integers(0, units, (_BLOCK, units))
-    cells = drawn + units * np.arange(_BLOCK)[:, None]
-    return np.bincount(cells.ravel(), minlength=drawn.size).reshape(drawn.shape)
-
-
 def classification_scores(
     labels: np.ndarray,
     predicted: np.ndarray,
@@ -219,22 +186,21 @@ def classification_scores(
     subjects: Sequence[str] | None = None,
     seed: int = 0,
 ) -> list[dict]:
-    """Accuracy, quadratic weighted kappa and AUROC of all cases, each with its interval.
+    """Accuracy, quadratically weighted kappa and AUROC of all cases, with intervals.
 
     Args:
       labels: int [B], at least one.
-      predicted: int [B]; beside the probabilities, as an ordinal head does not answer with the
-        largest.
+      predicted: int [B]; an ordinal head does not predict the class of the largest probability.
       probabilities: [B, K].
-      subjects: [B], by which cases are drawn together in the bootstrap; default: each by itself.
+      subjects: [B], groups of cases in the bootstrap; default: each case by itself.
       seed: of the bootstrap.
 
     Returns:
-      A row for each score: `score`, `value`, the 95 % bootstrap interval `low` and `high`, the
-      numbers of `cases` and of `classes` that occur among the labels.
+      A row per score: `score`, `value`, the 95 % bootstrap interval `low` and `high`, the number
+      of `cases` and of `classes` among the labels.
 
     Raises:
-      ValueError: shapes or labels that do not fit each other, or no case.
+      ValueError: shapes or labels do not fit each other, or there is no case.
     """
     size, classes = probabilities.shape
     units = np.arange(size) if subjects is None else np.asarray(subjects)
@@ -258,17 +224,17 @@ def classification_scores(
 
 
 def accuracy(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The share of cases whose class was predicted: [B], [B], weights [..., B] -> [...]."""
+    """The share of cases predicted correctly: [B], [B], weights [..., B] -> [...]."""
     return _mean(labels == predicted, weights)
 
 
 def quadratic_kappa(
     labels: np.ndarray, predicted: np.ndarray, classes: int, weights: np.ndarray
 ) -> np.ndarray:
-    """Cohen's kappa with squared distances between `classes` grades.
+    """Cohen's kappa with quadratic weights over `classes` grades.
 
-    The list of grades is fixed: one that does not occur keeps its place between its neighbours.
-    NaN where labels and predictions are all of one and the same class.
+    The list of grades is fixed: one that does not occur keeps its place. NaN if labels and
+    predictions all have the same class.
 
     Labels and predictions int [B], weights [..., B] -> [...].
     """
@@ -282,10 +248,10 @@ def quadratic_kappa(
 
 
 def auroc(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve, each class against the rest, mean over classes.
+    """Area under the ROC curve, one class against the rest, averaged over classes.
 
-    Over the classes that some of the cases have and some have not; NaN if there is none. Of two
-    classes it is the binary AUROC. Int [B], [B, K], weights [..., B] -> [...].
+    Classes that all cases or no case have are left out; NaN if none remains. For two classes it is
+    the binary AUROC. Int [B], [B, K], weights [..., B] -> [...].
     """
     areas = np.stack(
         [_area(labels == k, column, weights) for k, column in enumerate(probabilities.T)], axis=-1
@@ -295,7 +261,7 @@ def auroc(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) ->
 
 
 def _area(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The share of pairs (positive, negative) in the right order; ties count half."""
+    """The share of (positive, negative) pairs in the right order; ties count half."""
     order = np.argsort(scores)
     _, starts = np.unique(scores[order], return_index=True)
     weights, positive = weights[..., order], positive[order]
@@ -315,14 +281,14 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 
 def confusion_matrix(prediction: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
-    """Voxels of each true class (row) and predicted class (column).
+    """Voxels per true class (row) and predicted class (column).
 
-    The matrices of cases add up to that of all their voxels pooled.
+    The matrices of several cases add up to the matrix of their pooled voxels.
 
-    Int [...] and [...] of K `classes`, the background among them -> int64 [K, K].
+    Int [...] and [...] of K `classes`, including the background -> int64 [K, K].
 
     Raises:
-      ValueError: different shapes, or an index that is no class.
+      ValueError: different shapes, or an index outside the classes.
     """
     _check_maps(prediction, truth, classes)
     pairs = truth.astype(np.int64).ravel() * classes + prediction.astype(np.int64).ravel()
@@ -334,7 +300,7 @@ def reference_segmentation_scores(
     classes: Sequence[str],
     regions: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, float]:
-    """The original's scores of a test set, from the sum of its `confusion_matrix`.
+    """The released code's scores of a test set, from the sum of its confusion matrices.
 
     Args:
       confusion: int [K, K] of all voxels of all cases.
@@ -342,11 +308,11 @@ def reference_segmentation_scores(
       regions: as in `segmentation_scores`, e.g. `BRATS_REGIONS`.
 
     Returns:
-      reference_dice, reference_jaccard: mean over the classes **with the background**; a class
-        that neither truth nor prediction holds is left out.
-      reference_dice_NAME: of one class (`dice_pancreas_1` of the original); NaN if left out.
-      reference_dice_REGION: mean of the region **and of everything else** (`brats_wt`, ...), so
-        that a Dice of 0.6 reads 0.8.
+      reference_dice, reference_jaccard: mean over the classes **including the background**; a
+        class in neither truth nor prediction is left out.
+      reference_dice_NAME: of one class (there `dice_pancreas_1`); NaN if left out.
+      reference_dice_REGION: mean of the region **and of everything else** (there `brats_wt`), so
+        that a Dice of 0.6 appears as 0.8.
     """
     dice, jaccard = _pooled_overlaps(confusion)
     scores = {"reference_dice": np.nanmean(dice), "reference_jaccard": np.nanmean(jaccard)}
@@ -360,21 +326,21 @@ def reference_segmentation_scores(
 
 
 def _pooled_overlaps(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Dice and Jaccard of each class, [K] and [K]; NaN where there is neither."""
+    """Dice and Jaccard per class, [K] and [K]; NaN for a class in neither map."""
     common = np.diagonal(confusion)
     sizes = confusion.sum(0) + confusion.sum(1)
     return _ratio(2 * common, sizes), _ratio(common, sizes - common)
 
 
 def reference_ordinal_scores(truth: np.ndarray, outputs: np.ndarray) -> dict[str, float]:
-    """The original's scores of grades that are coded as K ordinal bits.
+    """The released code's scores of grades encoded as K ordinal bits.
 
-    Grade g is g + 1 ones and then zeros. Read back, it is the number of outputs above 0.5, in
-    whatever order, minus one: no output above 0.5 is the grade -1.
+    Grade g is encoded as g + 1 ones followed by zeros, and decoded as the number of outputs above
+    0.5, in any order, minus one: without an output above 0.5 the grade is -1.
 
     Truth [B, K] of 0 and 1 and sigmoids [B, K] ->
-      reference_qw_kappa_kaggle: **without the cases of grade -1**; NaN where it is not defined.
-      reference_cat_acc_kaggle: the grade -1 is wrong like any other.
+      reference_qw_kappa_kaggle: **without the cases of grade -1**; NaN if undefined.
+      reference_cat_acc_kaggle: the grade -1 counts as wrong.
       reference_bin_accuracy: over all bits of all cases.
     """
     bits, answers = truth > 0.5, outputs > 0.5

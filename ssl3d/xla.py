@@ -1,8 +1,10 @@
-"""What this machine's XLA can do, asked once and only when it is needed; and memory on a CPU.
+"""What this machine's XLA can do, probed once and on demand; and the CPU's memory allocator.
 
-Importing this module touches no device: programs over several hosts call
-`jax.distributed.initialize` first.
+Importing this module touches no device: with several hosts, `jax.distributed.initialize` comes
+first.
 """
+
+from __future__ import annotations
 
 import ctypes
 import functools
@@ -13,18 +15,18 @@ import jax
 import jax.numpy as jnp
 
 # XLA:CPU's own convolutions are several times slower than oneDNN's. jaxlib 0.12 on x86 honours
-# the option, older ones accept it and change nothing, machines other than x86 have no oneDNN.
+# the option, older versions accept and ignore it, other processors have no oneDNN.
 _ONEDNN = {"xla_cpu_experimental_onednn_custom_call": True}
-# Parameters of mallopt and what they are set to, of glibc's <malloc.h>.
+# Parameters of glibc's mallopt, with their numbers in <malloc.h> and their new values.
 _MALLOC = {
-    "M_MMAP_THRESHOLD": (-3, 1 << 30),  # bytes from which a block is mapped on its own: 1 GB
-    "M_TRIM_THRESHOLD": (-1, -1),  # bytes free at the heap's end that are given back: never
+    "M_MMAP_THRESHOLD": (-3, 1 << 30),  # larger blocks are mapped separately: 1 GB
+    "M_TRIM_THRESHOLD": (-1, -1),  # free bytes at the end of the heap to return: never
 }
 
 
 @functools.cache
 def onednn() -> bool:
-    """Whether convolutions compiled by `jit` run in oneDNN: a tiny one is compiled to find out."""
+    """Whether convolutions compiled by `jit` use oneDNN, probed by compiling a tiny one."""
     if jax.default_backend() != "cpu":
         return False
 
@@ -38,14 +40,14 @@ def onednn() -> bool:
         compiled = jax.jit(convolution, compiler_options=_ONEDNN).lower(*shapes).compile()
     except (RuntimeError, ValueError):  # the option is experimental and may be renamed or dropped
         return False
-    # The whole name of the call: the text also holds the names of Python functions, this one's too.
-    return "__onednn$convolution" in compiled.as_text()
+    # The full name of the call: the text also names Python functions, this one among them.
+    return "__onednn$convolution" in (compiled.as_text() or "")
 
 
 def jit(f: Callable, **options: Any) -> Callable:
-    """`jax.jit` with this machine's fastest convolutions; for outermost functions only.
+    """`jax.jit` with the fastest convolutions of this machine, for outermost functions only.
 
-    jax refuses compiler options on a function that is called inside another jitted one.
+    jax refuses compiler options for a function called inside another jitted one.
     """
     if onednn():
         options["compiler_options"] = _ONEDNN | (options.get("compiler_options") or {})
@@ -53,9 +55,9 @@ def jit(f: Callable, **options: Any) -> Callable:
 
 
 def jit_once(f: Callable, **options: Any) -> Callable:
-    """`jax.jit` for what runs a single time, such as initialisation: compiled in a hurry.
+    """`jax.jit` for what runs only once, such as initialisation: compiled without optimisation.
 
-    LLVM spends a minute on the random numbers of a network's parameters that take a millisecond.
+    LLVM would optimise for a minute what initialises a network's parameters in a millisecond.
     """
     if jax.default_backend() == "cpu":
         options["compiler_options"] = {"xla_backend_optimization_level": 0}
@@ -63,14 +65,14 @@ def jit_once(f: Callable, **options: Any) -> Callable:
 
 
 def keep_memory() -> bool:
-    """Lets this process keep the memory that it frees, where the CPU is the device.
+    """Makes this process reuse the memory that it frees, if the CPU is the device.
 
-    XLA:CPU allocates its buffers anew in each step. Blocks of more than 32 MB glibc gives back to
-    the system at once, and has them mapped and cleared again: a quarter of a step's time with 2D
-    networks. The price is memory, a few per cent to a fifth more at the peak.
+    XLA:CPU allocates its buffers anew in each step. glibc returns blocks above 32 MB to the system
+    at once; mapping and clearing them again takes a quarter of a step with 2D networks. The cost
+    is up to a fifth more memory at the peak.
 
     Returns:
-      Whether it is so from now on; false on accelerators, and where malloc is another's.
+      Whether it does; false on accelerators and with another malloc than glibc's.
     """
     if jax.default_backend() != "cpu":
         return False
@@ -78,5 +80,5 @@ def keep_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # macOS, musl, Windows
         return False
-    # An older glibc refuses a threshold above 32 MB, and then nothing changes.
+    # Older glibc versions refuse a threshold above 32 MB; then nothing changes.
     return all(mallopt(parameter, value) == 1 for parameter, value in _MALLOC.values())

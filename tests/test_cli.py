@@ -195,14 +195,15 @@ def flat_keys(values, prefix=""):
             yield prefix + key
 
 
-def test_print_config_needs_neither_jax_nor_data(as_typed, monkeypatch):
+@pytest.mark.parametrize("module", ["ssl3d.main", "ssl3d.inspect", "ssl3d.probe"])
+def test_print_config_needs_neither_jax_nor_data(as_typed, monkeypatch, module):
     monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
-    done = as_typed("ssl3d.main", f"{CONFIG}:brats", "--print_config")
+    done = as_typed(module, f"{CONFIG}:brats", "--print_config")
     assert done.returncode == 0
     assert "config.data.path = ''\n" in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "ssl3d.cli" in imported
-    assert not {"jax", "ssl3d.data"} & imported
+    assert "jax" not in imported
 
 
 def test_print_config_refuses_unknown_keys(as_typed):
@@ -212,7 +213,7 @@ def test_print_config_refuses_unknown_keys(as_typed):
     assert "the nearest is --config.steps" in done.stderr
 
 
-# Exit status and what is said.
+# Exit status and messages.
 
 
 def status(main, monkeypatch, *arguments):
@@ -241,9 +242,37 @@ def test_status_is_what_the_command_returns(monkeypatch, capsys, returned, expec
 )
 def test_errors_are_one_plain_line_on_stderr(monkeypatch, capsys, error, expected):
     assert status(failing(error), monkeypatch) == expected
-    said = capsys.readouterr()
-    assert said.err == "error: file.nii: not an image\n"
-    assert said.out == ""
+    captured = capsys.readouterr()
+    assert captured.err == "error: file.nii: not an image\n"
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "place", "expected"),
+    [
+        (FileNotFoundError(2, "No such file", "a/b"), "out", "a/b: No such file"),
+        (OSError(28, "No space left on device"), "out", "out: No space left on device"),
+        (OSError(28, "No space left on device"), "", "No space left on device"),
+        # NumPy's, which is no error of the system.
+        (
+            OSError("9 requested and 0 written"),
+            "out",
+            "out: 9 requested and 0 written, is the disk",
+        ),
+    ],
+)
+def test_errors_of_the_disk_name_the_file_or_the_place(error, place, expected):
+    with pytest.raises(UserError) as caught, cli.disk_errors(place):
+        raise error
+    assert str(caught.value).startswith(expected)
+    assert str(caught.value).endswith("; fix this and run again")
+
+
+def test_errors_of_the_disk_are_usage_errors(monkeypatch, capsys):
+    error = PermissionError(13, "Permission denied", "runs/x")
+    assert status(failing(error), monkeypatch) == 2
+    line = "error: runs/x: Permission denied; fix this and run again\n"
+    assert capsys.readouterr().err == line
 
 
 def test_control_c_is_no_traceback(monkeypatch, capsys):
@@ -263,6 +292,6 @@ def test_help_is_no_error(monkeypatch, capsys, in_repository):
         cli.parse_with_config(parser, arguments)
 
     assert status(main, monkeypatch, "--help") == 0
-    said = capsys.readouterr().out
-    assert "What it does." in said
-    assert "--config.KEY=VALUE" in said
+    captured = capsys.readouterr().out
+    assert "What it does." in captured
+    assert "--config.KEY=VALUE" in captured

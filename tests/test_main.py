@@ -40,7 +40,7 @@ def test_a_run_as_typed(tiny_options, pictures, as_typed, tmp_path):
     assert lines[0].startswith("rotation2d_folder: 8 training and 4 validation cases of tiny 2D")
     last = run_log.read_metrics(workdir)[-1]
     assert lines[-1].startswith(
-        f"rotation2d_folder: 3 steps, validation {run_log.describe(last)}, untrained"
+        f"rotation2d_folder: 3 steps, validation {run_log.describe(last, 'accuracy')}, untrained"
     )
     assert lines[-1].endswith(f"encoder in {workdir / 'encoder'}")
     assert (workdir / "encoder" / "encoder.safetensors").exists()
@@ -110,7 +110,7 @@ def test_volumes_where_there_are_pictures(call, tiny_options, pictures, tmp_path
         (["--config.mesh.space=3"], "config.mesh.space=3 does not divide the 1 devices"),
         (["--stop_at=-1"], "--stop_at=-1"),
         (["--stop_at=soon"], "--stop_at"),
-        (["--config.task.name=chess"], "config.task.name='chess': no such task"),
+        (["--config.task.name=chess"], "config.task.name='chess' does not exist"),
         (["--config.data.crop=(24,24,24)"], "config.data.crop=(24, 24, 24): must be 2 whole"),
         (["--config.task.intensity=1.5"], "config.task.intensity=1.5: must be between 0 and 1"),
         (["--config.data.train_splits=('tests',)"], "no split 'tests'"),

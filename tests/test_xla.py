@@ -70,7 +70,7 @@ def test_import_touches_no_device():
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     code = (
-        "import ssl3d.backend, ssl3d.models.heads, ssl3d.models.export\n"
+        "import ssl3d.xla, ssl3d.models.heads, ssl3d.models.export\n"
         "import jax\n"
         f"jax.distributed.initialize('127.0.0.1:{port}', 1, 0)\n"
     )
@@ -84,7 +84,7 @@ def test_import_touches_no_device():
 FAULTS = """
 import resource
 import numpy as np
-from ssl3d import backend
+from ssl3d import xla
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -92,7 +92,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 freed_at_once = [faults(), faults()][1]
-keeps = backend.keep_memory()
+keeps = xla.keep_memory()
 print(keeps, freed_at_once, [faults(), faults()][1])
 """
 

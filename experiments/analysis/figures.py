@@ -1,9 +1,10 @@
-"""Figures of a study, as PNG and PDF: data efficiency and convergence, with confidence bands."""
+"""Figures of a study: data efficiency and convergence with 95 % bands, as PNG and PDF."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,86 +16,82 @@ from experiments.analysis.findings import Findings, Key
 from experiments.engine.study import DOUBLES, METHODS, SCRATCH, Study
 from ssl3d.atomic import atomic_write
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; one for each task of either rank.
+# Okabe and Ito's colours, which the colour-blind can tell apart; one per task, for both ranks.
 _COLOURS = {
     "cpc": "#0072B2",
     "exemplar": "#E69F00",
     "jigsaw": "#009E73",
     "rotation": "#CC79A7",
     "rpl": "#D55E00",
-}
-_OTHERS = {
     "supervised": "#56B4E9",
     "scratch-long": "#777777",
     "untrained-frozen": "#BBBBBB",
 }
-# In 2D or not, frozen or not.
+# 2D or not, frozen or not.
 _LINES = {(False, False): "-", (True, False): "--", (False, True): ":", (True, True): "-."}
-_BAND = 0.12  # opacity
+_BAND = {"alpha": 0.12, "linewidth": 0}
 
 
 def data_efficiency(study: Study, findings: Findings) -> Figure:
-    """The test score over the number of labels, with the 95 % intervals as bands."""
-    figure, axes = _figure(1)
+    """The test score over the number of labels, with 95 % intervals as bands."""
+    figure, (axes,) = _figure(1)
     places = np.arange(len(findings.labels), dtype=float)
     lines = list(_styles(findings))
     for number, (key, style) in enumerate(lines):
-        amounts = [a for a in findings.labels if (key, a) in findings.entries]
-        entries = [findings.entries[key, amount] for amount in amounts]
-        at = places[[findings.labels.index(amount) for amount in amounts]]
-        if len(places) == 1:
-            at = at + number - (len(lines) - 1) / 2
-        axes[0].plot(at, [entry.mean for entry in entries], **style)
+        shown = [i for i, a in enumerate(findings.labels) if (key, a) in findings.entries]
+        entries = [findings.entries[key, findings.labels[i]] for i in shown]
+        # A band of one amount of labels would have no width: bars side by side.
+        bars = len(places) == 1
+        at = places[shown] + (number - (len(lines) - 1) / 2 if bars else 0)
+        axes.plot(at, [entry.mean for entry in entries], **style)
         low, high = [entry.low for entry in entries], [entry.high for entry in entries]
-        if len(places) == 1:  # a band has no width there: bars side by side
-            axes[0].vlines(at, low, high, color=style["color"], linestyle=style["linestyle"])
+        if bars:
+            axes.vlines(at, low, high, color=style["color"], linestyle=style["linestyle"])
         else:
-            axes[0].fill_between(at, low, high, color=style["color"], alpha=_BAND, linewidth=0)
-    # Bands of few repetitions are wide: the scores choose the axis.
+            axes.fill_between(at, low, high, color=style["color"], **_BAND)
+    # The scores set the axis: bands of few repetitions are wide.
     values = np.array([value for entry in findings.entries.values() for value in entry.values])
     if np.isfinite(values).any():
         low, high = np.nanmin(values), np.nanmax(values)
         room = 0.1 * (high - low) or 0.01
-        axes[0].set_ylim(low - room, high + room)
-    axes[0].set_xticks(places, findings.labels)
-    axes[0].set_xlabel("labelled training subjects")
-    axes[0].set_ylabel(f"{study.columns[0].name}, test set")
-    return _finish(figure, axes[0])
+        axes.set_ylim(low - room, high + room)
+    axes.set_xticks(places, findings.labels)
+    axes.set_xlabel("labelled training subjects")
+    axes.set_ylabel(f"{study.columns[0].name}, test set")
+    return _finish(figure)
 
 
 def convergence(findings: Findings) -> Figure:
-    """The validation score over the steps, a panel for each number of labels."""
-    figure, axes = _figure(len(findings.labels))
-    for panel, amount in zip(axes, findings.labels, strict=True):
+    """The validation score over the steps, a panel per number of labels."""
+    figure, panels = _figure(len(findings.labels))
+    for panel, amount in zip(panels, findings.labels, strict=True):
         for key, style in _styles(findings):
             if (key, amount) not in findings.curves:
                 continue
             steps, scores = findings.curves[key, amount]
-            panel.plot(steps, scores.mean(0), **style | {"marker": None})
+            panel.plot(steps, scores.mean(0), **{**style, "marker": None})
             if len(scores) > 1:
-                # Of few repetitions it may be endless, and no score was ever there.
-                observed = scores.min(), scores.max()
-                low, high = np.clip(statistics.t_interval(scores), *observed)
-                panel.fill_between(steps, low, high, color=style["color"], alpha=_BAND, linewidth=0)
+                # Within the observed range: the band of few repetitions can be far wider.
+                low, high = np.clip(statistics.t_interval(scores), scores.min(), scores.max())
+                panel.fill_between(steps, low, high, color=style["color"], **_BAND)
         panel.set_title(f"labels: {amount}", fontsize="medium")
         panel.set_xlabel("step")
-    axes[0].set_ylabel("validation score")
-    return _finish(figure, axes[-1])
+    panels[0].set_ylabel("validation score")
+    return _finish(figure)
 
 
 def write(folder: Path, study: Study, findings: Findings) -> list[Path]:
-    """Writes both as PNG and PDF, and returns the PNGs."""
+    """Writes the figures as PNG and PDF, and returns the PNGs."""
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = {"data_efficiency": data_efficiency(study, findings)}
+    figures = {"data_efficiency": data_efficiency(study, findings)}
     if findings.curves:
-        drawn["convergence"] = convergence(findings)
-    for name, figure in drawn.items():
-        for ending in ("png", "pdf"):
-            # Without the date, the same results make the same file.
-            about = {"CreationDate": None} if ending == "pdf" else {}
+        figures["convergence"] = convergence(findings)
+    for name, figure in figures.items():
+        # Without the date, the same results make the same file.
+        for ending, about in (("png", {}), ("pdf", {"CreationDate": None})):
             with atomic_write(folder / f"{name}.{ending}") as partial:
                 figure.savefig(partial, dpi=130, metadata=about)
-    return [folder / f"{name}.png" for name in drawn]
+    return [folder / f"{name}.png" for name in figures]
 
 
 def _figure(panels: int) -> tuple[Figure, list[Axes]]:
@@ -103,40 +100,32 @@ def _figure(panels: int) -> tuple[Figure, list[Axes]]:
     return figure, list(np.atleast_1d(figure.subplots(1, panels, sharey=True)))
 
 
-def _finish(figure: Figure, last: Axes) -> Figure:
+def _finish(figure: Figure) -> Figure:
     for axes in figure.axes:
         axes.grid(alpha=0.3)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-    last.legend(
-        loc="upper left",
-        bbox_to_anchor=(1.01, 1),
-        fontsize="small",
-        frameon=False,
-        handlelength=4,  # or dashes cannot be told from dots
-    )
+        axes.spines[["top", "right"]].set_visible(False)
+    # Long handles, or dashes look like dots.
+    place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "handlelength": 4}
+    figure.axes[-1].legend(fontsize="small", frameon=False, **place)
     return figure
 
 
-def _styles(findings: Findings) -> Iterator[tuple[Key, dict[str, object]]]:
-    """Each row with its line: a colour per task, a dash per rank and mode.
+def _styles(findings: Findings) -> Iterator[tuple[Key, dict[str, Any]]]:
+    """The style of each row: a colour per task, dashes per rank and mode.
 
-    Not `DOUBLES`, which seldom have as many repetitions: beside means of more, that of a
-    lucky label subset would look like a method.
+    Without `DOUBLES`, which often have fewer repetitions: beside means over more, that of a lucky
+    label subset would look like a method.
     """
     for key in findings.rows:
         if key.method in DOUBLES.values():
             continue
-        task = key.method[:-2]
-        colour = _COLOURS.get(task, _OTHERS.get(key.method, "black"))
-        line = _LINES[METHODS[key.method].rank == 2, key.mode == "frozen"]
-        width = 2.2 if key.method == SCRATCH else 1.3
+        colour = _COLOURS.get(key.method, _COLOURS.get(key.method[:-2], "black"))
         yield (
             key,
             {
                 "color": colour,
-                "linestyle": line,
-                "linewidth": width,
+                "linestyle": _LINES[METHODS[key.method].rank == 2, key.mode == "frozen"],
+                "linewidth": 2.2 if key.method == SCRATCH else 1.3,
                 "marker": "o",
                 "markersize": 3,
                 "label": findings.label(key),

@@ -1,18 +1,19 @@
-"""From the rows of a study to what they say: scores, comparisons, convergence, plateau."""
+"""From the rows of a study to scores, comparisons, convergence and the plateau of scratch."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from experiments.analysis import statistics
-from experiments.analysis.results_table import Record, Row, numbers
+from experiments.analysis.results_table import Record
 from experiments.engine.study import DOUBLES, METHODS, SCRATCH, SCRATCH_2D, Study, scratch_of
 
-# Doubling scratch's steps may move its score by less than this at a plateau.
+# At a plateau, doubling the steps of scratch moves its score by less than this.
 PLATEAU = 0.005
 
 
@@ -23,13 +24,12 @@ class Key(NamedTuple):
     mode: str
 
 
-class Entry(NamedTuple):
-    """A row of the tables at an amount of labels.
+# A row of the tables at an amount of labels.
+Place = tuple[Key, str]
 
-    Attributes:
-      values: of the score of the whole test set, of each repetition.
-      low, high: 95 % interval of their mean, over repetitions and subjects.
-    """
+
+class Entry(NamedTuple):
+    """The compared score at a place: of each repetition, and the 95 % interval of their mean."""
 
     values: tuple[float, ...]
     low: float
@@ -41,12 +41,12 @@ class Entry(NamedTuple):
 
 
 class Doubled(NamedTuple):
-    """What doubling its steps adds to scratch.
+    """The effect of doubled steps on scratch.
 
     Attributes:
-      repetitions: that have both.
-      changes: of the score of each column, means over them.
-      low, high: 95 % interval of the first column's; NaN of a single repetition.
+      repetitions: number of those that have both.
+      changes: mean change of each column.
+      low, high: 95 % interval of the first column's change; NaN for a single repetition.
     """
 
     repetitions: int
@@ -56,221 +56,213 @@ class Doubled(NamedTuple):
 
     @property
     def moved(self) -> bool:
-        """Whether the first column's says that scratch is not at its plateau; not if undefined."""
+        """Whether scratch is not at its plateau in the first column; False if undefined."""
         return abs(self.changes[0]) >= PLATEAU
+
+    @property
+    def effect(self) -> str:
+        """The change of the first column and its interval."""
+        return f"{self.changes[0]:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What a study has found.
+    """The findings of a study, by place; the first column is the score compared.
 
     Attributes:
-      rows: of the tables, in order; those with any finished cell.
-      labels: amounts, in order; those with any finished cell.
-      entries: of the first column, by row and amount.
-      comparisons: likewise, with the scratch named in `against`.
-      against: scratch2d of 2D methods on volumes where it was run; else, and of scratch2d, scratch.
-      convergence: validated step at which 95 % of the final validation score of the scratch with
-        the method's own network is reached, of each repetition (infinite: never).
-      curves: (steps [T], scores [R, T]), likewise.
-      plateau: what doubling its steps adds to scratch and to scratch2d, by that name and amount.
-      beyond: the gains of `comparisons` again, against that scratch with twice the steps.
-      sliced: rows of 2D networks on the slices of volumes.
-      mixed: rows with training data drawn by another version of the code than that of the scratch
-        that they are compared with.
+      runs: results.csv at each place, indexed by repetition.
+      rows, labels: of the tables, in order.
+      against: name of the scratch a method is compared with: scratch2d for 2D methods on volumes
+        if it was run, else (and for scratch2d itself) scratch.
+      comparisons: with that scratch.
+      beyond: the gains among them again, against that scratch with twice the steps.
+      plateau: of scratch and scratch2d, by name and amount of labels.
+      convergence: for each repetition the validated step at which 95 % of the final validation
+        score of scratch with the same network is reached; infinite if never.
+      curves: (steps [T], scores [R, T]).
+      mixed: rows whose training data were sampled by another version of the code than those of
+        their scratch.
     """
 
+    runs: Mapping[Place, pd.DataFrame]
     rows: tuple[Key, ...]
     labels: tuple[str, ...]
-    entries: dict[tuple[Key, str], Entry]
-    comparisons: dict[tuple[Key, str], statistics.Comparison]
-    against: dict[tuple[Key, str], str]
-    convergence: dict[tuple[Key, str], tuple[float, ...]]
-    curves: dict[tuple[Key, str], tuple[np.ndarray, np.ndarray]]
-    plateau: dict[tuple[str, str], Doubled]
-    beyond: dict[tuple[Key, str], statistics.Comparison]
-    sliced: tuple[Key, ...]
-    mixed: tuple[Key, ...]
+    rank: int
+    entries: dict[Place, Entry] = dataclasses.field(default_factory=dict)
+    against: dict[Place, str] = dataclasses.field(default_factory=dict)
+    comparisons: dict[Place, statistics.Comparison] = dataclasses.field(default_factory=dict)
+    beyond: dict[Place, statistics.Comparison] = dataclasses.field(default_factory=dict)
+    plateau: dict[tuple[str, str], Doubled] = dataclasses.field(default_factory=dict)
+    convergence: dict[Place, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    curves: dict[Place, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
+    mixed: list[Key] = dataclasses.field(default_factory=list)
 
     @property
     def repetitions(self) -> int:
-        """The most that any row has."""
-        return max(len(entry.values) for entry in self.entries.values())
+        """The largest number of repetitions of any row."""
+        return max(map(len, self.runs.values()))
+
+    @property
+    def sliced(self) -> bool:
+        """Whether there are 2D networks on the slices of volumes."""
+        return any(scratch_of(key.method, self.rank) == SCRATCH_2D for key in self.rows)
 
     def label(self, key: Key) -> str:
-        """As the tables call a row: with its mode where there are several."""
+        """The name of a row: with its mode if the study has several."""
         modes = {row.mode for row in self.rows if not METHODS[row.method].mode}
         chosen = not METHODS[key.method].mode
         return f"{key.method}, {key.mode}" if chosen and len(modes) > 1 else key.method
 
+    def values(self, key: Key, amount: str, name: str) -> list[float]:
+        """A column of results.csv, by repetition; NaN where undefined, empty if not run."""
+        rows = self.runs.get((key, amount), pd.DataFrame())
+        return pd.to_numeric(rows.reindex(columns=[name])[name]).tolist()
+
+    def both(self, place: Place, other: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The rows of a place and of a random initialisation, of their common repetitions."""
+        own = self.runs[place]
+        others = self.runs.get((Key(other, "random"), place[1]), own.iloc[:0])
+        common = own.index.intersection(others.index)
+        return own.loc[common], others.loc[common]
+
 
 def find(study: Study, record: Record, classes: int, draws: int = statistics.DRAWS) -> Findings:
-    """Everything the report shows.
+    """The findings of a record, which holds cells of the study alone.
 
     Args:
-      record: of the study's cells alone.
       classes: K of a classification.
+      draws: number of resamplings of the test subjects.
     """
-    rows_of: dict[tuple[Key, str], list[Row]] = {}
-    for row in sorted(record.results, key=lambda row: int(row["repetition"])):
-        rows_of.setdefault((Key(row["method"], row["mode"]), row["labels"]), []).append(row)
-    present = {key for key, _ in rows_of}
-    methods = [*study.methods, *METHODS]  # and those that were asked for beyond the study's
-    order = sorted(present, key=lambda key: (methods.index(key.method), key.mode != "finetune"))
-    amounts = sorted({amount for _, amount in rows_of}, key=lambda text: _size(rows_of, text))
-    tables = _Cases(study, record, classes)
-    entries, comparisons, against, plateau, beyond, mixed = {}, {}, {}, {}, {}, []
-    for amount in amounts:
+    facts = arrange(study, record)
+    cases = Cases(study, record, classes)
+    for amount in facts.labels:
         pairs = {}
-        for key in order:
-            own = rows_of.get((key, amount))
-            if not own:
+        for key in facts.rows:
+            place = key, amount
+            if place not in facts.runs:
                 continue
-            scores = [tables.score(row) for row in own]
-            found = statistics.estimate(scores, None, tables.subjects, draws)
-            low, high = found.interval() if found else (np.nan, np.nan)
-            entries[key, amount] = Entry(tuple(numbers(own, study.columns[0].name)), low, high)
-            name, both = _against(rows_of, key, amount, study.rank)
-            if not both:
+            found = statistics.estimate(
+                cases.scores(facts.runs[place]), None, cases.subjects, draws
+            )
+            interval = found.interval() if found else (np.nan, np.nan)
+            values = facts.values(key, amount, study.columns[0].name)
+            facts.entries[place] = Entry(tuple(values), *interval)
+            name, own, scratch = _against(facts, place)
+            if own.empty:
                 continue
-            if _draw_differently(both):
-                mixed.append(key)
-            if key.method in DOUBLES.values():  # p-values are not corrected for them
-                plateau[name, amount] = _doubled(study, tables, both, draws)
+            if (own["draws"] != scratch["draws"]).any() and key not in facts.mixed:
+                facts.mixed.append(key)
+            if key.method in DOUBLES.values():  # a check of scratch, not a method to be compared
+                facts.plateau[name, amount] = _doubled(study, cases, own, scratch, draws)
                 continue
-            against[key, amount] = name
-            pairs[key] = tables.pair(both)
-        compared = statistics.compare(pairs, tables.subjects, draws)
-        comparisons |= {(key, amount): comparison for key, comparison in compared.items()}
-        gains = [key for key, comparison in compared.items() if comparison.shown() > 0]
-        if not gains:
-            continue
-        # All methods, and not the gains alone: those are chosen by the same noise.
-        doubled = {}
-        for key in compared:
-            double = rows_of.get((_random(DOUBLES[against[key, amount]]), amount), [])
-            if both := _of_both(rows_of[key, amount], double):
-                doubled[key] = tables.pair(both)
-        again = statistics.compare(doubled, tables.subjects, draws)
-        beyond |= {(key, amount): again[key] for key in gains if key in again}
-    convergence, curves = _converge(study, record, rows_of)
-    return Findings(
-        tuple(order),
-        tuple(amounts),
-        entries,
-        comparisons,
-        against,
-        convergence,
-        curves,
-        plateau,
-        beyond,
-        tuple(key for key in order if scratch_of(key.method, study.rank) == SCRATCH_2D),
-        tuple(dict.fromkeys(mixed)),
+            facts.against[place] = name
+            pairs[place] = cases.scores(own), cases.scores(scratch)
+        compared = statistics.compare(pairs, cases.subjects, draws)
+        facts.comparisons.update(compared)
+        gains = [place for place, comparison in compared.items() if comparison.shown() > 0]
+        if gains:
+            # All methods and not the gains alone, which the same noise has selected.
+            doubled = {
+                place: facts.both(place, DOUBLES[facts.against[place]]) for place in compared
+            }
+            pairs = {
+                place: (cases.scores(own), cases.scores(double))
+                for place, (own, double) in doubled.items()
+                if not own.empty
+            }
+            again = statistics.compare(pairs, cases.subjects, draws)
+            facts.beyond.update({place: again[place] for place in gains if place in again})
+    _converge(facts, record)
+    return facts
+
+
+def arrange(study: Study, record: Record) -> Findings:
+    """The rows, amounts of labels and runs of a record, in order; nothing compared yet."""
+    results = pd.DataFrame([{"draws": ""} | row for row in record.results])
+    results["repetition"] = results["repetition"].astype(int)
+    # Rows from before the versions were counted are of the first one.
+    results["draws"] = results["draws"].replace("", "1")
+    runs = {
+        (Key(str(method), str(mode)), str(amount)): rows.set_index("repetition").sort_index()
+        for (method, mode, amount), rows in results.groupby(["method", "mode", "labels"])
+    }
+    methods = [*study.methods, *METHODS]  # and those that were run beyond the study's
+    keys = sorted(
+        {key for key, _ in runs},
+        key=lambda key: (methods.index(key.method), key.mode != "finetune"),
     )
+    sizes = pd.to_numeric(results["training_cases"]).groupby(results["labels"]).min()
+    return Findings(runs, tuple(keys), tuple(sizes.sort_values().index), study.rank)
 
 
-def _random(method: str) -> Key:
-    return Key(method, "random")
+def _against(facts: Findings, place: Place) -> tuple[str, pd.DataFrame, pd.DataFrame]:
+    """The scratch of a place, and the rows of both; no rows where it was not run."""
+    method = place[0].method
+    own = scratch_of(method, facts.rank)
+    # Doubled steps of one scratch say nothing of the other.
+    for name in [own] if method in DOUBLES.values() else [own, SCRATCH]:
+        both = facts.both(place, name)
+        if name != method and not both[0].empty:
+            return name, *both
+    return "", pd.DataFrame(), pd.DataFrame()
 
 
-def _against(
-    rows_of: dict[tuple[Key, str], list[Row]], key: Key, amount: str, rank: int
-) -> tuple[str, list[tuple[Row, Row]]]:
-    """The scratch that a row is compared with, and the pairs of rows; none where it was not run."""
-    own = scratch_of(key.method, rank)
-    # What doubling its steps adds to one scratch the other cannot tell.
-    choices = [own] if key.method in DOUBLES.values() else [own, SCRATCH]
-    for name in choices:
-        both = _of_both(rows_of[key, amount], rows_of.get((_random(name), amount), []))
-        if both and name != key.method:
-            return name, both
-    return "", []
+def _doubled(
+    study: Study, cases: Cases, double: pd.DataFrame, scratch: pd.DataFrame, draws: int
+) -> Doubled:
+    names = [column.name for column in study.columns]
+    change = double[names].apply(pd.to_numeric) - scratch[names].apply(pd.to_numeric)
+    found = statistics.estimate(cases.scores(double), cases.scores(scratch), cases.subjects, draws)
+    interval = found.interval() if found and len(double) > 1 else (np.nan, np.nan)
+    return Doubled(len(double), tuple(change.mean(skipna=False)), *interval)
 
 
-def _of_both(rows: Sequence[Row], others: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """The rows of the repetitions that both have, side by side."""
-    other = {row["repetition"]: row for row in others}
-    return [(row, other[row["repetition"]]) for row in rows if row["repetition"] in other]
+class Cases:
+    """The test cases of each cell, in one order.
 
-
-def _draw_differently(both: Sequence[tuple[Row, Row]]) -> bool:
-    """Rows of before the versions were counted are of the first."""
-    return any((row.get("draws") or "1") != (other.get("draws") or "1") for row, other in both)
-
-
-def _doubled(study: Study, tables: _Cases, both: Sequence[tuple[Row, Row]], draws: int) -> Doubled:
-    double, scratch = zip(*both, strict=True)
-    changes = tuple(
-        float(np.mean(np.subtract(numbers(double, name), numbers(scratch, name))))
-        for name, _ in study.columns
-    )
-    found = statistics.estimate(*tables.pair(both), tables.subjects, draws)
-    low, high = found.interval() if found and len(both) > 1 else (np.nan, np.nan)
-    return Doubled(len(both), changes, low, high)
-
-
-def _size(rows_of: dict[tuple[Key, str], list[Row]], amount: str) -> int:
-    return next(int(rows[0]["training_cases"]) for (_, a), rows in rows_of.items() if a == amount)
-
-
-class _Cases:
-    """The test cases of each cell, in one order."""
+    Attributes:
+      subjects: of the weights that the scores take: of each case, or for kappa each subject once.
+    """
 
     def __init__(self, study: Study, record: Record, classes: int) -> None:
-        self._study, self._classes = study, classes
-        self._rows: dict[str, dict[str, Row]] = {}
-        for row in record.cases:
-            self._rows.setdefault(row["cell"], {})[row["id"]] = row
-        first = next(iter(self._rows.values()), {})
-        self._ids = sorted(first)
-        self.subjects = [first[name]["subject"] for name in self._ids]
+        name, of = study.columns[0]
+        self._classes = classes if of == "kappa" else 0
+        score = "predicted" if self._classes else name
+        rows = [row for row in record.cases if row["score"] == score]
+        self._rows = sorted(rows, key=lambda row: row["id"])
+        self.subjects = [row["subject"] for row in self._rows]
+        if self._classes:
+            names, self._subject = np.unique(self.subjects, return_inverse=True)
+            self.subjects = names.tolist()
+            self._grades = np.array([int(row["grade"]) for row in self._rows])
 
-    def pair(
-        self, both: Sequence[tuple[Row, Row]]
-    ) -> tuple[list[statistics.Score], list[statistics.Score]]:
-        """The scores of a method and those of what it is compared with."""
-        own, other = zip(*both, strict=True)
-        return [self.score(row) for row in own], [self.score(row) for row in other]
+    def scores(self, results: pd.DataFrame) -> list[statistics.Score]:
+        """The score of each cell as a function of weights."""
+        return [self._score([row[cell] for row in self._rows]) for cell in results["cell"]]
 
-    def score(self, result: Row) -> statistics.Score:
-        rows = [self._rows[result["cell"]][name] for name in self._ids]
-        column = self._study.columns[0]
-        if column.of == "kappa":
-            grades = np.array([int(row["grade"]) for row in rows])
-            predicted = np.array([int(row["predicted"]) for row in rows])
-            return statistics.kappa_score(grades, predicted, self._classes)
-        return statistics.mean_score(np.array(numbers(rows, column.name)))
+    def _score(self, values: list[str]) -> statistics.Score:
+        if not self._classes:
+            return statistics.mean_score(np.array(values, float))
+        predicted = np.array(values, int)
+        return statistics.kappa_score(self._grades, predicted, self._classes, self._subject)
 
 
-def _converge(
-    study: Study, record: Record, rows_of: dict[tuple[Key, str], list[Row]]
-) -> tuple[dict, dict]:
-    curves_of: dict[str, list[tuple[int, float]]] = {}
-    for row in sorted(record.curves, key=lambda row: int(row["step"])):
-        value = float(row["score"] or "nan")
-        curves_of.setdefault(row["cell"], []).append((int(row["step"]), value))
-    convergence, curves = {}, {}
-    for (key, amount), rows in rows_of.items():
+def _converge(facts: Findings, record: Record) -> None:
+    curves = {
+        row["cell"]: {int(step): float(row[step]) for step in row if step != "cell"}
+        for row in record.curves
+    }
+    for place, rows in facts.runs.items():
         # 2D networks are validated on slices: their curves compare with one another alone.
-        reference = _random(scratch_of(key.method, study.rank))
-        both = [
-            (curves_of[row["cell"]], curves_of[other["cell"]])
-            for row, other in _of_both(rows, rows_of.get((reference, amount), []))
-            if row["cell"] in curves_of and other["cell"] in curves_of
-        ]
+        own, others = facts.both(place, scratch_of(place[0].method, facts.rank))
+        pairs = zip(own["cell"], others["cell"], strict=True)
+        both = [(curves[a], curves[b]) for a, b in pairs if a in curves and b in curves]
         if both:
-            convergence[key, amount] = tuple(
-                statistics.steps_to_reach(curve, statistics.SHARE * other[-1][1])
-                for curve, other in both
+            facts.convergence[place] = tuple(
+                statistics.steps_to_reach(list(a.items()), statistics.SHARE * b[max(b)])
+                for a, b in both
             )
-        own = [curves_of[row["cell"]] for row in rows if row["cell"] in curves_of]
-        curves[key, amount] = _stack(own)
-    return convergence, {place: pair for place, pair in curves.items() if len(pair[0])}
-
-
-def _stack(curves: Sequence[Sequence[tuple[int, float]]]) -> tuple[np.ndarray, np.ndarray]:
-    """Curves at the steps that all have: [T], [R, T]."""
-    if not curves:
-        return np.zeros(0), np.zeros((0, 0))
-    steps = sorted(set.intersection(*({step for step, _ in curve} for curve in curves)))
-    return np.array(steps), np.array([[dict(curve)[step] for step in steps] for curve in curves])
+        validated = [curves[cell] for cell in rows["cell"] if cell in curves]
+        if steps := sorted(set(validated[0]).intersection(*validated)) if validated else []:
+            scores = [[curve[step] for step in steps] for curve in validated]
+            facts.curves[place] = np.array(steps), np.array(scores)

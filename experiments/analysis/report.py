@@ -1,26 +1,45 @@
-"""What a study leaves for people: tables.md, tables.tex, figures/ and report.html."""
+"""The report of a study: tables.md, tables.tex, figures/ and report.html."""
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from experiments.analysis import figures, findings, page, results_table, tables
+import jinja2
+import pandas as pd
+
+from experiments.analysis import figures, findings, results_table, tables
+from experiments.analysis.findings import Findings, Key
 from experiments.analysis.results_table import Record
 from experiments.engine import grid
 from experiments.engine.grid import Size
-from experiments.engine.study import Study
+from experiments.engine.study import DOUBLES, METHODS, SCRATCH, SCRATCH_2D, Study
 from experiments.engine.study_data import StudyData
 from ssl3d.atomic import atomic_write
 from ssl3d.data import store
 from ssl3d.errors import UserError
 
 _FOLDERS = ("--data", "--output", "--pretrain-data", "--source")
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "±": r"$\pm$",
+    "≈": r"$\approx$",
+    "–": "--",
+    "~": r"\textasciitilde{}",
+    **{character: "\\" + character for character in "%_&#$"},
+}
 
 
 def write(plan: StudyData, found: Record, limits: Sequence[str], typed: str, output: Path) -> None:
-    """Writes tables, figures and the page. Raises `UserError` if nothing has been run yet."""
+    """Writes tables, figures and page. Raises `UserError` if there is no finished cell.
+
+    Args:
+      limits: sentences that a reader must not miss, e.g. that the study was cut down.
+      typed: the command that continues the study.
+    """
     if not found.results:
         raise UserError(f"{output}: no finished cell yet; run the study first")
     study = plan.study
@@ -33,87 +52,159 @@ def write(plan: StudyData, found: Record, limits: Sequence[str], typed: str, out
     if facts.mixed:
         names = ", ".join(map(facts.label, facts.mixed))
         notes.append(
-            "Not run by the same version of the code as scratch, but by one that draws training "
-            f"data differently: {names} (draws in results.csv)."
+            "Run by a version of the code that samples training data differently from that of "
+            f"scratch: {names} (draws in results.csv)."
         )
-    shown = tables.all_tables(study, found, facts)
-    about = [("to go on", typed), *describe(plan, found, facts)]
-    head = [f"# {study.title}", *notes, *page.summary(facts)]
-    introduction = "\n\n".join(head) + "\n\n" + "\n".join(f"- {a}: {b}" for a, b in about)
-    for name, text in (
-        ("tables.md", tables.markdown(shown, introduction)),
-        ("tables.tex", tables.latex(shown, notes)),
-    ):
-        with atomic_write(output / name) as partial:
-            partial.write_text(text, encoding="utf-8")
+    words = summary(facts)
     pictures = figures.write(output / "figures", study, facts)
-    page.write(output / "report.html", study.title, about, notes, facts, shown, pictures, found)
-    for line in page.summary(facts):
+    shown = {
+        "study": study,
+        "notes": notes,
+        "summary": words,
+        "about": [("to continue", typed), *describe(plan, found, facts)],
+        "methods": {key.method: METHODS[key.method].about for key in facts.rows},
+        "pictures": {
+            picture.stem.replace("_", " "): base64.b64encode(picture.read_bytes()).decode()
+            for picture in pictures
+        },
+        "sliced": facts.sliced,
+        "tables": tables.all_tables(study, found, facts),
+        "unchecked": unchecked(facts),
+        "cells": len(found.results),
+    }
+    for name in ("tables.md", "tables.tex", "report.html"):
+        with atomic_write(output / name) as partial:
+            partial.write_text(render(name, **shown), encoding="utf-8")
+    for line in words:
         print(line)
     print(f"report: {output / 'report.html'}", flush=True)
 
 
-def describe(plan: StudyData, found: Record, facts: findings.Findings) -> list[tuple[str, str]]:
-    """What was done, by this command and those before it, as pairs of a name and a text."""
+def render(name: str, **values: Any) -> str:
+    """The text of the template NAME.j2 of this folder."""
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=name.endswith(".html"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    escape = str.maketrans(_LATEX)
+    templates.filters["latex"] = lambda text: text.translate(escape)
+    return templates.get_template(f"{name}.j2").render(values)
+
+
+def summary(facts: Findings) -> list[str]:
+    """The verdicts in a few sentences, those with the fewest labels first."""
+    words = []
+    for amount in facts.labels:
+        own = {key: c for (key, a), c in facts.comparisons.items() if a == amount}
+        for text, sign in (("better", 1), ("worse", -1)):
+            names: dict[str, list[str]] = {}
+            for key, c in own.items():
+                if c.shown() == sign:
+                    names.setdefault(facts.against[key, amount], []).append(
+                        f"{facts.label(key)} ({c.difference:+.3f}, corrected interval "
+                        f"{c.low_holm:+.3f} to {c.high_holm:+.3f})"
+                    )
+            words += [
+                f"With {amount} labels significantly {text} than {other}: {'; '.join(several)}."
+                for other, several in names.items()
+            ]
+        words += [
+            f"With {amount} labels {method} is not at its plateau: twice the steps change it by "
+            f"{doubled.changes[0]:+.3f}."
+            for (method, a), doubled in facts.plateau.items()
+            if a == amount and doubled.moved
+        ]
+        words += [
+            f"With {amount} labels {facts.label(key)} against "
+            f"{DOUBLES[facts.against[key, amount]]}, scratch with twice the steps, in "
+            f"{comparison.repetitions} repetitions: {comparison.verdict()}."
+            for (key, a), comparison in facts.beyond.items()
+            if a == amount
+        ]
+        pretrained = [c.shown() for key, c in own.items() if METHODS[key.method].task]
+        if pretrained and max(pretrained) < 1:
+            words.append(f"With {amount} labels no gain of any pretraining over scratch is shown.")
+    if not facts.comparisons:
+        words.append(
+            "Nothing to compare yet: scratch or all other methods are missing, or there is only "
+            "one repetition with one test subject."
+        )
+    return words
+
+
+def unchecked(facts: Findings) -> list[str]:
+    """The scratches not known to be at their plateau: a gain may be one over undertraining."""
+    words = []
+    for method in (SCRATCH, SCRATCH_2D):
+        amounts = [
+            amount
+            for amount in facts.labels
+            if (Key(method, "random"), amount) in facts.runs
+            and (method, amount) not in facts.plateau
+        ]
+        if amounts:
+            words.append(
+                f"Whether {method} was trained to its plateau with {', '.join(amounts)} labels was "
+                f"not checked here (--methods={method},{DOUBLES[method]} checks it)."
+            )
+    return words
+
+
+def describe(plan: StudyData, found: Record, facts: Findings) -> list[tuple[str, str]]:
+    """What was done in all runs of the study, as pairs of a name and a text."""
     study, dataset = plan.study, plan.dataset
     counts = {split: len(dataset.split(split)) for split in store.SPLITS}
     split = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    tested = len(plan.labelled("test"))
     seen = ("the same data, " if not plan.elsewhere else f"{plan.corpus.name}, ") + (
         "all cases, validation and test too (transductive)"
         if plan.transductive
         else "training and unlabelled cases"
     )
+    results = pd.DataFrame(found.results)
     spent = sum(results_table.numbers([*found.results, *found.pretraining], "seconds"))
-    # Others than scratch-long and those of twice the steps have the fewest.
-    steps = {
-        amount: min(int(row["steps"]) for row in found.results if row["labels"] == amount)
-        for amount in facts.labels
-    }
+    # scratch-long and the doubled ones have more.
+    steps = pd.to_numeric(results["steps"]).groupby(results["labels"]).min()
     network = ", ".join(f"{key} {value}" for key, value in study.encoder.items())
-    codes = sorted({row["code"] for row in found.results})
-    machines = sorted({row["machine"] for row in found.results})
     return [
         ("data", f"{dataset.name}: {split}; splits by {dataset.splits_by}"),
-        ("tested on", f"the same {tested} test cases in every cell"),
+        ("tested on", f"the same {len(plan.labelled('test'))} test cases in every cell"),
         ("pretrained on", seen),
-        ("cells", f"{len(found.results)} finished, repetitions of each: up to {facts.repetitions}"),
+        ("cells", f"{len(results)} finished, repetitions of each: up to {facts.repetitions}"),
         ("network", network or "the preset's"),
-        ("downstream steps", ", ".join(f"{n} with {amount}" for amount, n in steps.items())),
+        ("downstream steps", ", ".join(f"{steps[a]} with {a}" for a in facts.labels)),
         ("pretrained encoders", str(len(found.pretraining))),
         ("time", f"{spent / 3600:.2f} hours of all runs"),
-        ("machine", "; ".join(machines)),
-        ("code", ", ".join(codes)),
+        ("machine", "; ".join(sorted(results["machine"].unique()))),
+        ("code", ", ".join(sorted(results["code"].unique()))),
         *(("note", note) for note in study.notes),
     ]
 
 
 def cut_down(minutes: float, plan: StudyData, size: Size, full: Size) -> str:
-    """How small a study in a budget is, in a sentence."""
-    text = (
+    """The size of a study within a budget, in a sentence."""
+    length = "each run at its full length."
+    if plan.scale < 1:
+        length = f"each run of {plan.scale:.1%} of the full study's steps, pretraining included."
+    return (
         f"This is a study cut down to {minutes:g} minutes: {len(grid.cells(size))} of "
         f"{len(grid.cells(full))} cells ({', '.join(size.methods)}; labels "
-        f"{', '.join(size.labels)}; {size.repetitions} repetitions), "
+        f"{', '.join(size.labels)}; {size.repetitions} repetitions), {length}"
     )
-    if plan.scale < 1:
-        text += f"each run of {plan.scale:.1%} of the full study's steps, pretraining included."
-    else:
-        text += "each run at its full length."
-    return text
 
 
 def as_typed(study: Study, arguments: Sequence[str]) -> str:
-    """The command that goes on with it, without the folders of this machine."""
-    shown, of = [], ""
+    """The command that continues the study, without the folders of this machine."""
+    shown, before = [], ""
     for argument in arguments:
-        if argument == "--report-only":
-            continue
         name, equals, _ = argument.partition("=")
-        if of in _FOLDERS:  # --data DIR
+        if before in _FOLDERS:  # --data DIR
             shown.append("DIR")
         elif name in _FOLDERS and equals:
             shown.append(f"{name}=DIR")
-        else:
+        elif argument != "--report-only":
             shown.append(argument)
-        of = argument
+        before = argument
     return " ".join([f"python -m experiments.{study.name}", *shown])

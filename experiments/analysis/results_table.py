@@ -1,12 +1,13 @@
-"""What is kept of a study: four tables, to which every finished run adds its rows.
+"""The stored results of a study: four tables, to which every finished run adds its rows.
 
     results.csv       a row per cell: scores, sizes, times, seeds, hashes, code version
     pretraining.csv   a row per pretraining
-    cases.csv         each test case of each cell, for the statistics
-    curves.csv        the validation score of each cell over its steps
+    cases.csv         a row per test case and score, a column per cell: for the statistics
+    curves.csv        a row per cell, a column per validated step: the validation score
 
-They stand for themselves: cells whose rows are there are not run again, even where their folders
-are gone, as in a checkout of the repository.
+The tables are sufficient: a cell whose rows exist is not run again, even without its run folder,
+e.g. in a checkout of the repository. In cases.csv and curves.csv `nan` is an undefined score and an
+empty field one that does not exist (a step or a case of other cells).
 """
 
 from __future__ import annotations
@@ -23,16 +24,15 @@ from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
 
 Row = dict[str, str]
-_FILES = {
-    "results": "results.csv",
-    "pretraining": "pretraining.csv",
-    "cases": "cases.csv",
-    "curves": "curves.csv",
-}
+RESULTS, CASES = "results.csv", "cases.csv"
+_FILES = (RESULTS, "pretraining.csv", CASES, "curves.csv")
+# What tells rows of cases.csv apart; `score` names the column of the study ("dice") or "predicted".
+_CASE = ("id", "subject", "grade")
+_KEYS = (*_CASE, "score")
 
 
 class Record(NamedTuple):
-    """The rows of the four tables, values as text; "" is not defined."""
+    """The rows of the four tables, values as text; "" is undefined in the first two."""
 
     results: list[Row]
     pretraining: list[Row]
@@ -40,51 +40,53 @@ class Record(NamedTuple):
     curves: list[Row]
 
     def known(self) -> set[str]:
-        """Names of the cells that are there."""
+        """Names of the finished cells."""
         return {row["cell"] for row in self.results}
 
 
 def read(output: Path) -> Record:
-    """The tables of a folder, and the results of its runs.
+    """The tables of a folder, merged with the results of its runs.
 
-    Where a run's folder is there, its rows are those of the folder, whatever the tables have of it:
-    another process may have replaced some of them and not yet the others.
+    Where the folder of a run exists, its results replace the rows of the tables: another process
+    may have replaced some of the tables and not yet the others.
 
     Raises:
-      UserError: a table that cannot be read, or a cell whose test cases are missing.
+      UserError: a table cannot be read, or lacks the test cases of a cell.
     """
-    record = Record(*(_read_table(output / file) for file in _FILES.values()))
-    cells, pretraining = _results(output / CELLS), _results(output / PRETRAINING)
-    own = {result["row"]["cell"] for result in cells}
-    trained = {result["row"]["pretraining"] for result in pretraining}
-    whole = Record(
-        [row for row in record.results if row["cell"] not in own],
-        [row for row in record.pretraining if row["pretraining"] not in trained],
-        [row for row in record.cases if row["cell"] not in own],
-        [row for row in record.curves if row["cell"] not in own],
-    )
-    lacking = whole.known() - {row["cell"] for row in whole.cases}
+    results, pretraining, cases, curves = (_read_table(output / file) for file in _FILES)
+    # Older versions wrote a row per cell and test case, and per cell and step.
+    if cases and "cell" in cases[0]:
+        cases = _wide_cases((row["cell"], row) for row in cases)
+    if curves and "step" in curves[0]:
+        curves = _wide_curves((row["cell"], row["step"], row["score"]) for row in curves)
+    runs, trained = _results(output / CELLS), _results(output / PRETRAINING)
+    own = {run["row"]["cell"] for run in runs}
+    results = [row for row in results if row["cell"] not in own]
+    cases = [{key: row[key] for key in row if row[key] and key not in own} for row in cases]
+    curves = [{key: row[key] for key in row if row[key]} for row in curves]
+    lacking = {row["cell"] for row in results}.difference(*cases)
     if lacking:
         raise UserError(
-            f"{output / _FILES['cases']}: has no rows of {min(lacking)}; bring them back, or "
-            f"remove its row from {_FILES['results']} to run it again"
+            f"{output / CASES}: has no column {min(lacking)}; restore the file, or remove the row "
+            f"of that cell from {RESULTS} to run it again"
         )
-    for result in cells:
-        cell = result["row"]["cell"]
-        whole.results.append(_text(result["row"]))
-        whole.cases.extend(_text({"cell": cell} | case) for case in result["cases"])
-        whole.curves.extend(
-            _text({"cell": cell, "step": step, "score": score}) for step, score in result["curve"]
-        )
-    whole.pretraining.extend(_text(result["row"]) for result in pretraining)
-    return whole
+    new = {run["row"]["pretraining"] for run in trained}
+    return Record(
+        results + [_text(run["row"]) for run in runs],
+        [row for row in pretraining if row["pretraining"] not in new]
+        + [_text(run["row"]) for run in trained],
+        _wide_cases(((run["row"]["cell"], case) for run in runs for case in run["cases"]), cases),
+        [row for row in curves if row["cell"] not in own]
+        + _wide_curves((run["row"]["cell"], *point) for run in runs for point in run["curve"]),
+    )
 
 
 def write(output: Path, record: Record) -> None:
-    """Replaces the four tables; each appears whole."""
+    """Replaces the four tables, each atomically."""
     output.mkdir(parents=True, exist_ok=True)
-    for file, rows in zip(_FILES.values(), record, strict=True):
+    for file, rows in zip(_FILES, record, strict=True):
         columns = list(dict.fromkeys(key for row in rows for key in row))
+        columns.sort(key=lambda name: int(name) if name.isdigit() else -1)  # the steps of curves
         with (
             atomic_write(output / file) as partial,
             partial.open("w", newline="", encoding="utf-8") as text,
@@ -95,9 +97,9 @@ def write(output: Path, record: Record) -> None:
 
 
 def update(output: Path) -> None:
-    """Brings the tables up to date, together with others that may be doing so.
+    """Brings the tables up to date while other processes may do the same.
 
-    Who replaced newer tables by older ones notices, and reads the runs' results again.
+    A process that has replaced newer tables by older ones notices, and reads the runs again.
     """
     written = None
     while (found := read(output)) != written:
@@ -106,16 +108,22 @@ def update(output: Path) -> None:
 
 
 def restrict(record: Record, names: Iterable[str]) -> Record:
-    """The cells of these names and what belongs to them."""
+    """The cells of these names, and the pretraining that they use."""
     names = set(names)
     results = [row for row in record.results if row["cell"] in names]
-    needed = {row["pretraining"] for row in results}
+    used, kept = {row["pretraining"] for row in results}, {*_KEYS, *names}
+    cases = [{key: value for key, value in row.items() if key in kept} for row in record.cases]
     return Record(
         results,
-        [row for row in record.pretraining if row["pretraining"] in needed],
-        [row for row in record.cases if row["cell"] in names],
+        [row for row in record.pretraining if row["pretraining"] in used],
+        [row for row in cases if not row.keys() <= set(_KEYS)],
         [row for row in record.curves if row["cell"] in names],
     )
+
+
+def numbers(rows: Sequence[Row], key: str) -> list[float]:
+    """A column as numbers; NaN where it is undefined."""
+    return [float(row.get(key) or "nan") for row in rows]
 
 
 def _results(folder: Path) -> list[dict[str, Any]]:
@@ -132,10 +140,29 @@ def _read_table(file: Path) -> list[Row]:
         raise UserError(f"{file}: cannot be read ({error}); remove it to merge anew") from None
 
 
+def _wide_cases(
+    found: Iterable[tuple[str, dict[str, Any]]], known: Iterable[Row] = ()
+) -> list[Row]:
+    """Rows of cases.csv, `known` ones first, of pairs of a cell and its scores of one case."""
+    table = {tuple(row.get(key) for key in _KEYS): row for row in known}
+    for cell, case in found:
+        about = {key: str(case[key]) for key in _CASE if key in case}
+        for score in [key for key in case if key not in ("cell", *_CASE)]:
+            key = (*(about.get(key) for key in _CASE), score)
+            table.setdefault(key, about | {"score": score})[cell] = _defined(case[score])
+    return [row for row in table.values() if not row.keys() <= set(_KEYS)]
+
+
+def _wide_curves(points: Iterable[tuple[str, Any, Any]]) -> list[Row]:
+    table: dict[str, Row] = {}
+    for cell, step, score in points:
+        table.setdefault(cell, {"cell": cell})[str(step)] = _defined(score)
+    return list(table.values())
+
+
 def _text(row: dict[str, Any]) -> Row:
     return {key: "" if value is None else str(value) for key, value in row.items()}
 
 
-def numbers(rows: Sequence[Row], key: str) -> list[float]:
-    """A column as numbers; NaN where it is not defined."""
-    return [float(row.get(key) or "nan") for row in rows]
+def _defined(score: Any) -> str:
+    return "nan" if score in (None, "") else str(score)

@@ -1,27 +1,24 @@
-"""Is a method better than scratch, and is it faster? Said with intervals, and in words.
+"""Statistics of a method against scratch: paired differences, intervals, Holm's correction.
 
-A score varies with the repetition (its label subset, its initial weights) and with the subjects
-that happen to be the test set. The first variance is taken from the repetitions, the second from
-resampling the subjects; both together give a Student's t, whose degrees of freedom are
-Satterthwaite's. Differences to scratch are paired: of the same repetitions, with the same
-subjects drawn. Over the methods that are compared at one amount of labels p-values are corrected by
-Holm's step-down procedure, and the intervals are of the level at which Holm's procedure judges
-them.
+A score varies with the repetition (label subset, initial weights) and with the test subjects. The
+first variance is estimated from the repetitions, the second by resampling the subjects; their sum
+gives a Student's t with Satterthwaite's degrees of freedom. Differences to scratch are paired by
+repetition and by subject. p-values are corrected by Holm's step-down procedure over the methods
+compared at one amount of labels, and intervals have the level at which Holm's procedure judges.
 
-Resampling the repetitions too would look alike and be wrong: of three things it finds a variance a
-third too small, and no tails. Where repetitions differ more than subjects do, it would call 19 % of
-the differences that are none significant at the level of 5 %; what is done here 7 to 10 %, and of
-ten repetitions 5 %. With Holm's levels the tails count: of ten methods that are all like scratch,
-one or more is called different in 41 % of studies of two such repetitions, in 20 % of three, in 5 %
-of ten. Where the noise of single cases is all there is, it counts in both variances, and the
-intervals are up to 1.4 times as wide as they might be.
+Resampling the repetitions as well would look similar and be wrong: with three repetitions it
+underestimates the variance by a third and ignores the tails. Where repetitions differ more than
+subjects, it would call 19 % of null differences significant at the 5 % level; this estimator calls
+7 to 10 %, and 5 % with ten repetitions. With Holm's levels the tails matter: with ten methods, all
+equivalent to scratch, one or more is called different in 41 % of studies of two such repetitions,
+20 % of three and 5 % of ten. Where single cases are the only noise, it counts in both variances,
+and intervals are up to 1.4 times wider than necessary.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -34,19 +31,19 @@ ALPHA = 0.05
 SHARE = 0.95
 # By simulation, where repetitions differ more than subjects do.
 FEW_REPETITIONS = (
-    "few repetitions tell little of how repetitions vary: where they differ much, a study of ten "
-    "methods that are all like scratch finds one or more of them different in 20 % of "
-    "studies of three repetitions, in 41 % of two and, as it should, in 5 % of ten"
+    "with few, variable repetitions false positives remain likely: with ten methods, all "
+    "equivalent to scratch, one or more is called different in 20 % of studies of three "
+    "repetitions, in 41 % of two and, as it should be, in 5 % of ten"
 )
-# Draws weighed together, to bound the memory.
+# Resamplings weighted at once, which bounds the memory.
 _BLOCK = 500
 
-# What a repetition scored: weights of the cases [D, M] -> scores [D].
+# The score of a repetition: weights of the cases [D, M] -> scores [D].
 Score = Callable[[np.ndarray], np.ndarray]
 
 
 def mean_score(values: np.ndarray) -> Score:
-    """The mean over cases; those that are NaN count for nothing. values: [M]."""
+    """The mean over cases [M], NaN ones ignored."""
     defined = ~np.isnan(values)
     filled = np.where(defined, values, 0.0)
 
@@ -57,18 +54,29 @@ def mean_score(values: np.ndarray) -> Score:
     return score
 
 
-def kappa_score(grades: np.ndarray, predicted: np.ndarray, classes: int) -> Score:
-    """The quadratic weighted kappa. grades, predicted: int [M]."""
+def kappa_score(
+    grades: np.ndarray, predicted: np.ndarray, classes: int, subject: np.ndarray | None = None
+) -> Score:
+    """The quadratic weighted kappa of int grades and predictions [M].
+
+    Args:
+      subject: int [M], which weight holds for a case; without it, each case has its own.
+    """
+    subject = np.arange(len(grades)) if subject is None else subject
+    # How often each pair of grade and prediction occurs: whole numbers, whose sums are exact.
+    pairs, pair = np.unique(np.stack([grades, predicted]), axis=1, return_inverse=True)
+    grades, predicted = pairs
+    counts = np.zeros((subject.max() + 1, len(grades)))
+    np.add.at(counts, (subject, pair), 1)
 
     def score(weights: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore", divide="ignore"):
-            return metrics.quadratic_kappa(grades, predicted, classes, weights)
+            return metrics.quadratic_kappa(grades, predicted, classes, weights @ counts)
 
     return score
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """A method against scratch.
 
     Attributes:
@@ -76,8 +84,8 @@ class Comparison:
       low, high: 95 % interval.
       p: two-sided.
       p_holm: corrected for the number of methods.
-      low_holm, high_holm: interval of the level at which Holm's procedure judges.
-      repetitions: that both have.
+      low_holm, high_holm: interval at the level at which Holm's procedure judges.
+      repetitions: number of those that both have.
     """
 
     difference: float
@@ -92,39 +100,46 @@ class Comparison:
     def shown(self) -> int:
         """1 for a gain, -1 for a loss, 0 for neither.
 
-        A single repetition shows nothing of a method: its label subset may be a lucky one.
+        A single repetition shows nothing about a method: its label subset may be a lucky one.
         """
         if self.p_holm > ALPHA or self.repetitions < 2:
             return 0
         return 1 if self.difference > 0 else -1
 
+    @property
+    def word(self) -> str:
+        """The verdict in a word or three."""
+        return {1: "gain", 0: "no gain shown", -1: "loss"}[self.shown()]
+
+    @property
+    def effect(self) -> str:
+        """The difference and its interval at Holm's level."""
+        return f"{self.difference:+.3f} [{self.low_holm:+.3f}, {self.high_holm:+.3f}]"
+
     def verdict(self) -> str:
-        """In words, for people."""
-        word = {1: "gain", 0: "no gain shown", -1: "loss"}[self.shown()]
-        span = f"{self.difference:+.3f} [{self.low_holm:+.3f}, {self.high_holm:+.3f}]"
+        """The verdict in a sentence."""
         p = "< 0.001" if self.p_holm < 0.001 else f"= {self.p_holm:.3g}"
-        text = f"{word}: {span}, corrected p {p}"
+        text = f"{self.word}: {self.effect}, corrected p {p}"
         if self.repetitions < 2:
             text += "; a single repetition, whose label subset may be a lucky one, shows none"
         return text
 
 
 def case_draws(subjects: Sequence[str], draws: int, random: np.random.Generator) -> np.ndarray:
-    """How often each case is drawn when subjects are drawn with replacement: [draws, M]."""
+    """Counts of each case when subjects are resampled with replacement: [draws, M]."""
     _, of_subject = np.unique(np.asarray(subjects), return_inverse=True)
     size = of_subject.max() + 1
     counts = random.multinomial(size, np.full(size, 1 / size), draws)
     return counts[:, of_subject].astype(np.float64)
 
 
-@dataclasses.dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """A score, or a difference of two.
 
     Attributes:
-      value: the mean over repetitions, of all subjects.
+      value: mean over repetitions, of all subjects.
       error: its standard error.
-      freedom: the degrees of freedom of Student's t.
+      freedom: degrees of freedom of Student's t.
     """
 
     value: float
@@ -138,7 +153,7 @@ class Estimate:
 
     @property
     def p(self) -> float:
-        """Two-sided, of the hypothesis that the value is zero."""
+        """Two-sided, for the hypothesis that the value is zero."""
         if self.error == 0:
             return float(self.value == 0)
         return float(2 * stats.t.sf(abs(self.value) / self.error, self.freedom))
@@ -147,7 +162,7 @@ class Estimate:
 def paired(
     method: Sequence[Score], scratch: Sequence[Score] | None, weights: np.ndarray
 ) -> np.ndarray:
-    """A method's scores, or their differences to scratch's: weights [D, M] -> [D, R]."""
+    """Scores of a method, or their differences to scratch: weights [D, M] -> [D, R]."""
     own = np.stack([score(weights) for score in method], axis=1)
     if scratch is None:
         return own
@@ -163,25 +178,25 @@ def estimate(
 ) -> Estimate | None:
     """A method's score, or its difference to scratch.
 
-    None where it is undefined in a repetition, or where there is nothing to tell its error by.
+    None where a repetition's score is undefined, or where nothing tells the error.
 
     Args:
-      method, scratch: of the same repetitions in the same order.
-      subjects: of the cases, in the scores' order.
-      seed: the same one gives all methods the same draws.
+      method, scratch: the same repetitions in the same order.
+      subjects: of the cases, in the order of the scores.
+      seed: with the same one, all methods see the same resamplings.
     """
     whole = paired(method, scratch, np.ones((1, len(subjects))))[0]
     if np.isnan(whole).any():
         return None
-    # Each the square of a standard error, and the degrees of freedom it is known with. Of a single
-    # repetition the first is not known, nor the second of a single subject.
+    # Squared standard errors with their degrees of freedom. A single repetition does not tell the
+    # first, nor a single subject the second.
     count, tested = len(whole), len(set(subjects))
     parts = []
     if count > 1:
         parts.append((whole.var(ddof=1) / count, count - 1))
     if tested > 1:
         random = np.random.default_rng(seed)
-        # A draw of cases that have no score is NaN, and left out.
+        # A resampling without any defined score is NaN, and ignored.
         resampled = np.concatenate(
             [
                 paired(
@@ -190,7 +205,7 @@ def estimate(
                 for start in range(0, draws, _BLOCK)
             ]
         )
-        # Drawing M of M subjects makes a variance that is (M - 1) / M of what it should be.
+        # Resampling M of M subjects has (M - 1) / M of the variance.
         parts.append((np.nanvar(resampled) * tested / (tested - 1), tested - 1))
     if not parts:
         return None
@@ -205,9 +220,9 @@ def holm(p_values: Sequence[float]) -> tuple[list[float], list[float]]:
     """Holm's step-down correction.
 
     Returns:
-      The corrected p-values, and for each the level alpha / k at which the procedure judges it.
-      It goes no further after the first that it does not reject: the level of that one holds for
-      those after it too, or an interval of theirs could exclude zero beside the word "no gain".
+      The corrected p-values, and for each the level alpha / k at which the procedure judges it. The
+      procedure ends at the first hypothesis it does not reject, whose level holds for the later
+      ones too: otherwise one of their intervals could exclude zero beside "no gain shown".
     """
     count = len(p_values)
     order = sorted(range(count), key=lambda i: p_values[i])
@@ -221,11 +236,11 @@ def holm(p_values: Sequence[float]) -> tuple[list[float], list[float]]:
 
 
 def compare(
-    methods: Mapping[object, tuple[Sequence[Score], Sequence[Score]]],
+    methods: Mapping[Any, tuple[Sequence[Score], Sequence[Score]]],
     subjects: Sequence[str],
     draws: int = DRAWS,
-) -> dict[object, Comparison]:
-    """Each method against scratch, corrected for their number.
+) -> dict[Any, Comparison]:
+    """Each method against scratch, corrected for the number of methods.
 
     Args:
       methods: name -> (its scores, scratch's), of the repetitions that both have.
@@ -251,14 +266,14 @@ def compare(
 
 
 def steps_to_reach(curve: Sequence[tuple[int, float]], score: float) -> float:
-    """The first validated step at which a curve is at `score` or above; infinity if it is never."""
+    """The first validated step with a score of at least `score`; infinity if there is none."""
     return next((float(step) for step, value in sorted(curve) if value >= score), np.inf)
 
 
 def t_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % interval of the mean over repetitions, by Student's t: [R, T] -> [T], [T].
+    """95 % interval of the mean over repetitions by Student's t: [R, T] -> [T], [T].
 
-    Of a few repetitions this is wide, as it should be; of a single one there is none (NaN).
+    Wide for few repetitions, NaN for a single one.
     """
     count = len(values)
     mean = values.mean(0)
@@ -268,6 +283,6 @@ def t_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _central(value: Any, error: Any, freedom: float, alpha: float) -> tuple[Any, Any]:
-    """The central 1 - alpha of Student's t, of numbers or arrays alike."""
+    """The central 1 - alpha of Student's t, for numbers or arrays."""
     half = stats.t.ppf(1 - alpha / 2, freedom) * error
     return value - half, value + half

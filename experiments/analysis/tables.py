@@ -1,32 +1,31 @@
-"""Tables in the paper's layout, ours beside the published numbers, as Markdown and as LaTeX."""
+"""Tables in the paper's layout, ours beside the published numbers."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from experiments.analysis import statistics
-from experiments.analysis.findings import PLATEAU, Doubled, Findings, Key
-from experiments.analysis.published import Published, Value
-from experiments.analysis.results_table import Record, numbers
+from experiments.analysis.findings import PLATEAU, Findings, Place
+from experiments.analysis.published import Published
+from experiments.analysis.results_table import Record
 from experiments.engine.study import DOUBLES, Study
 
 NONE = "–"
 PAPER = "paper"
 
 
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A table ready to be set.
+class Table(NamedTuple):
+    """A table ready to be typeset.
 
     Attributes:
       title: above it.
       header, rows: cells as plain text; the first column names the rows.
       notes: below it.
-      bold: (row, column) of the best of ours in each column.
+      bold: (row, column) of our best in each column.
     """
 
     title: str
@@ -35,14 +34,26 @@ class Table:
     notes: tuple[str, ...] = ()
     bold: frozenset[tuple[int, int]] = frozenset()
 
+    @property
+    def heading(self) -> str:
+        """The title with a capital; its other letters unchanged."""
+        return self.title[:1].upper() + self.title[1:]
+
+    def cells(self, bold: str) -> list[list[str]]:
+        """The rows, bold cells in the format `bold`."""
+        return [
+            [bold.format(cell) if (i, j) in self.bold else cell for j, cell in enumerate(row)]
+            for i, row in enumerate(self.rows)
+        ]
+
 
 def all_tables(study: Study, record: Record, findings: Findings) -> list[Table]:
-    """The tables of a study, those without anything to show left out."""
+    """The tables of a study, without the empty ones."""
     tables = [scores_by_label(study, findings)]
     if study.beside and study.beside != study.columns[0].name:
-        tables.append(beside_published(study, record, findings))
+        tables.append(beside_published(study, findings))
     if len(study.columns) > 1:
-        tables.append(scores_by_column(study, record, findings))
+        tables.append(scores_by_column(study, findings))
     tables += [comparisons(findings), convergence(findings)]
     if study.published_convergence:
         tables.append(published_convergence(study.published_convergence))
@@ -50,7 +61,7 @@ def all_tables(study: Study, record: Record, findings: Findings) -> list[Table]:
         plateau(study, findings),
         beyond(findings),
         pretrainings(record),
-        costs(findings, record),
+        costs(findings),
     ]
     return [table for table in tables if table.rows]
 
@@ -58,151 +69,138 @@ def all_tables(study: Study, record: Record, findings: Findings) -> list[Table]:
 def scores_by_label(study: Study, findings: Findings) -> Table:
     """Methods x amounts of labels: mean ± deviation over repetitions, and the paper's."""
     score = study.columns[0].name
-    return _scores(
-        f"{score} on the test set, by labelled training subjects",
-        findings,
-        findings.labels,
-        {place: entry.values for place, entry in findings.entries.items()},
-        study.published if study.beside == score else None,
-    )
+    title = f"{score} on the test set, by labelled training subjects"
+    published = study.published if study.beside == score else None
+    return _scores(title, findings, {a: (a, score) for a in findings.labels}, published)
 
 
-def beside_published(study: Study, record: Record, findings: Findings) -> Table:
-    """The score that is defined as the published one is, where ours is another."""
-    scores = {place: _of(record, *place, study.beside) for place in findings.entries}
+def beside_published(study: Study, findings: Findings) -> Table:
+    """The score defined as the published one is, where it is not the compared one."""
+    assert study.published
     title = f"{study.beside}: {study.published.score}"
-    return _scores(title, findings, findings.labels, scores, study.published)
+    columns = {amount: (amount, study.beside) for amount in findings.labels}
+    return _scores(title, findings, columns, study.published)
 
 
-def scores_by_column(study: Study, record: Record, findings: Findings) -> Table:
+def scores_by_column(study: Study, findings: Findings) -> Table:
     """Methods x scores at the largest amount of labels, as the paper's Table 1."""
     amount = findings.labels[-1]
-    names = [column.name for column in study.columns]
-    scores = {
-        (key, name): _of(record, key, amount, name)
-        for key in findings.rows
-        if (key, amount) in findings.entries
-        for name in names
-    }
-    # The paper's are of all labels: beside fewer of ours they would compare nothing.
+    # The paper used all labels: its scores do not compare with ours of fewer.
     published = study.published_scores if amount == "all" else None
     title = f"scores with {amount} labelled training subjects"
-    return _scores(title, findings, names, scores, published)
+    columns = {column.name: (amount, column.name) for column in study.columns}
+    return _scores(title, findings, columns, published)
 
 
 def _scores(
     title: str,
     findings: Findings,
-    columns: Sequence[str],
-    scores: Mapping[tuple[Key, str], Sequence[float]],
+    columns: Mapping[str, tuple[str, str]],
     published: Published | None,
 ) -> Table:
-    """Methods x columns: ours, beside each the paper's, and the rows that the paper alone has."""
-    keys = [key for key in findings.rows if any((key, column) in scores for column in columns)]
-    header, rows, width = ["method"], [], 2 if published else 1
-    for column in columns:
+    """Methods x columns: ours beside the paper's, then the paper's other rows.
+
+    Args:
+      columns: heading -> amount of labels and name of a score.
+    """
+    amounts = {amount for amount, _ in columns.values()}
+    keys = [key for key in findings.rows if any((key, a) in findings.runs for a in amounts)]
+    header, rows, bold, width = ["method"], [], [], 2 if published else 1
+    for number, (column, place) in enumerate(columns.items()):
         header += [column, PAPER] if published else [column]
+        if (best := _best([findings.values(key, *place) for key in keys])) is not None:
+            bold.append((best, 1 + width * number))
     for key in keys:
         row = [findings.label(key)]
-        for column in columns:
-            row.append(_counted(scores.get((key, column), ()), findings))
+        for column, place in columns.items():
+            row.append(_counted(findings.values(key, *place), findings.repetitions))
             if published:
-                row.append(_published(published.value(key.method, column)))
+                row.append(published.shown(key.method, column))
         rows.append(tuple(row))
-    bold = {
-        (best, 1 + width * place)
-        for place, column in enumerate(columns)
-        if (best := _best([scores.get((key, column), ()) for key in keys])) is not None
-    }
     if published:
-        rows += _only_published(published, keys, columns)
+        ours = {key.method for key in keys}
+        rows += [
+            (name, *(text for column in columns for text in (NONE, published.shown(name, column))))
+            for name in published.rows
+            if name not in ours
+        ]
     notes = (_over_repetitions(findings), *_notes(published))
     return Table(title, tuple(header), tuple(rows), notes, frozenset(bold))
 
 
 def comparisons(findings: Findings) -> Table:
-    """Each method against scratch, with the verdict in words."""
+    """Each method against scratch, with the verdict."""
     rows = tuple(
-        (
-            findings.label(key),
-            amount,
-            findings.against[key, amount],
-            findings.comparisons[key, amount].verdict(),
-        )
-        for amount in findings.labels
-        for key in findings.rows
-        if (key, amount) in findings.comparisons
+        (findings.label(key), amount, findings.against[key, amount], comparison.verdict())
+        for (key, amount), comparison in findings.comparisons.items()
     )
     notes = [
         "difference [interval at the level of Holm's procedure over the methods at this amount of "
-        "labels], over repetitions and resampled test subjects, paired"
+        "labels], paired, over repetitions and resampled test subjects"
     ]
     if findings.sliced:
         notes.append(
-            "2D networks on slices are compared with scratch2d, which has the same network; that "
-            "one, and all of them where it was not run, with scratch in 3D"
+            "2D networks on slices are compared with scratch2d, which has the same network; "
+            "scratch2d itself, and all of them where it was not run, with 3D scratch"
         )
     if findings.repetitions < 10:
         notes.append(statistics.FEW_REPETITIONS)
-    header = ("method", "labels", "against", "verdict")
-    return Table("against scratch", header, rows, tuple(notes))
+    return Table("against scratch", ("method", "labels", "against", "verdict"), rows, tuple(notes))
 
 
 def convergence(findings: Findings) -> Table:
     """Steps to 95 % of scratch's final validation score, median over repetitions."""
-    amounts = [a for a in findings.labels if any(a == b for _, b in findings.convergence)]
-    rows = []
-    for key in findings.rows:
-        cells = [_steps(findings.convergence.get((key, amount), ())) for amount in amounts]
-        if any(cell != NONE for cell in cells):
-            rows.append((findings.label(key), *cells))
+    found = findings.convergence
+    amounts = [a for a in findings.labels if any(a == amount for _, amount in found)]
+    rows = tuple(
+        (findings.label(key), *(_steps(found.get((key, amount), ())) for amount in amounts))
+        for key in findings.rows
+        if any((key, amount) in found for amount in amounts)
+    )
     notes = [
         "median over repetitions, to the next validation; (n of m) reached it",
-        "downstream steps alone: those of the pretraining are not counted, see its table",
+        "downstream steps only; those of the pretraining are in its table",
     ]
     if findings.sliced:
         notes.append(
-            "2D networks are validated on slices: theirs are steps to 95 % of scratch2d's score, "
-            "left out where it was not run"
+            "2D networks are validated on slices: their steps are those to 95 % of scratch2d's "
+            "score, omitted where it was not run"
         )
     title = "steps to reach 95 % of scratch's final validation score"
-    return Table(title, ("method", *amounts), tuple(rows), tuple(notes))
+    return Table(title, ("method", *amounts), rows, tuple(notes))
 
 
 def published_convergence(published: Published) -> Table:
-    """What the paper has of convergence: no steps to a score, but scores after some epochs."""
+    """The paper's convergence: scores after some epochs instead of steps to a score."""
     rows = tuple(
-        (name, *(_published(published.value(name, column)) for column in published.columns))
+        (name, *(published.shown(name, column) for column in published.columns))
         for name in published.rows
     )
-    title = "convergence in the paper"
-    return Table(title, ("method", *published.columns), rows, _notes(published))
+    header = ("method", *published.columns)
+    return Table("convergence in the paper", header, rows, _notes(published))
 
 
 def plateau(study: Study, findings: Findings) -> Table:
-    """What doubling its steps adds to scratch."""
+    """The effect of doubled steps on scratch."""
     names = [column.name for column in study.columns]
-    rows = tuple(
-        (
-            method,
-            amount,
-            *(NONE if math.isnan(change) else f"{change:+.4f}" for change in doubled.changes),
-            NONE if math.isnan(doubled.low) else f"[{doubled.low:+.4f}, {doubled.high:+.4f}]",
-            str(doubled.repetitions),
-            _at_plateau(doubled, names[0]),
-        )
-        for (method, amount), doubled in findings.plateau.items()
-    )
+    rows = []
+    for (method, amount), doubled in findings.plateau.items():
+        changes = [NONE if math.isnan(change) else f"{change:+.4f}" for change in doubled.changes]
+        low, high, count = doubled.low, doubled.high, doubled.repetitions
+        interval = NONE if math.isnan(low) else f"[{low:+.4f}, {high:+.4f}]"
+        verdict = f"{'not ' if doubled.moved else ''}at its plateau in {names[0]}"
+        verdict = NONE if changes[0] == NONE else verdict
+        rows.append((method, amount, *changes, interval, str(count), verdict))
     notes = (
-        f"change of each score, mean over the repetitions; 95 % interval of that of {names[0]}",
-        f"at its plateau: less than {PLATEAU} either way",
+        f"change of each score, mean over repetitions; 95 % interval of the change in {names[0]}",
+        f"at its plateau: less than {PLATEAU} in either direction",
     )
     header = ("method", "labels", *names, "interval", "repetitions", "verdict")
-    return Table("scratch with twice the steps", header, rows, notes)
+    return Table("scratch with twice the steps", header, tuple(rows), notes)
 
 
 def beyond(findings: Findings) -> Table:
-    """Does a gain hold against scratch with twice the steps?"""
+    """The gains, compared with scratch with twice the steps."""
     rows = tuple(
         (
             findings.label(key),
@@ -214,160 +212,70 @@ def beyond(findings: Findings) -> Table:
         for (key, amount), comparison in findings.beyond.items()
     )
     notes = (
-        "the methods that gain, with the steps they had, in the repetitions that both have; "
+        "the methods that gain, with their own number of steps, in the common repetitions; "
         "corrected for all methods at this amount of labels",
     )
     header = ("method", "labels", "against", "verdict", "repetitions")
     return Table("gains against scratch with twice the steps", header, rows, notes)
 
 
-def _at_plateau(doubled: Doubled, name: str) -> str:
-    if math.isnan(doubled.changes[0]):
-        return NONE
-    return f"{'not ' if doubled.moved else ''}at its plateau in {name}"
-
-
 def pretrainings(record: Record) -> Table:
-    """What was pretrained, and how well the proxy task was learned."""
-    header = ("pretraining", "steps", "cases", "score", "untrained", "chance", "minutes", "GB")
+    """The pretrainings, and how well the proxy task was learned."""
     rows = tuple(
         (
             row["method"],
             row["steps"],
             row["cases"] + (" (transductive)" if row["transductive"] == "True" else ""),
-            *(_number(row.get(key, "")) for key in ("trained_score", "untrained_score", "chance")),
+            *(
+                f"{float(row[key]):.3f}" if row.get(key) else NONE
+                for key in ("trained_score", "untrained_score", "chance")
+            ),
             f"{float(row['seconds']) / 60:.1f}",
             f"{float(row['peak_memory_mb']) / 1024:.1f}",
         )
         for row in record.pretraining
     )
+    header = ("pretraining", "steps", "cases", "score", "untrained", "chance", "minutes", "GB")
     notes = ("score: accuracy of the proxy task on validation cases (Dice of a segmentation)",)
     return Table("pretraining", header, rows, notes)
 
 
-def costs(findings: Findings, record: Record) -> Table:
-    """What a cell of each method took with each amount of labels, mean over repetitions."""
+def costs(findings: Findings) -> Table:
+    """Steps, time and memory of a cell of each method, mean over repetitions."""
     rows = []
     for key in findings.rows:
-        amounts = [amount for amount in findings.labels if (key, amount) in findings.entries]
+        places: list[Place] = [(key, a) for a in findings.labels if (key, a) in findings.runs]
         steps, device, wall = (
-            ", ".join(f"{np.mean(_of(record, key, amount, name)):.0f}" for amount in amounts)
+            ", ".join(f"{np.mean(findings.values(*place, name)):.0f}" for place in places)
             for name in ("steps", "device_seconds", "seconds")
         )
-        memory = max(max(_of(record, key, amount, "peak_memory_mb")) for amount in amounts) / 1024
+        memory = max(max(findings.values(*place, "peak_memory_mb")) for place in places) / 1024
         rows.append((findings.label(key), steps, device, wall, f"{memory:.1f}"))
     header = ("method", "steps", "device seconds", "seconds", "peak GB")
     notes = (
-        "several numbers: of the amounts of labels, from the fewest on",
-        "device seconds: training, waits for data too; seconds: also compilation, validation, test",
-        "peak GB: of an accelerator, or without one of the process",
+        "several numbers: one per amount of labels, in ascending order",
+        "device seconds: training with waits for data; seconds: also compilation, validation, test",
+        "peak GB: of the accelerator, or of the process where there is none",
     )
-    return Table("what a cell took", header, tuple(rows), notes)
+    return Table("cost of a cell", header, tuple(rows), notes)
 
 
-def markdown(tables: Sequence[Table], introduction: str) -> str:
-    """All tables as one Markdown document."""
-    parts = [introduction]
-    for table in tables:
-        lines = [f"## {capital(table.title)}", ""]
-        lines.append("| " + " | ".join(table.header) + " |")
-        lines.append("|" + "---|" * len(table.header))
-        for i, row in enumerate(table.rows):
-            cells = [f"**{cell}**" if (i, j) in table.bold else cell for j, cell in enumerate(row)]
-            lines.append("| " + " | ".join(cells) + " |")
-        lines += ["", *(f"{number}. {note}" for number, note in enumerate(table.notes, 1))]
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
-
-
-def latex(tables: Sequence[Table], limits: Sequence[str] = ()) -> str:
-    """All tables as LaTeX, for a document that loads booktabs.
-
-    Args:
-      limits: of the whole study, below each table, as each may be taken out alone.
-    """
-    return "\n".join(
-        _latex_table(dataclasses.replace(table, notes=(*table.notes, *limits))) for table in tables
-    )
-
-
-def _latex_table(table: Table) -> str:
-    # Sentences need lines that break.
-    columns = "".join("p{8cm}" if name == "verdict" else "l" for name in table.header)
-    lines = [
-        "\\begin{table}",
-        f"\\caption{{{_escape(capital(table.title))}}}",
-        f"\\begin{{tabular}}{{{columns}}}",
-        "\\toprule",
-        " & ".join(map(_escape, table.header)) + " \\\\",
-        "\\midrule",
-    ]
-    for i, row in enumerate(table.rows):
-        cells = [
-            f"\\textbf{{{_escape(cell)}}}" if (i, j) in table.bold else _escape(cell)
-            for j, cell in enumerate(row)
-        ]
-        lines.append(" & ".join(cells) + " \\\\")
-    lines += ["\\bottomrule", "\\end{tabular}"]
-    lines += [f"\\par\\footnotesize {_escape(note)}" for note in table.notes]
-    return "\n".join([*lines, "\\end{table}"]) + "\n"
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "±": r"$\pm$",
-    "≈": r"$\approx$",
-    "–": "--",
-    "~": r"\textasciitilde{}",
-    **{character: "\\" + character for character in "%_&#$"},
-}
-
-
-def _escape(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
-
-
-def _counted(values: Sequence[float], findings: Findings) -> str:
-    """Mean ± deviation, and of how many repetitions where others have more."""
+def _counted(values: Sequence[float], repetitions: int) -> str:
+    """Mean ± deviation, with the number of repetitions where others have more."""
     if not len(values) or math.isnan(mean := float(np.mean(values))):
         return NONE
     deviation = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-    few = f" ({len(values)})" if len(values) < findings.repetitions else ""
+    few = f" ({len(values)})" if len(values) < repetitions else ""
     return f"{mean:.3f}{deviation}{few}"
 
 
 def _over_repetitions(findings: Findings) -> str:
-    if findings.repetitions == 1:
-        return "a single repetition, in bold the highest of ours"
-    few = any(len(entry.values) < findings.repetitions for entry in findings.entries.values())
-    return (
-        f"mean ± standard deviation over {findings.repetitions} repetitions"
-        + (" (or as many as the brackets say; only means of as many compare)" if few else "")
-        + ", in bold the highest of ours"
-    )
-
-
-def _published(value: Value | None) -> str:
-    return NONE if value is None else ("≈ " if value.rough else "") + f"{value.number:.3f}"
-
-
-def _only_published(
-    published: Published, keys: Sequence[Key], columns: Sequence[str]
-) -> list[tuple[str, ...]]:
-    """Rows that the paper has and we have not."""
-    ours = {key.method for key in keys}
-    return [
-        (
-            name,
-            *(
-                cell
-                for column in columns
-                for cell in (NONE, _published(published.value(name, column)))
-            ),
-        )
-        for name in published.rows
-        if name not in ours
-    ]
+    count = findings.repetitions
+    if count == 1:
+        return "a single repetition, our highest in bold"
+    few = any(len(rows) < count for rows in findings.runs.values())
+    counts = " (fewer where in brackets; only means over as many compare)" if few else ""
+    return f"mean ± standard deviation over {count} repetitions{counts}, our highest in bold"
 
 
 def _notes(published: Published | None) -> tuple[str, ...]:
@@ -377,17 +285,8 @@ def _notes(published: Published | None) -> tuple[str, ...]:
     return (source, *published.caveats)
 
 
-def _of(record: Record, key: Key, amount: str, score: str) -> list[float]:
-    rows = [
-        row
-        for row in record.results
-        if (row["method"], row["mode"], row["labels"]) == (*key, amount)
-    ]
-    return numbers(sorted(rows, key=lambda row: int(row["repetition"])), score)
-
-
 def _best(rows: Sequence[Sequence[float]]) -> int | None:
-    """The row with the highest mean, of those with the most repetitions: others do not compare."""
+    """The row with the highest mean, among those with the most repetitions."""
     most = max(map(len, rows), default=0)
     means = [
         (float(np.mean(row)), i)
@@ -400,17 +299,6 @@ def _best(rows: Sequence[Sequence[float]]) -> int | None:
 def _steps(values: Sequence[float]) -> str:
     if not values:
         return NONE
-    reached = [value for value in values if math.isfinite(value)]
-    median = float(np.median(values))
+    reached, median = np.isfinite(values).sum(), float(np.median(values))
     text = f"{median:.0f}" if math.isfinite(median) else "never"
-    few = f" ({len(reached)} of {len(values)})" if len(reached) < len(values) else ""
-    return text + few
-
-
-def _number(text: str) -> str:
-    return f"{float(text):.3f}" if text else NONE
-
-
-def capital(text: str) -> str:
-    """As the heading of a table: its first letter a capital, the others as they are."""
-    return text[:1].upper() + text[1:]
+    return text + (f" ({reached} of {len(values)})" if reached < len(values) else "")

@@ -1,7 +1,7 @@
 """Sliding-window prediction of an image of any size, rank-free, in bounded memory.
 
-Of the image only the windows at work are read, so it may be a memory map larger than the memory.
-What is held is the sum of the weighted outputs, [*S, K], and the windows of two batches.
+Windows are read one batch at a time, so the image may be a memory map larger than memory. Memory
+holds the sum of the weighted outputs, [*S, K], and the windows of two batches.
 """
 
 from __future__ import annotations
@@ -10,20 +10,23 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 from jax import Array
 
 from ssl3d.errors import UserError
 
+T = TypeVar("T")
+
 
 def window_starts(
     shape: Sequence[int], window: Sequence[int], overlap: float
 ) -> list[tuple[int, ...]]:
-    """Where the windows begin (voxels): evenly spread, the last one flush with the image's end.
+    """First voxels of the windows: evenly spaced, the last one flush with the image's end.
 
-    Neighbours share at least `overlap` of their length. Along an axis on which the image is not
-    larger than the window there is one window, at 0.
+    Neighbours share at least `overlap` of their length. Along an axis where the image is no larger
+    than the window there is one window, at 0.
 
     Raises:
       UserError: `overlap` is not in [0, 1).
@@ -40,10 +43,10 @@ def window_starts(
 
 
 def gaussian(window: Sequence[int]) -> np.ndarray:
-    """Weights [*window], float32: predictions are best where the network sees all around.
+    """Weights [*window], float32: predictions are best in the middle, with context all around.
 
     Sigma is an eighth of the window, as in nnU-Net. A corner is 4 sigma away along every axis:
-    e^-8 per axis is small but not 0, so that a sum of weights can be divided by.
+    e^-8 per axis is small but not 0, so it is safe to divide by a sum of weights.
     """
     profiles = []
     for length in window:
@@ -53,7 +56,7 @@ def gaussian(window: Sequence[int]) -> np.ndarray:
 
 
 def flips(axes: Sequence[int]) -> list[tuple[int, ...]]:
-    """All 2^n ways to mirror some of n axes, none of them first."""
+    """All 2^n subsets of n axes to mirror, the empty one first."""
     return [some for n in range(len(axes) + 1) for some in itertools.combinations(axes, n)]
 
 
@@ -65,17 +68,17 @@ def predict(
     batch: int,
     mirror: Sequence[int] = (),
 ) -> np.ndarray:
-    """Gaussian-weighted mean of what `forward` says in all windows, [*S, K] float32.
+    """Gaussian-weighted mean of the outputs of all windows, [*S, K] float32.
 
     Args:
-      forward: [B, *window, C] float32 -> [B, *window, K], e.g. probabilities. Jitted, it compiles
-        at most `batch` times: B is `batch`, or the number of windows where there are fewer, and
-        the last batch is filled up by repetitions that count for nothing.
-      image: [*S, C], e.g. a float16 memory map. Where it is smaller than the window it is
-        centred and continued by its mirror image.
+      forward: [B, *window, C] float32 -> [B, *window, K], e.g. probabilities. If jitted, it
+        compiles at most `batch` times: B is `batch`, or the number of windows if that is smaller;
+        repeated windows that fill up the last batch are ignored.
+      image: [*S, C], e.g. a float16 memory map. An image smaller than the window is centred and
+        padded by reflection.
       window: voxels.
-      overlap: of neighbouring windows, as a share of the window, in [0, 1).
-      mirror: spatial axes; the mean is also over all 2^len(mirror) ways to flip them (test-time
+      overlap: of neighbouring windows, as a fraction of the window, in [0, 1).
+      mirror: spatial axes; averages over all 2^len(mirror) ways to flip them (test-time
         augmentation).
 
     Raises:
@@ -83,7 +86,7 @@ def predict(
     """
     shape = image.shape[:-1]
     views = list(itertools.product(window_starts(shape, window, overlap), flips(mirror)))
-    # Most images of some data sets need one window: the others would be filled up for nothing.
+    # In some data sets most images need one window: a full batch would be wasted work.
     batch = min(batch, len(views))
     groups = [views[first : first + batch] for first in range(0, len(views), batch)]
 
@@ -93,15 +96,17 @@ def predict(
 
     inner = _inner(shape, window)
     weights = gaussian(window)[inner][..., None]
-    total, weight = None, np.zeros((*shape, 1), np.float32)
+    total: np.ndarray | None = None
+    weight = np.zeros((*shape, 1), np.float32)
     for group, outputs in _one_ahead((group, run(group)) for group in groups):
         outputs = np.asarray(outputs, np.float32)
         if total is None:
             total = np.zeros((*shape, outputs.shape[-1]), np.float32)
-        for (start, axes), output in zip(group, outputs, strict=False):  # less the repetitions
+        for (start, axes), output in zip(group, outputs, strict=False):  # without the repeated ones
             box = _box(start, window)
             total[box] += weights * np.flip(output, axes)[inner]
             weight[box] += weights
+    assert total is not None  # an image has at least one window
     return np.divide(total, weight, out=total)
 
 
@@ -111,12 +116,12 @@ def label_map(
     """[*S, K] -> the class of each voxel, uint8 [*S].
 
     Args:
-      sigmoid_regions: for channels that are regions with a sigmoid each: the class that a region
-        writes where its probability exceeds 1/2, later regions over earlier ones, e.g. (2, 1, 3)
-        for whole tumour, tumour core, enhancing tumour. None: the class is the largest channel.
+      sigmoid_regions: for channels that are regions with a sigmoid each: the class of a region
+        where its probability exceeds 1/2, later regions overwriting earlier ones, e.g. (2, 1, 3)
+        for whole tumour, tumour core, enhancing tumour. None: argmax over the channels.
     """
     if sigmoid_regions is None:
-        # Slab by slab: the indices that argmax returns take eight times the space of the labels.
+        # Slab by slab: argmax returns int64, eight times the size of the labels.
         return np.stack([slab.argmax(-1).astype(np.uint8) for slab in probabilities])
     labels = np.zeros(probabilities.shape[:-1], np.uint8)
     for channel, value in enumerate(sigmoid_regions):
@@ -129,21 +134,21 @@ def _box(start: Sequence[int], window: Sequence[int]) -> tuple[slice, ...]:
 
 
 def _inner(shape: Sequence[int], window: Sequence[int]) -> tuple[slice, ...]:
-    """The part of a window that the image fills: all of it unless the image is smaller."""
+    """The part of a window inside the image: all of it unless the image is smaller."""
     lengths = [min(side, length) for side, length in zip(shape, window, strict=True)]
     return _box([(w - n) // 2 for w, n in zip(window, lengths, strict=True)], lengths)
 
 
 def _read(image: np.ndarray, start: Sequence[int], window: Sequence[int]) -> np.ndarray:
-    """The window [*window, C] float32 that begins at `start`."""
+    """The window [*window, C] float32 with the first voxel `start`."""
     inner = _inner(image.shape[:-1], window)
     margins = [(part.start, w - part.stop) for part, w in zip(inner, window, strict=True)]
     values = np.asarray(image[_box(start, window)], np.float32)
     return np.pad(values, [*margins, (0, 0)], mode="symmetric")
 
 
-def _one_ahead(items: Iterable) -> Iterator:
-    """Hands each item on when the next one exists: the device works while the host sums up."""
+def _one_ahead(items: Iterable[T]) -> Iterator[T]:
+    """Yields each item after the next one is requested: the device computes while the host sums."""
     iterator = iter(items)
     waiting = next(iterator)
     for item in iterator:

@@ -1,15 +1,15 @@
-"""A linear readout of frozen features: fitted in closed form, and read at every voxel.
+"""Linear readouts of frozen features: fitted in closed form, and applied to every voxel.
 
     equations = NormalEquations(features=120, targets=3)
-    equations.add(x, y, weights)      case by case: what is kept is E^2 numbers, float64
-    readouts = equations.solve()      of every penalty, from one eigendecomposition
+    equations.add(x, y, weights)      case by case: keeps E^2 numbers, float64
+    readouts = equations.solve()      one per penalty, from one eigendecomposition
 
 A readout minimises, over its coefficients W and its intercept b, the weighted mean over examples of
 |y - b - z W|^2, plus penalty |W|^2, where z are the features standardised to mean 0 and variance 1.
 
-The features of a voxel are all levels of an encoder, interpolated linearly. As that is linear too,
-a prediction interpolates K scores, and a fit the E features of those voxels alone that it sees:
-nowhere are there E features at full size.
+The features of a voxel are all levels of an encoder, interpolated linearly. Interpolation and
+readout commute: a prediction interpolates K scores, a fit the E features of its sampled voxels. The
+E features never exist at full resolution.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from ssl3d.errors import UserError
 from ssl3d.tasks.segmentation import OUTSIDE
 
 Levels = tuple[Array, ...]
-"""[B, *S, C] at full resolution first, each further one of half the size, rounded up, or less."""
+"""[B, *S, C], full resolution first, each further level of half the size (rounded up) or less."""
 
 Encode = Callable[[np.ndarray], Levels]
 """Images [B, *S, C] -> their frozen features."""
 
-# The strongest first: where a choice is a tie, the first is taken. Features are standardised and
-# the error is a mean, so the same grid suits any data: 1000 answers with the mean target, 1e-6
-# is hardly a penalty, and what float64 sums round off is far below it.
+# Strongest first, as the first wins a tie. Features are standardised and the error is a mean, so
+# the same values suit any data: 1000 predicts the mean target, 1e-6 is almost no penalty and still
+# far above the rounding errors of float64 sums.
 PENALTIES = tuple(10.0**exponent for exponent in range(3, -7, -1))
 
-# The most voxels of a window that a fit sees: far more than features, and as much work for a
-# crop of 128^3 as for one of 32^3.
+# Voxels sampled per window for a fit: far more than features, and the same work for a crop of
+# 128^3 as for one of 32^3.
 VOXELS = 2**14
-# By how much a foreground class must exceed the background; its targets are 0 and 1.
+# Margins by which a foreground class must exceed the background; targets are 0 and 1.
 THRESHOLDS = np.linspace(-1, 1, 101)
 
-# A variance below this share of the mean square is what rounding leaves of a constant.
+# A variance below this fraction of the mean square is the rounding error of a constant.
 _ROUNDING = 1e-12
 
 
@@ -56,9 +56,9 @@ class Readout(NamedTuple):
     """A linear function of features: x @ coefficients + intercept.
 
     Attributes:
-      coefficients: float64 [E, K], of the features as they are, not standardised.
+      coefficients: float64 [E, K], for raw features, not standardised ones.
       intercept: float64 [K].
-      penalty: that it was fitted with.
+      penalty: of the fit.
     """
 
     coefficients: np.ndarray
@@ -75,7 +75,7 @@ class Readout(NamedTuple):
 
 
 class NormalEquations:
-    """The sums over all examples that a ridge regression needs.
+    """The sums over examples that determine a ridge regression.
 
     Args:
       features: E.
@@ -88,13 +88,13 @@ class NormalEquations:
         self._xx, self._xy = np.zeros((features, features)), np.zeros((features, targets))
 
     def add(self, x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> None:
-        """Adds examples: features [N, E], targets [N, K], how much each counts [N], at least 0.
+        """Adds examples: features [N, E], targets [N, K], weights [N], at least 0.
 
         Raises:
-          UserError: a feature that is not finite.
+          UserError: a feature is not finite.
         """
         if not np.isfinite(x).all():
-            raise UserError("features that are not finite cannot be probed; pretrain again")
+            raise UserError("the encoder's features are not finite; pretrain it again")
         x, y = x.astype(np.float64), y.astype(np.float64)
         weighted = x * weights[:, None]
         self._weight += weights.sum()
@@ -104,16 +104,16 @@ class NormalEquations:
         self._xy += weighted.T @ y
 
     def solve(self, penalties: Sequence[float] = PENALTIES) -> list[Readout]:
-        """The readout of each penalty. A feature that never changes gets the coefficient 0."""
+        """One readout per penalty. A constant feature gets the coefficient 0."""
         x, y = self._x / self._weight, self._y / self._weight
         covariance = self._xx / self._weight - np.outer(x, x)
         shared = self._xy / self._weight - np.outer(x, y)
         variance, square = np.diagonal(covariance), np.diagonal(self._xx) / self._weight
         varies = variance > _ROUNDING * square
-        # 0 and not 1 for a constant feature: it is left out of the equations.
+        # 0, not 1, for a constant feature: this removes it from the equations.
         inverse = np.where(varies, 1 / np.sqrt(np.where(varies, variance, 1)), 0)
         values, vectors = np.linalg.eigh(covariance * np.outer(inverse, inverse))
-        # Rounding may leave an eigenvalue of 0 a little below it.
+        # Rounding may make an eigenvalue of 0 slightly negative.
         values = np.maximum(values, 0)
         projected = vectors.T @ (shared * inverse[:, None])
         readouts = []
@@ -125,12 +125,12 @@ class NormalEquations:
 
 
 class Window(NamedTuple):
-    """A part of a case, as large as the config's crop.
+    """A part of a case, of the size of the config's crop.
 
     Attributes:
-      case: its number among the cases.
-      image: [*W, C] float32, continued by its mirror image.
-      label: [*W], `OUTSIDE` beyond the image and where another window has the voxel.
+      case: index of the case.
+      image: [*S, C] float32, padded by reflection.
+      label: [*S], `OUTSIDE` beyond the image and where an earlier window has the voxel.
     """
 
     case: int
@@ -141,17 +141,18 @@ class Window(NamedTuple):
 def windows(
     config: ml_collections.ConfigDict, dataset: store.Dataset, cases: Iterable[store.Case]
 ) -> Iterator[Window]:
-    """Windows that hold every labelled voxel once; for a 2D config those of all slices."""
+    """Windows that hold every labelled voxel once; for a 2D config, those of all slices."""
     size = tuple(config.data.crop)
     for number, case in enumerate(cases):
-        parts = [(store.load_image(dataset, case), store.load_label(dataset, case))]
+        whole = store.load_image(dataset, case), store.load_label(dataset, case)
+        parts: Iterable[tuple[np.ndarray, np.ndarray]] = [whole]
         if config.rank < dataset.rank:
             axis = config.data.slice_axis
-            parts = zip(*(np.moveaxis(array, axis, 0) for array in parts[0]), strict=True)
+            parts = zip(*(np.moveaxis(array, axis, 0) for array in whole), strict=True)
         for image, label in parts:
             remaining = np.array(label)
             for begin in sliding_window.window_starts(label.shape, size, overlap=0):
-                # As `inference.predict` places an image that is smaller than the window.
+                # Centres an image smaller than the window, as `sliding_window.predict` does.
                 start = np.asarray(begin) - np.maximum(np.subtract(size, label.shape), 0) // 2
                 own = pipeline.cut(remaining, start, size, outside=OUTSIDE).copy()
                 yield Window(number, pipeline.cut(image, start, size).astype(np.float32), own)
@@ -177,42 +178,44 @@ def progress(cases: Sequence[store.Case], what: str) -> Iterable[store.Case]:
     return tqdm(cases, what, unit="case", disable=None, leave=False)
 
 
-def draw(rng: np.random.Generator, label: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels of a window, of rare classes as many as of frequent ones where there are as many.
+def sample_voxels(
+    rng: np.random.Generator, label: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Samples M = `size` voxels of a window, equally many of each class as far as it has them.
 
     Args:
-      label: [*W].
-      most: M.
+      label: int [*S].
 
     Returns:
-      Voxels int [M, r], and for how many of its class each stands [M]; 0 for what fills up.
+      Voxels int [M, r], and the number of voxels of its class that each represents [M]; 0 for
+      padding, where the window has fewer than M labelled voxels.
     """
     flat = label.ravel()
     classes, sizes = np.unique(flat[flat != OUTSIDE], return_counts=True)
-    chosen, stands_for = np.zeros(most, np.int64), np.zeros(most)
+    chosen, represents = np.zeros(size, np.int64), np.zeros(size)
     begin = 0
-    # The rarest first: what it leaves of its share is for the others.
+    # The rarest first: the unused part of its share goes to the others.
     for place, index in enumerate(np.argsort(sizes, kind="stable")):
-        number = min(sizes[index], (most - begin) // (len(classes) - place))
+        number = min(sizes[index], (size - begin) // (len(classes) - place))
         part = slice(begin, begin + number)
         chosen[part] = rng.choice(np.flatnonzero(flat == classes[index]), number, replace=False)
-        stands_for[part] = sizes[index] / number
+        represents[part] = sizes[index] / number
         begin += number
-    return np.stack(np.unravel_index(chosen, label.shape), axis=-1), stands_for
+    return np.stack(np.unravel_index(chosen, label.shape), axis=-1), represents
 
 
 def class_weights(counts: np.ndarray) -> np.ndarray:
-    """Voxels of each class [K] -> how much one of them counts: the root of the inverse frequency.
+    """Voxels of each class [K] -> the weight of one voxel: the root of the inverse frequency.
 
-    Half way between voxels that count the same, where the background decides, and classes that do,
-    where each is seen all around itself. On Task04, with 29 cases and an encoder of 200 steps, the
-    two reach a validation Dice of 0.530 and 0.539, and half way is 0.557.
+    A compromise between equal weights of voxels, where the background dominates, and of classes,
+    where each class is over-segmented. On Task04, with 29 cases and an encoder of 200 steps, these
+    reach a validation Dice of 0.530 and 0.539, the root 0.557.
     """
     return np.where(counts > 0, np.sqrt(counts.max() / np.maximum(counts, 1)), 0.0)
 
 
 def _strides(level: Sequence[int], full: Sequence[int]) -> np.ndarray:
-    """How many voxels of `full` [r] one of `level` is wide: sizes are halved and rounded up."""
+    """Voxels of `full` per voxel of `level` along each axis [r]: sizes are halved, rounded up."""
     strides = []
     for side, whole in zip(level, full, strict=True):
         stride = 1
@@ -224,16 +227,16 @@ def _strides(level: Sequence[int], full: Sequence[int]) -> np.ndarray:
 
 @jax.jit
 def features_at(levels: Levels, voxels: Array) -> Array:
-    """All levels at some voxels, interpolated linearly: voxels int [B, M, r] -> [B, M, E]."""
+    """All levels interpolated linearly at given voxels: int [B, M, r] -> [B, M, E]."""
     full = levels[0].shape[1:-1]
 
     def interpolate(level: Array, voxels: Array) -> Array:
         sides = np.asarray(level.shape[:-1])
-        place = (voxels + 0.5) / _strides(sides, full) - 0.5
+        place = (voxels + 0.5) / _strides(level.shape[:-1], full) - 0.5
         place = jnp.clip(place, 0, sides - 1)
         low = jnp.floor(place).astype(jnp.int32)
         high, part = jnp.minimum(low + 1, sides - 1), place - low
-        total = 0.0
+        total = jnp.zeros(())
         for corner in itertools.product((False, True), repeat=len(full)):
             at = jnp.where(np.asarray(corner), high, low)
             weight = jnp.where(np.asarray(corner), part, 1 - part).prod(-1, keepdims=True)
@@ -245,7 +248,7 @@ def features_at(levels: Levels, voxels: Array) -> Array:
 
 @jax.jit
 def scores_of(levels: Levels, coefficients: Array, intercept: Array) -> Array:
-    """The readout of every voxel: coefficients [E, K], intercept [K] -> [B, *S, K]."""
+    """Scores of every voxel: coefficients [E, K], intercept [K] -> [B, *S, K]."""
     full = levels[0].shape[1:-1]
     total, begin = intercept, 0
     for level in levels:
@@ -254,7 +257,7 @@ def scores_of(levels: Levels, coefficients: Array, intercept: Array) -> Array:
         scores = jnp.matmul(level, own, precision="highest")
         sides = level.shape[1:-1] * _strides(level.shape[1:-1], full)
         shape = (scores.shape[0], *map(int, sides), scores.shape[-1])
-        # An odd side was rounded up on the way down.
+        # Strided levels round an odd side up.
         total += jax.image.resize(scores, shape, "linear")[:, *(slice(0, n) for n in full)]
     return total
 
@@ -265,32 +268,34 @@ def fit_voxels(
     dataset: store.Dataset,
     cases: Sequence[store.Case],
 ) -> list[Readout]:
-    """The readouts of all penalties, strongest first. All encoders are shown the same voxels."""
+    """One readout per penalty, strongest first. Every encoder is fitted on the same voxels."""
     classes = len(dataset.classes)
-    counts = sum(
-        np.bincount(np.ravel(store.load_label(dataset, case)), minlength=classes) for case in cases
-    )
+    counts = np.zeros(classes, np.int64)
+    for case in cases:
+        counts += np.bincount(np.ravel(store.load_label(dataset, case)), minlength=classes)
     weights, targets = class_weights(counts), np.eye(classes)
-    most = min(VOXELS, math.prod(config.data.crop))
+    size = min(VOXELS, math.prod(config.data.crop))
     rng = np.random.default_rng(config.seed)
     equations = None
     for batch, levels in _encoded(encode, config, dataset, cases, "fitting"):
-        drawn = [draw(rng, window.label, most) for window in batch]
-        features = np.asarray(features_at(levels, np.stack([places for places, _ in drawn])))
+        sampled = [sample_voxels(rng, window.label, size) for window in batch]
+        features = np.asarray(features_at(levels, np.stack([voxels for voxels, _ in sampled])))
         equations = equations or NormalEquations(features.shape[-1], classes)
-        for window, x, (places, stands_for) in zip(batch, features, drawn, strict=True):
-            label = window.label[tuple(places.T)]
-            label = np.where(stands_for > 0, label, 0)
-            equations.add(x, targets[label], stands_for * weights[label])
+        for window, x, (voxels, represents) in zip(batch, features, sampled, strict=True):
+            label = window.label[tuple(voxels.T)]
+            label = np.where(represents > 0, label, 0)
+            equations.add(x, targets[label], represents * weights[label])
+    assert equations is not None  # there is at least one case
     return equations.solve()
 
 
 def foreground_counts(
     scores: np.ndarray, label: np.ndarray, thresholds: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels answered with each foreground class, at every threshold at once.
+    """Voxels predicted as each foreground class, for all thresholds at once.
 
-    A voxel is foreground where its best foreground class exceeds the background by more than that.
+    A voxel is foreground where its best foreground class exceeds the background by more than the
+    threshold.
 
     Args:
       scores: [V, K].
@@ -298,11 +303,11 @@ def foreground_counts(
       thresholds: [T], ascending.
 
     Returns:
-      How many of the answers are right, and how many there are: [T, K - 1] each.
+      Numbers of correctly predicted and of predicted voxels: [T, K - 1] each.
     """
     best = scores[:, 1:].argmax(-1)
     margin = scores[:, 1:].max(-1) - scores[:, 0]
-    # The thresholds below a margin are the first ones.
+    # A margin passes all thresholds below it, which are the first ones.
     passed = np.searchsorted(thresholds, margin)
     shape = (scores.shape[1] - 1, len(thresholds) + 1)
     cells = best * shape[1] + passed
@@ -321,14 +326,14 @@ def choose_voxels(
     dataset: store.Dataset,
     cases: Sequence[store.Case],
 ) -> tuple[Readout, float, float]:
-    """The readout and threshold of the best mean foreground Dice on `cases`, and that Dice.
+    """The readout and the threshold of the best mean foreground Dice on `cases`, and that Dice.
 
     Raises:
-      UserError: none of the cases has any foreground.
+      UserError: no case has foreground.
     """
     classes = len(dataset.classes)
-    right = np.zeros((len(cases), len(readouts), len(THRESHOLDS), classes - 1))
-    answered, truth = np.zeros_like(right), np.zeros((len(cases), classes - 1))
+    correct = np.zeros((len(cases), len(readouts), len(THRESHOLDS), classes - 1))
+    predicted, truth = np.zeros_like(correct), np.zeros((len(cases), classes - 1))
     for batch, levels in _encoded(encode, config, dataset, cases, "choosing"):
         inside = [window.label != OUTSIDE for window in batch]
         labels = [window.label[mask] for window, mask in zip(batch, inside, strict=True)]
@@ -338,13 +343,16 @@ def choose_voxels(
             scores = np.asarray(scores_of(levels, *readout.on_device()))
             for window, own, mask, label in zip(batch, scores, inside, labels, strict=True):
                 counts = foreground_counts(own[mask], label, THRESHOLDS)
-                right[window.case, number] += counts[0]
-                answered[window.case, number] += counts[1]
+                correct[window.case, number] += counts[0]
+                predicted[window.case, number] += counts[1]
     some = truth.any(-1)
     if not some.any():
-        raise UserError(f"{dataset.path}: no case of the split val has any foreground to decide by")
+        raise UserError(
+            f"{dataset.path}: no case of the split val has any foreground, so no penalty can be "
+            "selected; prepare with another split"
+        )
     present = (truth > 0)[:, None, None]
-    dice = np.where(present, 2 * right / np.maximum(answered + truth[:, None, None], 1), 0)
+    dice = np.where(present, 2 * correct / np.maximum(predicted + truth[:, None, None], 1), 0)
     dice = (dice.sum(-1)[some] / present.sum(-1)[some]).mean(0)
     number, threshold = np.unravel_index(dice.argmax(), dice.shape)
-    return readouts[number], float(THRESHOLDS[threshold]), float(dice.max())
+    return readouts[int(number)], float(THRESHOLDS[threshold]), float(dice.max())

@@ -1,6 +1,6 @@
-"""Pictures of an evaluation: single cases with their outlines, and which grade is taken for which.
+"""Pictures of an evaluation: label maps outlined on single cases, and confusions of grades.
 
-Everything is drawn from the prepared arrays: upright, and with the intensities the network sees.
+All of them show the prepared arrays: upright, and with the intensities the network sees.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ssl3d import inspect
+from ssl3d.figures import slices
 
-# Of the truth and of the prediction upon it: the colour-blind tell them apart, and where they
-# agree both are seen.
+# The truth, and the thinner prediction above it: distinct for the colour-blind, and both visible
+# where they agree.
 _LINES = ({"colour": "#ffb000", "width": 2.4}, {"colour": "#0090ff", "width": 1.2})
-_SIDE = 4.0  # inches of the longest side of a slice
-_CAPTION = 0.8  # inches above and below
+_SIDE = 4.0  # inches, the longest side of a slice
+_CAPTION = 0.8  # inches, title and legend together
 MOST_MISTAKES = 12
 _COLUMNS = 4
 
@@ -32,7 +32,7 @@ def outlines(
     spacing: Sequence[float],
     title: str,
 ) -> Figure:
-    """Slices through the middle of what is labelled, every class of both label maps outlined.
+    """Slices through the middle of the labels, every class of both label maps outlined.
 
     Args:
       image: [*S, C], e.g. a memory map: only the slices are read.
@@ -40,7 +40,7 @@ def outlines(
       prediction: int [*S].
       spacing: mm, for true proportions.
     """
-    colour = truth.ndim == 2 and image.shape[-1] == 3
+    colour = slices.is_photograph(image)
     middle = _middle(truth if truth.any() else prediction)
     cuts = (None,) if truth.ndim == 2 else (2, 1, 0)
     views = []
@@ -54,7 +54,7 @@ def outlines(
         extent = [truth.shape[axis] * spacing[axis] for axis in (across, up)]
         views.append((planes, extent, spacing[up] / spacing[across]))
     shown = [planes[0].reshape(-1, image.shape[-1]) for planes, *_ in views]
-    window = np.percentile(np.concatenate(shown).astype(np.float32), inspect.WINDOW, axis=0)
+    limits = slices.window(np.concatenate(shown))
 
     inches = _SIDE / max(side for _, extent, _ in views for side in extent)
     widths = [inches * extent[0] for _, extent, _ in views]
@@ -62,7 +62,7 @@ def outlines(
     figure = Figure((max(sum(widths), _SIDE), height + _CAPTION), layout="constrained")
     places = np.atleast_1d(figure.subplots(1, len(views), width_ratios=widths))
     for place, (planes, _, aspect) in zip(places, views, strict=True):
-        inspect.draw(place, planes[0], colour, window)
+        slices.show(place, planes[0], colour, limits)
         place.autoscale(False)
         for labels, line in zip(planes[1:], _LINES, strict=True):
             _outline(place, labels if colour else labels.T, **line)
@@ -74,7 +74,7 @@ def outlines(
 
 
 def _middle(label: np.ndarray) -> list[int]:
-    """The median voxel [r] of what is labelled: unlike a mean it lies in a labelled slice."""
+    """The median labelled voxel [r]: unlike the mean it lies in a labelled slice."""
     middle = []
     for axis, side in enumerate(label.shape):
         others = tuple(other for other in range(label.ndim) if other != axis)
@@ -84,9 +84,9 @@ def _middle(label: np.ndarray) -> list[int]:
     return middle
 
 
-def _outline(axes: plt.Axes, labels: np.ndarray, colour: str, width: float) -> None:
+def _outline(axes: Axes, labels: np.ndarray, colour: str, width: float) -> None:
     for index in np.unique(labels[labels > 0]):
-        # Closed also where the class goes on beyond the slice's edge.
+        # Padded, so that the outline closes where the class touches the slice's edge.
         mask = np.pad(labels == index, 1)
         positions = [np.arange(side) - 1 for side in mask.shape]
         axes.contour(
@@ -94,15 +94,15 @@ def _outline(axes: plt.Axes, labels: np.ndarray, colour: str, width: float) -> N
         )
 
 
-def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
+def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
     """Cases of each true grade (row) by predicted grade (column), shaded by the row's shares."""
-    counts = np.asarray(counts)
+    matrix = np.asarray(counts)
     side = 1.6 + 0.8 * len(classes)
     figure = Figure((side + 0.6, side), layout="constrained")
     axes = figure.subplots()
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(counts):
+    for (row, column), count in np.ndenumerate(matrix):
         ink = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, str(count), ha="center", va="center", color=ink, fontsize=9)
     axes.set_xticks(range(len(classes)), classes, rotation=30, ha="right", fontsize=8)
@@ -116,10 +116,10 @@ def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
 def mistakes(
     rows: Sequence[Mapping[str, Any]], images: Mapping[str, np.ndarray], classes: Sequence[str]
 ) -> Figure:
-    """A contact sheet of wrong answers: the picture, or the middle slice of a volume.
+    """A contact sheet of misclassified cases: the picture, or the middle slice of a volume.
 
     Args:
-      rows: of `worst_mistakes`, at least one.
+      rows: from `worst_mistakes`, at least one.
       images: id -> [*S, C].
     """
     count = math.ceil(len(rows) / _COLUMNS)
@@ -129,20 +129,18 @@ def mistakes(
         place.axis("off")
     for place, row in zip(places, rows, strict=False):
         image = images[row["id"]]
-        _, _, picture = inspect.middle_views(image)[0]
-        values = np.asarray(picture, np.float32).reshape(-1, picture.shape[-1])
-        colour = image.ndim == 3 and image.shape[-1] == 3
-        inspect.draw(place, picture, colour, np.percentile(values, inspect.WINDOW, axis=0))
-        answers = [
+        _, _, view = slices.middle_views(image)[0]
+        slices.show(place, view, slices.is_photograph(image), slices.window(view))
+        lines = [
             f"{what}: {classes[row[key]]} ({row['probability'][row[key]]:.2f})"
             for what, key in (("true", "grade"), ("predicted", "predicted"))
         ]
-        place.set_title("\n".join([row["id"], *answers]), fontsize=7)
+        place.set_title("\n".join([row["id"], *lines]), fontsize=7)
     return figure
 
 
 def worst_mistakes(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The wrong answers, those most grades away first, of these the most confident ones."""
+    """Misclassified cases, largest error in grades first, then the lowest true probability."""
     wrong = [row for row in rows if row["predicted"] != row["grade"]]
     wrong.sort(
         key=lambda row: (

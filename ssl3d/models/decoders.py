@@ -1,24 +1,26 @@
 """The U-Net decoder: an encoder's features at every resolution -> logits, for any rank and size.
 
-Ronneberger et al. 2015; Taleb et al. 2020, section 4.1: from the bottleneck up, a transposed
-convolution doubles the size, the encoder's level of that size is put beside it, and a level like
-the encoder's (plain or residual) blends the two.
+Ronneberger et al. 2015; Taleb et al. 2020, section 4.1. From the bottleneck up, a transposed
+convolution doubles the size, the encoder's level of that size is concatenated (skip connection),
+and a level like the encoder's, plain or residual, follows.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ssl3d.models import encoders, layers
+from ssl3d.models import layers, unet
+from ssl3d.models.features import DTYPES, Features
 
 
 class Decoder(nn.Module):
-    """Features -> logits [B, *S, outputs], and of `deep` coarser resolutions, finest first.
+    """Features -> float32 logits [B, *S, outputs] at 1 + `deep` resolutions, finest first.
 
-    `residual`, `norm`, `activation_first`, `dropout` and `dtype` are the encoder's. Logits are
-    float32.
+    `residual`, `norm`, `activation_first`, `dropout` and `dtype` are the encoder's.
     """
 
     outputs: int
@@ -30,25 +32,25 @@ class Decoder(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, features: encoders.Features, train: bool = False) -> tuple[jax.Array, ...]:
-        dtype = encoders.DTYPES[self.dtype]
+    def __call__(self, features: Features, train: bool = False) -> tuple[jax.Array, ...]:
+        dtype = DTYPES[self.dtype]
         *skips, x = features.levels
         logits = []
         for i, skip in reversed(list(enumerate(skips))):
             channels = skip.shape[-1]
             if any(2 * a < b for a, b in zip(x.shape[1:-1], skip.shape[1:-1], strict=True)):
-                # The original code's encoder pools once more after its last level.
+                # The encoder has pooled once more after its last level (`final_pool`).
                 x = layers.upsample_nearest(x)
             x = layers.Upsample(channels, dtype=dtype, name=f"up_{i}")(x)
             # An odd side was rounded up on the way down.
             x = x[:, *(slice(0, side) for side in skip.shape[1:-1])]
             x = jnp.concatenate([skip, x], axis=-1)
             if self.residual:
-                level = encoders.ResidualLevel(
+                level = unet.ResidualLevel(
                     channels, self.norm, self.dropout, dtype, name=f"level_{i}"
                 )
             else:
-                level = encoders.PlainLevel(
+                level = unet.PlainLevel(
                     channels,
                     self.norm,
                     self.activation_first,
@@ -58,15 +60,19 @@ class Decoder(nn.Module):
                 )
             x = level(x, train)
             if i <= self.deep:
-                # Not near zero: where all classes are equally likely at first, neighbouring ones
-                # (the parts of an organ) are learned as one, and told apart 200 steps later.
+                # Not initialised near zero: with all classes equally likely at first, neighbouring
+                # ones (parts of an organ) are learned as one and separated only 200 steps later.
                 head = nn.Dense(self.outputs, name=f"logits_{i}")
                 logits.append(head(x.astype(jnp.float32)))
         return tuple(reversed(logits))
 
 
-def build(encoder: nn.Module, outputs: int, deep: int = 0) -> Decoder:
-    """The decoder that continues `encoder`, a `UNetEncoder`, with the same kind of levels."""
+def build(encoder: Any, outputs: int, deep: int = 0) -> Decoder:
+    """The decoder that continues `encoder` with levels of the same kind.
+
+    Args:
+      encoder: a `UNetEncoder`, or a module with its attributes.
+    """
     return Decoder(
         outputs=outputs,
         residual=encoder.residual,

@@ -1,23 +1,23 @@
-"""DenseNet-121 (Huang et al., CVPR 2017): the paper's 2D encoder, and the same net in 3D.
+"""DenseNet-121 (Huang et al., CVPR 2017): the paper's 2D encoder, and the same network in 3D.
 
-As Keras has it without its top: a convolution 7 and a maximum 3, both of stride 2, then four
-dense blocks, each of whose layers adds `width` channels to what all layers before it found.
-Between two blocks half of the channels go on, at half the size. Norm and ReLU precede every
-convolution. Odd sizes are rounded up at every halving, where Keras rounds down in between.
+Keras' DenseNet121 without its top: a 7x7 convolution and a 3x3 max pooling, both of stride 2,
+then four dense blocks, each of whose layers adds `width` channels to those of all layers before
+it. Transitions between blocks halve the channels and the size. Norm and ReLU precede every
+convolution. Odd sizes are rounded up at every halving, where Keras rounds some of them down.
 
-The forms are chosen as in `layers`: no strided convolution, no `reduce_window`.
+Convolution and pooling are spelled as in `layers`: nothing strided, no `reduce_window`.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ssl3d.errors import UserError
 from ssl3d.models import layers
-from ssl3d.models.encoders import DTYPES, Features
+from ssl3d.models.features import DTYPES, Features
 
 BLOCKS = (6, 12, 24, 16)  # layers of each dense block
 _STEM = 2  # channels of the stem, in units of the growth
@@ -25,7 +25,7 @@ _BOTTLENECK = 4  # channels between the two convolutions of a layer, in units of
 
 
 def _pairs(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
-    """The even and the odd places along `axis`, whose length is even: each of half the length."""
+    """The even and the odd voxels along `axis`, which has an even length."""
     pairs = x.reshape(*x.shape[:axis], -1, 2, *x.shape[axis + 1 :])
     even, odd = (jax.lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in (0, 1))
     return even, odd
@@ -38,7 +38,7 @@ def _pad(x: jax.Array, axis: int, before: int, after: int, **how: Any) -> jax.Ar
 def mean_pool(x: jax.Array) -> jax.Array:
     """Mean over blocks of 2^rank: [B, *S, C] -> [B, *ceil(S/2), C].
 
-    The last block of an odd axis holds only the voxels there are.
+    Along an odd axis the last block is one voxel wide.
     """
     for axis in range(1, x.ndim - 1):
         if x.shape[axis] % 2:
@@ -49,11 +49,11 @@ def mean_pool(x: jax.Array) -> jax.Array:
 
 
 def overlapping_max_pool(x: jax.Array) -> jax.Array:
-    """Maximum over 3^rank voxels around every second one: [B, *S, C] -> [B, *ceil(S/2), C].
+    """Maximum over 3^rank voxels, stride 2: [B, *S, C] -> [B, *ceil(S/2), C].
 
-    Of equal voxels the first gets the gradient.
+    Among equal voxels the first gets the gradient.
     """
-    # The last axis first: of equal voxels the first in memory then wins, as in the library's.
+    # Last axis first: then the first of equal voxels in memory wins, as in the library's version.
     for axis in reversed(range(1, x.ndim - 1)):
         if x.shape[axis] % 2:
             x = _pad(x, axis, 0, 1, constant_values=-jnp.inf)
@@ -64,9 +64,9 @@ def overlapping_max_pool(x: jax.Array) -> jax.Array:
 
 
 def _larger(first: jax.Array, second: jax.Array) -> jax.Array:
-    """The maximum, whose gradient goes to exactly one of the two, whatever is computed anew.
+    """The maximum, with a gradient that goes to exactly one of the two.
 
-    That of `jnp.maximum` is lost or NaN then: see `layers._block_max`.
+    The gradient of `jnp.maximum` can be lost or NaN, see `layers._block_max`.
     """
     return jnp.where(second > first, second, first)
 
@@ -75,15 +75,15 @@ class Stem(nn.Module):
     """Convolution with kernel 7^rank and stride 2: [B, *S, C] -> [B, *ceil(S/2), channels]."""
 
     channels: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         rank, halved = x.ndim - 2, tuple(-(-n // 2) for n in x.shape[1:-1])
         shape = (*(7,) * rank, x.shape[-1], self.channels)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
-        # One voxel to the front, and the 7 taps around voxel 2i, with one of zero, are the four
-        # whole blocks from i - 1 on: a convolution of stride 1 over blocks.
+        # With one voxel of padding in front, the 7 taps around voxel 2i and an eighth of zero cover
+        # exactly the four blocks from i - 1 on: a convolution of stride 1 over blocks.
         blocks = layers.space_to_depth(
             jnp.pad(x.astype(self.dtype), [(0, 0), *[(1, 0)] * rank, (0, 0)])
         )
@@ -98,7 +98,7 @@ class NormConv(nn.Module):
     channels: int
     kernel: int
     norm: str
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -108,16 +108,16 @@ class NormConv(nn.Module):
 
 
 class DenseBlock(nn.Module):
-    """Layers that each see all before them: [B, *S, C] -> [B, *S, C + count * growth].
+    """Layers that each see all earlier ones: [B, *S, C] -> [B, *S, C + count * growth].
 
-    A norm and a ReLU close the block.
+    The block ends with a norm and a ReLU.
     """
 
     count: int
     growth: int
     norm: str
     dropout: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -135,11 +135,14 @@ class DenseBlock(nn.Module):
 
 
 class DenseNetEncoder(nn.Module):
-    """DenseNet-BC. `width` is the growth (32), `depth` counts the stem and the dense blocks (5).
+    """DenseNet-BC: [B, *S, C] -> `Features` of 1 + `depth` levels.
 
-    Fewer than five levels are the stem and the first blocks. A DenseNet computes nothing at full
-    resolution: the first of the features' levels is the input itself, the others, `depth` in
-    number, are the stem's and the blocks' outputs at strides 2, 4, 8, 16 and 32.
+    Nothing is computed at full resolution: the first level is the input itself, the others are
+    the outputs of the stem and the blocks, at strides 2, 4, 8, 16 and 32.
+
+    Attributes:
+      width: the growth rate (32 in DenseNet-121).
+      depth: the stem and the dense blocks (5 in DenseNet-121); fewer drop the last blocks.
     """
 
     width: int
@@ -158,7 +161,7 @@ class DenseNetEncoder(nn.Module):
         x = overlapping_max_pool(x)
         for i, count in enumerate(BLOCKS[: self.depth - 1], start=1):
             if i > 1:
-                # In the original after the product, which it commutes with at four times the work.
+                # The original pools after the convolution: the same result at four times the work.
                 x = mean_pool(x)
                 half = layers.Conv(
                     x.shape[-1] // 2, kernel=1, bias=False, dtype=dtype, name=f"transition_{i - 1}"
@@ -170,20 +173,12 @@ class DenseNetEncoder(nn.Module):
         return Features(tuple(levels))
 
 
-def build(settings: Mapping[str, Any]) -> DenseNetEncoder:
-    """The encoder of these settings, which are checked for what is particular to a DenseNet.
-
-    Raises:
-        UserError: a depth that there is not, or a setting that would have no effect.
-    """
-    fields = dict(settings)
+def build(**settings: Any) -> DenseNetEncoder:
+    """The encoder of these settings. Raises `UserError` for a depth that it cannot have."""
     most = 1 + len(BLOCKS)
-    if not 2 <= fields["depth"] <= most:
+    if not 2 <= settings["depth"] <= most:
         raise UserError(
-            f"encoder.depth is {fields['depth']}; with encoder.kind=densenet121 it counts the stem "
-            f"and the dense blocks: choose 2 to {most}"
+            f"encoder.depth is {settings['depth']}; a DenseNet's counts the stem and the dense "
+            f"blocks: choose 2 to {most}"
         )
-    for key, neutral in (("activation_first", False), ("final_pool", "none")):
-        if fields.pop(key, neutral) != neutral:
-            raise UserError(f"encoder.kind=densenet121 has no encoder.{key}; set it to {neutral}")
-    return DenseNetEncoder(**fields)
+    return DenseNetEncoder(**settings)

@@ -1,190 +1,113 @@
-"""Encoders: [B, *S, C] -> features at every resolution, for any rank and any size.
+"""The registry of encoders: [B, *S, C] -> features at every resolution, for any rank and size.
 
-`unet` is the original code's: two convolutions per level, then a maximum. `resunet` is the
-paper's: residual levels, with learned downsampling. Both double the channels with each level.
-`densenet121` is the paper's for pictures (`ssl3d.models.densenet`). All halve the size with each
-level; odd sizes are rounded up, so level i of an axis of n voxels has ceil(n / 2^i), and the first
-level has exactly the input's size.
+Each level halves the size and rounds odd sizes up: level i of an axis of n voxels has
+ceil(n / 2^i), and the first level has exactly the input's size.
 """
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 
+from ssl3d import extensions
 from ssl3d.errors import UserError
-from ssl3d.models import layers
+from ssl3d.models import densenet, layers, unet
+from ssl3d.models.features import DTYPES, Features
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-
-class Features(NamedTuple):
-    """What an encoder returns; heads pool the last level, decoders use all of them."""
-
-    levels: tuple[jax.Array, ...]
-    """[B, *S, C] at full resolution first, the bottleneck last."""
+__all__ = ["KINDS", "Features", "Kind", "build", "kind_of", "smallest_norm"]
 
 
-class ConvNorm(nn.Module):
-    """Convolution, norm, ReLU; or convolution, ReLU, norm where the activation comes first."""
+class Kind(NamedTuple):
+    """What the project needs to know about a kind of encoder.
 
-    channels: int
-    norm: str
-    bias: bool
-    activation_first: bool
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        x = layers.Conv(self.channels, bias=self.bias, dtype=self.dtype, name="conv")(x)
-        norm = layers.Norm(self.norm, dtype=self.dtype, name="norm")
-        return norm(nn.relu(x), train) if self.activation_first else nn.relu(norm(x, train))
-
-
-class PlainLevel(nn.Module):
-    """Two convolutions, with dropout between them: [B, *S, C] -> [B, *S, channels]."""
-
-    channels: int
-    norm: str
-    activation_first: bool
-    dropout: float
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        first, second = (
-            ConvNorm(self.channels, self.norm, True, self.activation_first, self.dtype, name=name)
-            for name in ("first", "second")
-        )
-        x = first(x, train)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return second(x, train)
-
-
-class ResidualLevel(nn.Module):
-    """Two convolutions around which the input is added: [B, *S, C] -> [B, *S, channels].
-
-    The shortcut has no norm of its own, so absolute intensities reach the bottleneck.
+    Attributes:
+      build: keywords `width`, `depth`, `norm`, `dropout`, `dtype` and those of `settings` -> a
+        Linen module, called as (x [B, *S, C], train) -> `Features`; may raise `UserError`.
+      settings: what it accepts besides.
+      full_resolution: whether it computes features at the input's resolution, as segmentation
+        needs them; a decoder continues it with levels like those of `unet.UNetEncoder`.
+      stem_halvings: how often the size is halved before the first of its `depth` levels.
     """
 
-    channels: int
-    norm: str
-    dropout: float
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        first = ConvNorm(self.channels, self.norm, False, False, self.dtype, name="first")
-        y = first(x, train)
-        y = nn.Dropout(self.dropout, deterministic=not train)(y)
-        y = layers.Conv(self.channels, bias=False, dtype=self.dtype, name="second_conv")(y)
-        y = layers.Norm(self.norm, dtype=self.dtype, name="second_norm")(y, train)
-        if x.shape[-1] != self.channels:
-            shortcut = layers.Conv(
-                self.channels, kernel=1, bias=False, dtype=self.dtype, name="shortcut"
-            )
-            x = shortcut(x)
-        return nn.relu(x + y)
+    build: Callable[..., nn.Module]
+    settings: tuple[str, ...] = ()
+    full_resolution: bool = False
+    stem_halvings: int = 0
 
 
-class UNetEncoder(nn.Module):
-    """The descending half of a U-Net with plain or residual levels.
+# The only place that knows encoders by name. Any other name is a module that defines `ENCODER`.
+KINDS = {
+    # Plain levels, as in the paper's released code.
+    "unet": Kind(unet.plain, ("activation_first", "final_pool"), full_resolution=True),
+    # Residual levels with learned downsampling, the paper's in 3D.
+    "resunet": Kind(unet.residual, ("final_pool",), full_resolution=True),
+    # The paper's for 2D pictures.
+    "densenet121": Kind(densenet.build, stem_halvings=1),
+}
 
-    `depth` counts the levels including the bottleneck, `width` is the first level's channels.
-    With `final_pool="max"` the bottleneck is pooled once more, as in the original code.
+# Settings of every kind, and the value that a config holds for kinds without the setting.
+_DEFAULTS = {"norm": "group", "dropout": 0.0, "dtype": "float32"}
+_NEUTRAL = {"activation_first": False, "final_pool": "none"}
+
+
+def kind_of(config: Mapping[str, Any]) -> Kind:
+    """The entry of `config`'s kind: one of `KINDS`, or `ENCODER` of any module by dotted name.
+
+    Raises:
+      UserError: no such kind.
     """
-
-    residual: bool
-    width: int
-    depth: int
-    norm: str = "group"
-    activation_first: bool = False
-    dropout: float = 0.0
-    final_pool: str = "none"
-    dtype: str = "float32"
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> Features:
-        dtype = DTYPES[self.dtype]
-        levels = []
-        for i in range(self.depth):
-            channels, name = self.width * 2**i, f"level_{i}"
-            if self.residual:
-                if i > 0:
-                    x = layers.Downsample(channels, dtype=dtype, name=f"down_{i}")(x)
-                level = ResidualLevel(channels, self.norm, self.dropout, dtype, name=name)
-            else:
-                if i > 0:
-                    x = layers.max_pool(x)
-                level = PlainLevel(
-                    channels, self.norm, self.activation_first, self.dropout, dtype, name=name
-                )
-            x = level(x, train)
-            levels.append(x)
-        if self.final_pool == "max":
-            levels[-1] = layers.max_pool(x)
-        return Features(tuple(levels))
-
-
-KINDS = ("unet", "resunet", "densenet121")
-KEYS = ("kind", "width", "depth", "norm", "activation_first", "dropout", "final_pool", "dtype")
+    name = config.get("kind", "resunet")
+    if name in KINDS:
+        return KINDS[name]
+    module = extensions.module("encoder.kind", name, choices=KINDS)
+    return extensions.attribute("encoder.kind", module, "ENCODER")
 
 
 def build(config: Mapping[str, Any], size: Sequence[int] = ()) -> nn.Module:
     """The encoder that `config` (a dict or ConfigDict) describes.
 
-    Keys: kind "unet" | "resunet" | "densenet121"; width, depth; norm "group" | "instance" |
-    "batch"; activation_first (unet only); dropout; final_pool "none" | "max" (not densenet121);
-    dtype "float32" | "bfloat16". With `size` (*S of its inputs, in voxels) the depth is checked
-    against it.
+    Args:
+      config: `kind`; `width`, `depth`; `norm` "group" | "instance" | "batch"; `dropout`; `dtype`
+        "float32" | "bfloat16"; `activation_first` and `final_pool` "none" | "max" where the kind
+        has them.
+      size: *S of the inputs in voxels, to check the depth against.
 
     Raises:
-        UserError: an unknown key, a value outside these, or a combination that cannot learn.
+      UserError: an unknown key, an invalid value, or a combination that cannot learn.
     """
-    fields = {key: config[key] for key in config}
-    for key in fields:
-        if key not in KEYS:
-            near = difflib.get_close_matches(key, KEYS, n=1)
-            hint = f"did you mean encoder.{near[0]}?" if near else f"choose of {', '.join(KEYS)}"
+    kind = kind_of(config)
+    given = {key: config[key] for key in config if key != "kind"}
+    known = dict.fromkeys(["kind", "width", "depth", *_DEFAULTS, *_NEUTRAL, *kind.settings])
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean encoder.{near[0]}?" if near else f"choose of {', '.join(known)}"
             raise UserError(f"encoder.{key} is not a setting of the encoder; {hint}")
-    kind = fields.pop("kind", "resunet")
-    _one_of("kind", kind, KINDS)
+    fields = _DEFAULTS | _NEUTRAL | given
     for key in ("width", "depth"):
         value = fields.get(key)
         if not isinstance(value, int) or value < 1:
             raise UserError(f"encoder.{key} is {value!r}; it must be a whole number from 1")
-    if kind == "densenet121":
-        from ssl3d.models import densenet  # not above: it is built on this module
-
-        encoder = densenet.build(fields)
-    else:
-        encoder = _unet(kind, fields)
-    _one_of("norm", encoder.norm, layers.NORMS)
-    _one_of("dtype", encoder.dtype, tuple(DTYPES))
-    if not isinstance(encoder.dropout, (int, float)) or not 0 <= encoder.dropout < 1:
-        raise UserError(f"encoder.dropout is {encoder.dropout!r}; it must be in [0, 1)")
+    _one_of("norm", fields["norm"], layers.NORMS)
+    _one_of("dtype", fields["dtype"], tuple(DTYPES))
+    if not isinstance(fields["dropout"], (int, float)) or not 0 <= fields["dropout"] < 1:
+        raise UserError(f"encoder.dropout is {fields['dropout']!r}; it must be in [0, 1)")
+    for key, neutral in _NEUTRAL.items():
+        if key not in kind.settings and fields.pop(key) != neutral:
+            having = " or ".join(name for name, other in KINDS.items() if key in other.settings)
+            raise UserError(
+                f"encoder.kind={config.get('kind')} has no encoder.{key}, set it to {neutral}; "
+                f"encoder.kind={having} has it"
+            )
+    if "final_pool" in kind.settings:
+        _one_of("final_pool", fields["final_pool"], ("none", "max"))
+    encoder = kind.build(**fields)
     if size and smallest_norm(config, size) < 2:
         raise UserError(
-            f"encoder.depth is {encoder.depth}: of {tuple(size)} voxels one is left, and a "
+            f"encoder.depth is {fields['depth']}: of {tuple(size)} voxels one is left, and a "
             "norm over one voxel answers the same to everything; use fewer levels or larger inputs"
-        )
-    return encoder
-
-
-def _unet(kind: str, fields: Mapping[str, Any]) -> UNetEncoder:
-    encoder = UNetEncoder(residual=kind == "resunet", **fields)
-    _one_of("final_pool", encoder.final_pool, ("none", "max"))
-    if encoder.activation_first and encoder.residual:
-        raise UserError("encoder.activation_first is for encoder.kind=unet only; set it to False")
-    if encoder.activation_first and encoder.norm == "instance":
-        # The mean over a map that was just normalised is the norm's bias, whatever the input.
-        raise UserError(
-            "encoder.norm=instance after the activation gives every input the same pooled "
-            "features; set encoder.activation_first=False or encoder.norm=group"
         )
     return encoder
 
@@ -195,10 +118,9 @@ def _one_of(key: str, value: Any, choices: Sequence[str]) -> None:
 
 
 def smallest_norm(config: Mapping[str, Any], size: Sequence[int]) -> int:
-    """The number of voxels per channel that the deepest norm sees for an input of `size` (*S).
+    """Voxels per channel that the deepest norm sees for an input of `size` (*S).
 
     A norm over one voxel outputs a constant; presets keep this at 8 or more.
     """
-    # The levels that a DenseNet's depth counts begin behind the stem, which has halved the size.
-    halvings = config["depth"] - (config.get("kind") != "densenet121")
+    halvings = config["depth"] - 1 + kind_of(config).stem_halvings
     return math.prod(-(-n // 2**halvings) for n in size)

@@ -1,10 +1,10 @@
 """The exported encoder: safetensors, readable from any framework, and a JSON to rebuild it.
 
     encoder/encoder.safetensors     flat names, e.g. params/level_0/first/conv/kernel
-    encoder/encoder.json            the encoder's settings, rank, channels, where it comes from,
-                                    and the weights' checksum
+    encoder/encoder.json            settings of the encoder, rank, channels, origin, and the
+                                    SHA-256 checksum of the weights
 
-Equal weights give equal bytes: nothing in it depends on when or where it was written.
+Equal weights give equal bytes, whenever and wherever they are written.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def save_encoder(
     """Writes an encoder that `load_encoder` rebuilds.
 
     Args:
-      folder: made where it is missing; both files appear by a rename, the description last.
+      folder: created if missing; both files are written atomically, the description last.
       variables: "params" and, with batch norm, "batch_stats" of the encoder alone.
-      description: "encoder" (the settings for `encoders.build`), "rank", "channels", and
-        whatever a reader wants to know.
+      description: "encoder" (the settings for `encoders.build`), "rank", "channels", and any
+        other keys.
     """
     save_variables(folder, WEIGHTS, DESCRIPTION, variables, description)
 
@@ -54,7 +54,7 @@ def save_variables(
 ) -> None:
     """Writes variables as safetensors with a JSON beside them that holds their checksum."""
     flat = traverse_util.flatten_dict(dict(variables), sep="/")
-    # safetensors writes the memory as it lies: a transposed view would be stored wrong.
+    # safetensors writes the buffer as is: a transposed view would be stored wrong.
     arrays = {name: np.ascontiguousarray(leaf) for name, leaf in sorted(flat.items())}
     weights = save(arrays)
     described = dict(description) | {"sha256": hashlib.sha256(weights).hexdigest()}
@@ -75,12 +75,12 @@ def load_encoder(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
       The module and its variables: `module.apply(variables, x).levels` for x [B, *S, C].
 
     Raises:
-      UserError: a file is missing or does not read, or a leaf is missing, unknown or of another
-        shape than the description says.
+      UserError: a file is missing or cannot be read, or an array is missing, unknown or of another
+        shape than the description requires.
     """
     folder = encoder_folder(folder)
     description, module = _read_description(folder / DESCRIPTION)
-    # Any size will do: the encoder is fully convolutional.
+    # Any size serves: the encoder is fully convolutional.
     example = jax.ShapeDtypeStruct(
         (1, *(16,) * description["rank"], description["channels"]), jnp.float32
     )
@@ -94,32 +94,32 @@ def load_encoder(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def encoder_folder(folder: str | Path) -> Path:
-    """The `encoder/` of a run's folder, or the folder itself where it is one."""
+    """The `encoder/` of a run's folder, or the folder itself if it holds an encoder."""
     folder = Path(folder)
     inner = folder / "encoder"
     return inner if not (folder / DESCRIPTION).exists() and inner.is_dir() else folder
 
 
 def describe_encoder(folder: str | Path) -> dict[str, Any]:
-    """What `encoder.json` says: at least "encoder", "rank", "channels". Raises `UserError`."""
+    """The content of `encoder.json`: at least "encoder", "rank", "channels". Raises `UserError`."""
     return _read_description(encoder_folder(folder) / DESCRIPTION)[0]
 
 
 def check_leaves(
     found: Mapping[str, Any], wanted: Mapping[str, Any], weights: Path, description: str
 ) -> None:
-    """Raises `UserError` for the first leaf that is missing, unknown or of another shape or type.
+    """Raises `UserError` for the first array that is missing, unknown or of another shape or type.
 
     Args:
       found, wanted: flat name -> array, or anything with a shape and a type.
-      weights: the file that `found` is from.
-      description: what `wanted` is from.
+      weights: the file that holds `found`.
+      description: where `wanted` comes from.
     """
     for name in sorted(wanted.keys() | found.keys()):
         if name not in found:
             raise UserError(f"{weights}: {name} is missing; export the encoder again")
         if name not in wanted:
-            raise UserError(f"{weights}: {name} is no part of what {description} describes")
+            raise UserError(f"{weights}: {name} is not part of what {description} describes")
         if found[name].shape != wanted[name].shape or found[name].dtype != wanted[name].dtype:
             raise UserError(
                 f"{weights}: {name} is {found[name].dtype} {found[name].shape}, "
@@ -148,10 +148,10 @@ def _read_description(file: Path) -> tuple[dict[str, Any], nn.Module]:
 def read_weights(file: Path, checksum: str | None) -> dict[str, np.ndarray]:
     """Flat name -> array of a safetensors file.
 
-    Weights that somebody converted from elsewhere may come without a checksum.
+    Weights converted from elsewhere may come without a checksum.
 
     Raises:
-      UserError: missing, damaged, or not the file that the checksum is of.
+      UserError: missing, damaged, or another file than the checksum's.
     """
     try:
         data = file.read_bytes()
@@ -160,7 +160,7 @@ def read_weights(file: Path, checksum: str | None) -> dict[str, np.ndarray]:
         raise UserError(f"{file}: cannot be read ({error}); export it again") from None
     if checksum is not None and hashlib.sha256(data).hexdigest() != checksum:
         raise UserError(
-            f"{file}: damaged, or of another run than the JSON beside it (the checksums "
+            f"{file}: damaged, or from another run than the JSON beside it (the checksums "
             "differ); export it again"
         )
     return found

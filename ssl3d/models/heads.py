@@ -1,4 +1,4 @@
-"""Heads over pooled features; they do not depend on the input's size or rank."""
+"""Heads over pooled features, independent of the input's size and rank."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from ssl3d.models import layers
-from ssl3d.models.encoders import Features
+from ssl3d.models.features import Features
 
 
 def pooled(features: Features, how: str = "mean") -> jax.Array:
-    """Global mean or maximum over the bottleneck: -> [B, E], float32.
+    """Global mean or max pooling of the bottleneck: -> [B, E], float32.
 
     Raises ValueError unless `how` is "mean" or "max".
     """
@@ -22,22 +22,22 @@ def pooled(features: Features, how: str = "mean") -> jax.Array:
         return bottleneck.mean(axes)
     if how == "max":
         voxels = bottleneck.reshape(bottleneck.shape[0], -1, bottleneck.shape[-1])
-        # By place and not by value, for the reason at `layers._block_max`.
+        # By index and not by value, for the reason given at `layers._block_max`.
         return jnp.take_along_axis(voxels, voxels.argmax(1, keepdims=True), axis=1)[:, 0]
     raise ValueError(f"pooling {how!r}; choose mean or max")
 
 
 def encode_patches(encoder: nn.Module, patches: jax.Array, how: str, train: bool) -> jax.Array:
-    """Encodes N patches of each example, each once: [B, N, *P, C] -> [B, N, E], float32."""
+    """Encodes each of N patches per example once: [B, N, *P, C] -> [B, N, E], float32."""
     batch, count = patches.shape[:2]
     features = pooled(encoder(patches.reshape(-1, *patches.shape[2:]), train), how)
     return features.reshape(batch, count, -1)
 
 
 class MLP(nn.Module):
-    """Dense, ReLU (, batch norm)(, dropout) for each hidden width, then a dense layer to `out`.
+    """A multilayer perceptron with ReLU: [..., E] -> [..., out], float32.
 
-    [..., E] -> [..., out], float32. Batch norm and dropout are for the original code's heads.
+    Batch norm and dropout, after each ReLU, are those of the released code's heads.
     """
 
     hidden: tuple[int, ...]

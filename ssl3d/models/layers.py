@@ -1,13 +1,12 @@
-"""Convolution, pooling, resampling and normalisation: the one spelling of each, in any rank.
+"""Convolution, pooling, resampling and normalisation: one implementation of each, in any rank.
 
-The rank is the array's: x is [B, *S, C] and rank = x.ndim - 2. Every form is chosen for speed
-(the library's own are in brackets) and agrees with the library's in value and gradient:
-max pooling as blocks (`reduce_window`: 15 times slower on CPU), strided convolution as
-space-to-depth and a matrix product (strided: 20-60 times, slow on GPU too), transposed
-convolution as a matrix product and depth-to-space (45 times), group norm from per-channel sums
-(3 times).
+The array tells the rank: x is [B, *S, C] and rank = x.ndim - 2. Every implementation is chosen
+for speed and agrees with the library's in value and gradient. In brackets, how much slower the
+library's is on CPU: max pooling over blocks (`reduce_window`: 15 times), strided convolution as
+space-to-depth and a matrix product (20-60 times, slow on GPU too), transposed convolution as a
+matrix product and depth-to-space (45 times), group norm from per-channel sums (3 times).
 
-Parameters are float32; `dtype` is what is computed in.
+Parameters are float32; `dtype` is the type of the computation.
 """
 
 import itertools
@@ -17,13 +16,14 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ssl3d import xla
 
 NORMS = ("group", "instance", "batch")
 
-# A group of one channel would make group norm an instance norm, which forgets the mean of every
-# channel: groups keep at least four channels, and there are at most eight of them.
+# With one channel per group, group norm is instance norm, which removes the mean of every
+# channel: groups keep at least four channels, and there are at most eight groups.
 _GROUPS, _GROUP_CHANNELS = 8, 4
 
 _EPSILON = 1e-5
@@ -49,15 +49,15 @@ def _blocks(x: jax.Array) -> tuple[jax.Array, tuple[int, ...]]:
 def max_pool(x: jax.Array) -> jax.Array:
     """Maximum over blocks of 2^rank: [B, *S, C] -> [B, *ceil(S/2), C].
 
-    The last block of an odd axis holds only the voxels there are. Of equal voxels the first gets
-    the gradient.
+    Along an odd axis the last block is one voxel wide. Among equal voxels the first gets the
+    gradient.
     """
     return _block_max(_blocks(_pad_to_even(x, -jnp.inf))[0])
 
 
-# jax's gradient of a maximum asks which values equal it. XLA may compute those values anew for
-# the question, differently rounded; then none does, and the gradient is lost or NaN (seen on CPU
-# with jax 0.10 and 0.12). Remembering the place is safe, faster, and smaller than the values.
+# jax's gradient of a maximum compares all values with it. XLA may recompute those values with
+# different rounding; then none is equal, and the gradient is lost or NaN (seen on CPU with jax
+# 0.10 and 0.12). Storing the index is safe, faster, and smaller than storing the values.
 @jax.custom_vjp
 def _block_max(blocks: jax.Array) -> jax.Array:
     """[B, S1, 2, S2, 2, ..., C] -> [B, *S, C]"""
@@ -111,7 +111,7 @@ def depth_to_space(x: jax.Array) -> jax.Array:
 
 
 def upsample_nearest(x: jax.Array) -> jax.Array:
-    """Every voxel becomes a block of 2^rank: [B, *S, C] -> [B, *2S, C]."""
+    """Repeats every voxel over a block of 2^rank: [B, *S, C] -> [B, *2S, C]."""
     shape = itertools.chain.from_iterable((x.shape[axis], 1) for axis in _spatial(x))
     blocks, twos = x.reshape(x.shape[0], *shape, x.shape[-1]), range(2, 2 * (x.ndim - 2) + 1, 2)
     doubled = [2 * x.shape[axis] for axis in _spatial(x)]
@@ -132,12 +132,12 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
         on_cpu = _convolve_slices
     else:
         on_cpu = _convolve
-    # By the device that is compiled for, which need not be the one at hand (`ssl3d.plan`).
+    # Chosen by the platform compiled for, which need not be the one at hand.
     return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=_convolve)
 
 
 def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The library's convolution: the fastest on GPU, TPU and, mostly, in oneDNN."""
+    """The library's convolution: the fastest on GPU and TPU and, mostly, with oneDNN."""
     axes = "DHW"[-(x.ndim - 2) :]
     spec = (f"N{axes}C", f"{axes}IO", f"N{axes}C")
     return jax.lax.conv_general_dilated(
@@ -151,10 +151,10 @@ def _pad_same(x: jax.Array, taps: int, axes: Sequence[int]) -> jax.Array:
 
 
 def _convolve_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A convolution as one matrix product over the neighbourhoods of all voxels (im2col).
+    """Convolution as one matrix product over the neighbourhoods of all voxels (im2col).
 
-    XLA:CPU takes 5-10 times as long, with or without oneDNN, where an axis is shorter than the
-    kernel, as in the bottleneck of small patches.
+    XLA:CPU's convolution takes 5-10 times as long, with or without oneDNN, if an axis is shorter
+    than the kernel, as in the bottleneck of small patches.
     """
     taps, rank = kernel.shape[0], x.ndim - 2
     padded = _pad_same(x, taps, _spatial(x))
@@ -166,9 +166,9 @@ def _convolve_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _convolve_slices(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A 3D convolution as one in 2D over slices whose neighbours are stacked in the channels.
+    """3D convolution as a 2D one over slices with neighbouring slices stacked as channels.
 
-    XLA:CPU without oneDNN has a fast convolution in 2D only.
+    XLA:CPU without oneDNN is fast in 2D only.
     """
     batch, depth, *plane, _ = x.shape
     taps, *window, _, channels = kernel.shape
@@ -185,7 +185,7 @@ class Conv(nn.Module):
     channels: int
     kernel: int = 3
     bias: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -201,7 +201,7 @@ class Downsample(nn.Module):
     """Convolution with kernel 2^rank and stride 2: [B, *S, C] -> [B, *ceil(S/2), channels]."""
 
     channels: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -216,13 +216,13 @@ class Upsample(nn.Module):
     """Transposed convolution, kernel 2^rank, stride 2: [B, *S, C] -> [B, *2S, channels]."""
 
     channels: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         rank = x.ndim - 2
         shape = (*(2,) * rank, x.shape[-1], self.channels)
-        # Every output voxel sees one input voxel, so the fan-in is C and not 2^rank C.
+        # Every output voxel sees one input voxel: the fan-in is C, not 2^rank C.
         init = nn.initializers.variance_scaling(2.0 * 2**rank, "fan_in", "truncated_normal")
         kernel = self.param("kernel", init, shape, jnp.float32).astype(self.dtype)
         flat = jnp.moveaxis(kernel, rank, 0).reshape(x.shape[-1], -1)
@@ -230,7 +230,7 @@ class Upsample(nn.Module):
 
 
 def groups(channels: int) -> int:
-    """The number of groups `Norm("group")` splits this many channels into."""
+    """How many groups `Norm("group")` splits the channels into."""
     most = max(1, min(_GROUPS, channels // _GROUP_CHANNELS))
     return next(n for n in range(most, 0, -1) if channels % n == 0)
 
@@ -238,12 +238,12 @@ def groups(channels: int) -> int:
 class Norm(nn.Module):
     """Group, instance or batch normalisation with a scale and shift per channel.
 
-    [B, *S, C] -> the same shape in `dtype`; statistics are float32 whatever `dtype` is. Batch norm
-    keeps running statistics in the collection `batch_stats` and uses them when not training.
+    [B, *S, C] -> the same shape in `dtype`; statistics are always float32. Batch norm keeps running
+    statistics in the collection `batch_stats` and uses them outside training.
     """
 
     kind: str = "group"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -277,7 +277,7 @@ class Norm(nn.Module):
 
 
 def _moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Mean and (biased) variance over `axes`, which are kept with length 1; float32."""
+    """Mean and (biased) variance over `axes`, kept with length 1; float32."""
     x = x.astype(jnp.float32)
     mean = x.mean(axes, keepdims=True)
     square = jnp.square(x).mean(axes, keepdims=True)
@@ -285,7 +285,7 @@ def _moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]
 
 
 def _pool_channels(mean: jax.Array, variance: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """Moments of single channels -> those of `count` groups, repeated: [B, 1.., C] both."""
+    """Moments of channels -> moments of their `count` groups, repeated: both [B, 1.., C]."""
     square = variance + jnp.square(mean)
     grouped = [m.reshape(*m.shape[:-1], count, -1).mean(-1) for m in (mean, square)]
     per_group = mean.shape[-1] // count

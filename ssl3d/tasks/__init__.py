@@ -1,23 +1,25 @@
-"""The learning problems, one file of pure functions each.
+"""The contract of a task, and the registry of tasks.
 
-A task is everything that is particular to one problem; the loop (`ssl3d.train`) knows nothing
-else about it:
+A task holds all that is particular to one learning problem, as pure functions. The training loop
+(`ssl3d.training.loop`) and the commands know nothing else about it:
 
-    record(rng, example, train)   host, NumPy, inside Grain: crop, tile -> arrays of one example
-    views(key, record, train)     device, inside jit, one example (the loop maps it over the
-                                  batch, each example with a key of its own): draw targets,
-                                  augment -> inputs, targets
-    network                       a Linen module with a submodule `encoder`: inputs -> outputs
-    loss(outputs, targets)        device, pure: -> loss [B], {name: (sum [B], count [B])}
-    collect(inputs, outputs, targets)
-                                  device, optional: what `score` needs of each case
-    score(collected, subjects, repeats)
-                                  host, optional: scores that need many cases at once
-    predict(outputs)              device, downstream only: -> probabilities
-    panels(record, inputs, targets)   pictures of one example for `ssl3d.inspect`
+    record(rng, example, train)     host, NumPy, in Grain's threads: crop, cut into patches ->
+                                    the arrays of one example
+    views(key, record, train)       device, jitted, one example (the loop maps it over the batch,
+                                    with a key per example): sample targets, augment ->
+                                    inputs, targets
+    network                         Linen module with a submodule `encoder`: inputs -> outputs
+    loss(outputs, targets)          device, pure: -> loss [B], {metric: (sum [B], count [B])}
+    panels(record, inputs, targets, outputs=None)
+                                    pictures of one example for `ssl3d.inspect`
+    headline, spatial, ...          what else the project needs to know, see `Task`
 
-`targets` reaches `loss` with two more arrays: `subject` int32 [B], whose image it is, and `valid`
+For `loss`, `targets` has two more arrays: `subject` int32 [B], whose image it is, and `valid`
 bool [B], false for the padding of a last batch.
+
+A task is a module with `build(config) -> Task`. It may also define `NEEDS`, what of a case it
+learns from, and `DOWNSTREAM`, the module that evaluates and predicts with it; with another `NEEDS`
+than "image", `build` takes the data set's `Labels` too. docs/tasks.md adds a task step by step.
 """
 
 from __future__ import annotations
@@ -27,38 +29,27 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
+import flax.linen as nn
 import ml_collections
 import numpy as np
+from jax import Array
 
-from ssl3d.errors import UserError
+from ssl3d import extensions
 
 Arrays = Any  # a pytree of arrays
-Metrics = dict[str, tuple[Any, Any]]
+Metrics = dict[str, tuple[Array, Array]]  # sums and counts, [B] each
+Scores = dict[str, tuple[np.ndarray, np.ndarray]]  # the same over a validation set, on the host
 
-# The one place that knows tasks by name; any other name is that of a module to import.
-TASKS = {
-    name: f"ssl3d.tasks.{name}"
-    for name in (
-        "cpc",
-        "exemplar",
-        "jigsaw",
-        "rotation",
-        "rpl",
-        "segmentation",
-        "classification",
-    )
-}
-
-# What of a case a task learns from: its image alone, or with it a label map or a grade.
+# What of a case a task learns from: its image alone, or a label map or a grade too.
 Needs = Literal["image", "label_map", "grade"]
 
 
 class Labels(NamedTuple):
-    """What a downstream task is told of the labels.
+    """What a downstream task knows about the labels of a data set.
 
     Attributes:
       classes: names, index 0 is the background (grade 0).
-      counts: training cases of each grade; empty where labels are maps.
+      counts: training cases of each grade; empty for label maps.
     """
 
     classes: tuple[str, ...] = ()
@@ -66,7 +57,7 @@ class Labels(NamedTuple):
 
 
 class Box(NamedTuple):
-    """A patch in the whole image: its name, first voxel and shape, in voxels."""
+    """The outline of a patch in the whole image: its name, first voxel and shape, in voxels."""
 
     name: str
     start: tuple[int, ...]
@@ -82,21 +73,54 @@ class Panel(NamedTuple):
 
 
 class Task(NamedTuple):
-    """See the module's docstring."""
+    """A task, see the module's docstring.
+
+    Attributes:
+      panels: the first panel is that of the whole image; `outputs` are the network's for this
+        example where there is a trained one.
+      headline: the metric that is shown, given a 95 % interval over subjects and compared, with
+        the metric "chance" beside it where the task has one; higher is better.
+      shown: further metrics in the printed lines; NAME of `headline`_NAME is its label.
+      spatial: keys of the record whose first axes are space; a mesh can split them among devices.
+      collect: device: inputs, outputs, targets -> the arrays [B, ...] that `score` needs.
+      score: host: collected [M, ...], subjects [M], repeats [M] -> `Scores` that need many cases
+        at once; they replace metrics of the same name.
+      needs_whole_batch: whether the other examples of a batch are negatives, so that gradient
+        accumulation would change the problem.
+      best_by: the validation metric that selects the best model, the highest; "" for a proxy task,
+        which keeps the encoder of its last step and no model.
+      predict: downstream only: outputs -> probabilities, [B, *S, K] of a segmentation, [B, K] of a
+        classification.
+    """
 
     record: Callable[..., dict[str, np.ndarray]]
     views: Callable[..., tuple[Arrays, dict[str, Any]]]
-    network: Any
-    loss: Callable[[Arrays, dict[str, Any]], tuple[Any, Metrics]]
+    network: nn.Module
+    loss: Callable[[Any, dict[str, Any]], tuple[Array, Metrics]]
     panels: Callable[..., list[Panel]]
-    collect: Callable[[Arrays, Arrays, dict[str, Any]], dict[str, Any]] | None = None
-    score: Callable[[dict[str, np.ndarray], np.ndarray, np.ndarray], Metrics] | None = None
-    # The other examples of the batch are negatives, so micro-batches would change the problem.
+    headline: str
+    shown: tuple[str, ...] = ()
+    spatial: tuple[str, ...] = ()
+    collect: Callable[[Any, Any, dict[str, Any]], dict[str, Any]] | None = None
+    score: Callable[[dict[str, np.ndarray], np.ndarray, np.ndarray], Scores] | None = None
     needs_whole_batch: bool = False
-    # The metric of validation by which the best model is kept; none is kept of a proxy task.
     best_by: str = ""
-    # outputs -> probabilities [B, *S, K] of segmentation, [B, K] of classification.
-    predict: Callable[[Arrays], Arrays] | None = None
+    predict: Callable[[Any], Array] | None = None
+
+
+# The only place that knows tasks by name. Any other name is that of a module to import.
+TASKS = {
+    name: f"ssl3d.tasks.{name}"
+    for name in (
+        "cpc",
+        "exemplar",
+        "jigsaw",
+        "rotation",
+        "rpl",
+        "segmentation",
+        "classification",
+    )
+}
 
 
 def module_of(name: str) -> ModuleType:
@@ -105,30 +129,18 @@ def module_of(name: str) -> ModuleType:
     Raises:
       UserError: no such task.
     """
-    if name not in TASKS and "." not in name:
-        raise UserError(
-            f"config.task.name={name!r}: no such task; choose {', '.join(TASKS)}, or give the "
-            "module of your own, e.g. my_package.my_task"
-        )
-    path = TASKS.get(name, name)
-    try:
-        return importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{path}.".startswith(f"{error.name}."):
-            raise  # the task is there; something it imports is not
-        raise UserError(f"config.task.name={name!r}: no module {error.name!r} to import") from None
+    if name in TASKS:
+        return importlib.import_module(TASKS[name])
+    return extensions.module("config.task.name", name, choices=TASKS)
 
 
 def needs(config: ml_collections.ConfigDict) -> Needs:
-    """What of a case the config's task learns from; its module's `NEEDS`, by default the image."""
+    """What of a case the config's task learns from: `NEEDS` of its module, "image" by default."""
     return getattr(module_of(config.task.name), "NEEDS", "image")
 
 
 def downstream(config: ml_collections.ConfigDict) -> ModuleType | None:
-    """The module that evaluates and predicts with the config's task, its module's `DOWNSTREAM`.
-
-    None for a proxy task.
-    """
+    """The module that evaluates and predicts with the config's task; None for a proxy task."""
     path = getattr(module_of(config.task.name), "DOWNSTREAM", "")
     return importlib.import_module(path) if path else None
 
@@ -137,10 +149,11 @@ def build(config: ml_collections.ConfigDict, labels: Labels | None = None) -> Ta
     """The task that `config.task.name` names, built from `config`.
 
     Args:
-      labels: for tasks that need labels.
+      labels: of the data set, for tasks that need them.
 
     Raises:
       UserError: no such task, or settings that contradict each other.
     """
     module = module_of(config.task.name)
-    return module.build(config) if needs(config) == "image" else module.build(config, labels)
+    make = extensions.attribute("config.task.name", module, "build")
+    return make(config) if needs(config) == "image" else make(config, labels)

@@ -1,8 +1,8 @@
-"""Classification: which class (grade) is the whole image of?
+"""Classification: which class (grade) does the whole image belong to?
 
-Taleb et al. 2020, section 4.3: diabetic retinopathy, grades 0 to 4, from fundus photographs. A
-softmax over the classes, or an ordinal head that asks of each grade but the first whether it is
-reached (the original code's labels).
+Taleb et al. 2020, section 4.3: diabetic retinopathy, grades 0 to 4, from fundus photographs. The
+head is a softmax over the classes, or ordinal: for each grade above the lowest, a sigmoid of
+whether it is reached (as in the released code).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DOWNSTREAM = "ssl3d.downstream.classification"
 class Network(nn.Module):
     """Crops [B, *S, C] -> logits [B, K], or [B, K - 1] of an ordinal head.
 
-    With `frozen` the encoder's norms use and keep their running statistics.
+    With `frozen` the encoder's batch norms use their running statistics and do not update them.
     """
 
     encoder: nn.Module
@@ -57,8 +57,7 @@ def views(
 def probabilities(logits: Array, ordinal: bool) -> Array:
     """Logits [B, K] or, ordinal, [B, K - 1] -> probabilities [B, K].
 
-    A higher grade is never likelier reached than a lower one: where the sigmoids say so, the
-    lower one counts.
+    A cumulative minimum keeps the ordinal sigmoids from increasing with the grade.
     """
     logits = logits.astype(jnp.float32)
     if not ordinal:
@@ -69,7 +68,7 @@ def probabilities(logits: Array, ordinal: bool) -> Array:
 
 
 def grade_of(probability: np.ndarray, ordinal: bool) -> np.ndarray:
-    """The answer: probabilities [..., K] -> int [...]; the median grade of an ordinal head."""
+    """Predicted grade: probabilities [..., K] -> int [...]; the median for an ordinal head."""
     if not ordinal:
         return probability.argmax(-1)
     reached = 1 - np.cumsum(probability, axis=-1)[..., :-1]
@@ -83,10 +82,16 @@ def loss(
     ordinal: bool,
     chance: float,
 ) -> tuple[Array, dict[str, Any]]:
-    """Cross-entropy, weighted by class: logits [B, K] (ordinal [B, K - 1]), targets.grade [B].
+    """Class-weighted cross-entropy.
+
+    Args:
+      logits: [B, K], or [B, K - 1] of an ordinal head.
+      targets: grade int [B].
+      weights: [K].
+      chance: the share of the most frequent class in training.
 
     Returns:
-      loss [B]; accuracy beside `chance`, the share of the most frequent class in training.
+      loss [B]; the metrics `accuracy` and `chance`.
     """
     grade = targets["grade"]
     classes = len(weights)
@@ -106,37 +111,39 @@ def loss(
 
 
 def class_weights(counts: tuple[int, ...], how: str) -> np.ndarray:
-    """Weight of each class, float [K], of mean 1 over the training cases.
+    """Class weights, float [K], with mean 1 over the training cases.
 
-    "none": equal; "balanced": inverse to the number of training cases.
+    "none": all equal; "balanced": inverse to the number of training cases.
     """
-    counts = np.asarray(counts, np.float64)
+    cases = np.asarray(counts, np.float64)
     if how == "none":
-        return np.ones(len(counts))
-    present = counts > 0
-    return np.where(present, counts.sum() / (present.sum() * np.maximum(counts, 1)), 0.0)
+        return np.ones(len(cases))
+    present = cases > 0
+    return np.where(present, cases.sum() / (present.sum() * np.maximum(cases, 1)), 0.0)
 
 
 def build(config: ml_collections.ConfigDict, labels: Labels | None) -> Task:
-    """Raises `UserError` where the settings contradict each other or the data set's classes."""
+    """Raises `UserError` if the settings contradict each other or the data set's classes."""
     task, size = config.task, tuple(config.data.crop)
-    classes = labels.classes if labels else ()
-    if len(classes) < 2 or len(labels.counts) != len(classes):
+    classes, cases = labels or Labels()
+    if len(classes) < 2 or len(cases) != len(classes):
         raise UserError("the data set has no grades to learn; prepare it with its grades (--csv)")
     if task.head not in ("softmax", "ordinal"):
         raise UserError(f"config.task.head={task.head!r}: choose softmax or ordinal")
     if task.class_weights not in ("none", "balanced"):
         raise UserError(f"config.task.class_weights={task.class_weights!r}: none or balanced")
     ordinal = task.head == "ordinal"
-    weights = class_weights(labels.counts, task.class_weights)
-    chance = max(labels.counts) / sum(labels.counts)
+    weights = class_weights(cases, task.class_weights)
+    chance = max(cases) / sum(cases)
     augmentation = config.augment.to_dict()
 
     def record(rng: np.random.Generator, example: Example, train: bool) -> dict[str, np.ndarray]:
         volume, start = crop(rng, example.image, size, train)
-        return {"volume": volume, "start": start, "grade": np.int32(example.case.grade)}
+        return {"volume": volume, "start": start, "grade": np.asarray(example.case.grade, np.int32)}
 
-    def panels(record: dict, inputs: np.ndarray, targets: dict) -> list[Panel]:
+    def panels(
+        record: dict, inputs: np.ndarray, targets: dict, outputs: np.ndarray | None = None
+    ) -> list[Panel]:
         box = Box("crop", tuple(record["start"]), size)
         return [Panel("whole image", None, (box,)), Panel(classes[int(targets["grade"])], inputs)]
 
@@ -159,6 +166,9 @@ def build(config: ml_collections.ConfigDict, labels: Labels | None) -> Task:
         ),
         loss=lambda logits, targets: loss(logits, targets, weights, ordinal, chance),
         panels=panels,
+        headline="accuracy",
+        shown=("kappa",),
+        spatial=("volume",),
         collect=collect,
         score=score,
         best_by="kappa",

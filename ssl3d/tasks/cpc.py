@@ -1,10 +1,10 @@
-"""Contrastive predictive coding: which patch comes further along the first axis?
+"""Contrastive predictive coding: which patches follow along the first axis?
 
 Van den Oord et al. 2018; Taleb et al. 2020, section 3.1 and equation 1: patches on a grid are
-encoded, a recurrent network sums up an inverted pyramid of context patches, and from it the
-codes of later patches in the same column are predicted. The loss is InfoNCE: the true patch
-against all other patches of the global batch. Every patch is encoded once per step; contexts
-and targets are gathered from the codes.
+encoded, a recurrent network summarises an inverted pyramid of context patches, and this summary
+predicts the codes of later patches in the same column. The loss is InfoNCE: the true patch
+against all other patches of the global batch. Every patch is encoded once per step; contexts and
+targets are gathered from the codes.
 
 A prediction must not see its target: the first predicted row is the first that shares no voxel
 with the context, and batch norm, which mixes patches, is refused.
@@ -38,9 +38,9 @@ def _mirror(i: int, n: int) -> int:
 def contexts(grid: Grid, row: int, border: str) -> np.ndarray:
     """The context patches of every anchor in `row`, int [A, M], the anchor last.
 
-    Row u <= row contributes the neighbourhood of the anchor's column up to row - u columns away:
-    an inverted pyramid, in raster order. Beyond the grid's border the pyramid is reflected
-    ("mirror") or holds N, the number of an all-zero patch ("zero", the original code in 2D).
+    An inverted pyramid in raster order: row u <= row contributes the columns up to row - u away
+    from the anchor's. Outside the grid the pyramid is reflected ("mirror") or holds N, the number
+    of an all-zero patch ("zero", the released code in 2D).
     """
     n, rank = grid.per_side, grid.rank
     table = []
@@ -60,9 +60,9 @@ def contexts(grid: Grid, row: int, border: str) -> np.ndarray:
 
 
 def predicted(grid: Grid, row: int) -> np.ndarray:
-    """The patches that each anchor in `row` predicts, int [A, L]: the later rows of its column.
+    """The patches that each anchor in `row` predicts, int [A, L].
 
-    From the first row that shares no voxel with the context.
+    The later rows of its column, from the first that shares no voxel with the context.
     """
     n, columns = grid.per_side, grid.per_side ** (grid.rank - 1)
     rows = np.arange(row + grid.rows_apart, n)
@@ -94,7 +94,7 @@ class Network(nn.Module):
 def views(
     key: Array, record: dict[str, Array], train: bool, strength: float, flip_rows: bool
 ) -> tuple[Array, dict[str, Array]]:
-    """Patches [N, *P, C], each with a brightness of its own, -> the same shape."""
+    """Patches [N, *P, C] -> the same, each with its own random gain and shift; `pair` [N]."""
     patches = record["patches"].astype(jnp.float32)
     intensity, flip, pair = jax.random.split(key, 3)
     if train and strength > 0:
@@ -113,22 +113,23 @@ def _normalised(x: Array) -> Array:
 def info_nce(
     outputs: dict[str, Array], targets: dict[str, Array], goals: np.ndarray, temperature: float
 ) -> tuple[Array, dict[str, Any]]:
-    """Equation 1 of Taleb et al. over the global batch, on cosines.
+    """InfoNCE (Taleb et al. 2020, equation 1) over the global batch, on cosine similarities.
 
     Args:
       outputs: codes [B, N, E], predictions [B, A, L, E].
       targets: subject int [B], valid bool [B].
-      goals: int [A, L], the patch that each prediction is of.
-      temperature: cosines are divided by it.
+      goals: int [A, L], the patch that each prediction aims at.
+      temperature: divides the similarities.
 
     Returns:
-      loss [B]; accuracy, the true patch first among the N patches of its own volume, ties lost.
+      loss [B]; the metric `accuracy`: the true patch ranks first among the N patches of its own
+      volume, ties lost.
     """
     codes = _normalised(outputs["codes"].astype(jnp.float32))
     predictions = _normalised(outputs["predictions"].astype(jnp.float32))
     batch, count, _ = codes.shape
     logits = jnp.einsum("bale,cne->balcn", predictions, codes) / temperature
-    # Patches of the same subject in another row of the batch are no negatives, nor is padding.
+    # Patches of the same subject elsewhere in the batch are no negatives, nor is padding.
     own = jnp.eye(batch, dtype=bool)
     other = (targets["subject"][:, None] != targets["subject"]) & targets["valid"][None, :]
     candidates = jnp.repeat(own | other, count, axis=1)[:, None, None, :]
@@ -142,10 +143,10 @@ def info_nce(
 def binary(
     outputs: dict[str, Array], targets: dict[str, Array], goals: np.ndarray
 ) -> tuple[Array, dict[str, Any]]:
-    """The original code's loss: one true and one false column per anchor, told apart.
+    """The released code's loss: a binary classification of one true and one false column.
 
-    The score is the mean product of predicted and true code over dimensions and rows. Faults
-    kept: a single negative, which may be of the same volume and is wrong by a whole column.
+    The logit is the mean product of predicted and actual codes over dimensions and rows. Kept
+    faults: a single negative, from any volume, its own included, and always a whole column.
     Arguments and metrics as in `info_nce`.
     """
     codes, predictions = outputs["codes"], outputs["predictions"]
@@ -164,32 +165,32 @@ def binary(
 
 
 def _accuracy(logits: Array, goals: np.ndarray) -> dict[str, tuple[Array, Array]]:
-    """Logits [B, A, L, N] over the patches of the own volume -> accuracy and chance."""
+    """Logits [B, A, L, N] over the patches of the same volume -> `accuracy` and `chance`."""
     labels = jnp.broadcast_to(goals, logits.shape[:3])
     hits, terms = losses.per_example(losses.ranked_first(logits, labels))
     return {"accuracy": (hits, terms), "chance": (terms / logits.shape[-1], terms)}
 
 
 def build(config: ml_collections.ConfigDict) -> Task:
-    """Raises `UserError` where the settings contradict each other."""
+    """Raises `UserError` if the settings contradict each other."""
     task = config.task
     grid = patch_grid(config.data.crop, task.per_side, jitter=task.jitter, overlap=task.overlap)
     row = task.anchor_row
     if row < 0:
-        raise UserError(f"config.task.anchor_row={row}: a row of the grid, 0 or more")
+        raise UserError(f"config.task.anchor_row={row}: must be a row of the grid, 0 or more")
     if task.border not in ("mirror", "zero"):
         raise UserError(f"config.task.border={task.border!r}: choose mirror or zero")
     goals = predicted(grid, row)
     if goals.shape[1] == 0:
         raise UserError(
-            f"config.task.anchor_row={row}: no row of the {task.per_side} is left to predict "
-            f"(overlapping patches share voxels over {grid.rows_apart - 1} rows)"
+            f"config.task.anchor_row={row}: leaves none of the {task.per_side} rows to predict "
+            f"(overlapping patches share voxels over {grid.rows_apart - 1} rows); lower it"
         )
     if task.objective not in ("info_nce", "binary"):
         raise UserError(f"config.task.objective={task.objective!r}: choose info_nce or binary")
     if config.encoder.norm == "batch" and task.objective == "info_nce":
         raise UserError(
-            "config.encoder.norm=batch lets a prediction see its target through the batch's "
+            "config.encoder.norm=batch lets a prediction see its target through the batch "
             "statistics; use group or instance for cpc"
         )
 
@@ -200,7 +201,9 @@ def build(config: ml_collections.ConfigDict) -> Task:
 
     table = contexts(grid, row, task.border)
 
-    def panels(record: dict, inputs: np.ndarray, targets: dict) -> list[Panel]:
+    def panels(
+        record: dict, inputs: np.ndarray, targets: dict, outputs: dict | None = None
+    ) -> list[Panel]:
         columns = (grid.per_side,) * (grid.rank - 1)
         anchor = int(np.ravel_multi_index([n // 2 for n in columns], columns))
         seen = dict.fromkeys(int(i) for i in table[anchor] if i < grid.count)
@@ -225,5 +228,6 @@ def build(config: ml_collections.ConfigDict) -> Task:
         ),
         loss=loss,
         panels=panels,
+        headline="accuracy",
         needs_whole_batch=True,
     )

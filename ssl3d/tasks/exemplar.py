@@ -1,10 +1,10 @@
 """Exemplar: which volume is this a transformed version of?
 
 Dosovitskiy et al. 2016, Hoffer & Ailon 2015; Taleb et al. 2020, section 3.5 and equation 3: a
-transformed volume shall lie nearer to its original than to any other, by a margin. One shared
-head on L2-normalised embeddings, and every other volume of the global batch as a negative: a
-constant encoder keeps the loss at the margin. Intensities are changed by a random monotone map,
-so that a volume's histogram does not identify it.
+transformed volume must be closer to its original than to any other volume, by a margin. One
+shared head with L2-normalised embeddings, and every other volume of the global batch as a
+negative: with a constant encoder the loss stays at the margin. A random monotone map changes the
+intensities, so that the histogram does not identify a volume.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
 from ssl3d.tasks import Box, Panel, Task
 
-# As many as already order the triplets of untouched z-scored volumes without any network.
+# Enough to order the triplets of unchanged z-scored volumes without any network.
 _QUANTILES = 33
 
-# Far below the squared distance of embeddings that differ at all, far above float32's rounding.
+# Far below the squared distance of different embeddings, far above float32's rounding.
 _GUARD = 1e-6
 
 
 class Network(nn.Module):
     """(original, transformed) crops [B, 2, *S, C] -> embeddings [B, 2, E] of unit length.
 
-    `heads` holds one head for both, or the original code's three with sigmoids: for the
-    transformed volume, the original and, as a third embedding [B, 3, E], the original in its
-    role as somebody else's negative.
+    `heads` is one shared head, or the released code's three with sigmoids -> [B, 3, E]: the first
+    and third see the original, as a positive and as another volume's negative, the second the
+    transformed volume.
     """
 
     encoder: nn.Module
@@ -55,7 +55,7 @@ class Network(nn.Module):
 
 
 def transform(key: Array, volume: Array, task: ml_collections.ConfigDict) -> Array:
-    """Flips, quarter turns, zoom and a monotone change of intensities: [*S, C] -> [*S, C]."""
+    """Flips, quarter turns, zoom and a monotone map of intensities: [*S, C] -> [*S, C]."""
     flip, turn, which, zoom, intensity = jax.random.split(key, 5)
     volume = augment.flips(flip, volume, task.flip)
     if len(set(volume.shape[:-1])) == 1:
@@ -80,16 +80,16 @@ def margin_loss(
 ) -> tuple[Array, dict[str, Any]]:
     """Mean over the other subjects of max(0, d(transformed, own) - d(transformed, other) + margin).
 
-    d is the distance (the paper's L2), guarded, as its gradient at zero is not a number. Squared,
-    the gradient would vanish where all embeddings are alike, and the network stays there.
+    d is the L2 distance, as in the paper, guarded because its gradient at zero is NaN. The gradient
+    of the squared distance would vanish where all embeddings are equal, and training would stall.
 
     Args:
       embeddings: [B, 2, E], originals first, of unit length.
       targets: subject int [B], valid bool [B].
 
     Returns:
-      loss [B] (zero where no other subject is in the batch); accuracy: the own original is nearer
-      than every other, ties lost.
+      loss [B], zero without another subject in the batch; the metric `accuracy`: the own original
+      is closer than every other, ties lost.
     """
     originals, transformed = embeddings[:, 0], embeddings[:, 1]
     squared = jnp.sum(jnp.square(transformed[:, None] - originals[None]), axis=-1)
@@ -108,10 +108,10 @@ def margin_loss(
 def original_loss(
     embeddings: Array, targets: dict[str, Array], margin: float
 ) -> tuple[Array, dict[str, Any]]:
-    """The original code's triplet loss: mean squared differences, the next volume as negative.
+    """The released code's triplet loss: mean squared differences, the next volume as negative.
 
-    Fault kept: outputs lie in (0, 1), so no distance exceeds 1, the margin, and the three heads'
-    biases alone reach a loss of 0. [B, 3, E] -> loss [B], metrics as in `margin_loss`.
+    Kept fault: outputs lie in (0, 1), so no distance exceeds 1, the margin, and the biases of the
+    three heads alone reach a loss of 0. [B, 3, E] -> loss [B], metrics as in `margin_loss`.
     """
     positive, anchor, negative = embeddings[:, 0], embeddings[:, 1], embeddings[:, 2]
     near = jnp.mean(jnp.square(anchor - positive), axis=-1)
@@ -121,7 +121,7 @@ def original_loss(
 
 
 def collect(inputs: Array, embeddings: Array, targets: dict[str, Array]) -> dict[str, Array]:
-    """What `score` needs of each case: embeddings [2, E] and intensity quantiles [2, 33 C]."""
+    """What `score` needs: embeddings [B, 2, E] and intensity quantiles [B, 2, 33 C]."""
     axes = tuple(range(2, inputs.ndim - 1))
     quantiles = jnp.quantile(inputs, jnp.linspace(0, 1, _QUANTILES), axis=axes)
     histogram = jnp.moveaxis(quantiles, 0, -1).reshape(*inputs.shape[:2], -1)
@@ -131,18 +131,18 @@ def collect(inputs: Array, embeddings: Array, targets: dict[str, Array]) -> dict
 def score(
     collected: dict[str, np.ndarray], subjects: np.ndarray, repeats: np.ndarray, pool: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Is the own original the nearest of `pool` originals of different subjects? Ties lost.
+    """Whether the own original is the closest of `pool` originals of different subjects, ties lost.
 
-    The pool of a case holds its own original and those of the subjects that follow it in the
-    order of the validation set, so the result does not depend on the batch size.
+    The pool of a case holds its own original and those of the next subjects in the order of the
+    validation set, so the result does not depend on the batch size.
 
     Args:
       collected: arrays [M, 2, ...] from `collect`, originals first.
       subjects, repeats: int [M].
 
     Returns:
-      (hits [M], ones [M]) as `accuracy` for the embeddings and `accuracy_histogram` for 33
-      quantiles of the intensities, which need no network, and `chance`.
+      (hits [M], ones [M]): `accuracy` of the embeddings, `accuracy_histogram` of 33 quantiles of
+      the intensities, which need no network, and `chance`.
     """
     results: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     ones = np.ones(len(subjects))
@@ -161,7 +161,7 @@ def score(
 
 
 def _rivals(i: int, subjects: np.ndarray, repeats: np.ndarray, count: int) -> list[int]:
-    """The next `count` cases after i, cyclically, of the same repeat and other subjects."""
+    """The next `count` cases after i, cyclically, of the same repeat and of other subjects."""
     taken = {int(subjects[i])}
     rivals = []
     for step in range(1, len(subjects)):
@@ -173,7 +173,7 @@ def _rivals(i: int, subjects: np.ndarray, repeats: np.ndarray, count: int) -> li
 
 
 def build(config: ml_collections.ConfigDict) -> Task:
-    """Raises `UserError` where the settings contradict each other."""
+    """Raises `UserError` if the settings contradict each other."""
     task, size = config.task, tuple(config.data.crop)
     if config.batch_size < 2:
         raise UserError("config.batch_size=1 leaves exemplar no negatives; use 2 or more")
@@ -187,7 +187,9 @@ def build(config: ml_collections.ConfigDict) -> Task:
         volume, start = crop(rng, example.image, size, train)
         return {"volume": volume, "start": start}
 
-    def panels(record: dict, inputs: np.ndarray, targets: dict) -> list[Panel]:
+    def panels(
+        record: dict, inputs: np.ndarray, targets: dict, outputs: np.ndarray | None = None
+    ) -> list[Panel]:
         return [
             Panel("whole image", None, (Box("crop", tuple(record["start"]), size),)),
             Panel("original", inputs[0]),
@@ -206,6 +208,9 @@ def build(config: ml_collections.ConfigDict) -> Task:
             outputs, targets, task.margin
         ),
         panels=panels,
+        headline="accuracy",
+        shown=("accuracy_histogram",),
+        spatial=("volume",),
         collect=collect,
         score=lambda collected, subjects, repeats: score(collected, subjects, repeats, task.pool),
         needs_whole_batch=True,

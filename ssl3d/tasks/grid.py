@@ -1,15 +1,15 @@
-"""Patch grids: how a crop is cut into N = n^r patches, in rank 2 and 3 alike.
+"""Patch grids: a crop is cut into N = n^r patches, in rank 2 and 3 alike.
 
-Patches are numbered in C order: the first axis varies slowest, so the centre of a 3x3x3 grid is
-patch 13 and that of a 3x3 grid patch 4.
+Patches are numbered in C order, the first axis varying slowest: the centre of a 3x3x3 grid is
+patch 13, that of a 3x3 grid patch 4.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -17,14 +17,15 @@ from ssl3d.data.pipeline import Example, crop
 from ssl3d.errors import UserError
 
 
-class Grid(NamedTuple):
-    """The geometry of a patch grid over a crop of size *S, all in voxels.
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The geometry of a patch grid over a crop, in voxels.
 
     Attributes:
       per_side: n, patches along each axis.
       stride: distance between the cells of neighbouring patches, per axis.
       patch: *P, the shape of a patch.
-      jitter: a patch's offset inside its cell is drawn from 0..jitter, per axis.
+      jitter: the offset of a patch in its cell is sampled from 0..jitter, per axis.
     """
 
     per_side: int
@@ -42,24 +43,24 @@ class Grid(NamedTuple):
 
     @property
     def positions(self) -> list[tuple[int, ...]]:
-        """Grid coordinates of the N patches, in their order."""
+        """Grid coordinates of the N patches, in order."""
         return list(itertools.product(range(self.per_side), repeat=self.rank))
 
     @property
     def rows_apart(self) -> int:
-        """Least distance in rows at which two patches can share no voxel."""
+        """The least distance in rows at which no two patches share a voxel."""
         return math.ceil((self.patch[0] + self.jitter) / self.stride[0])
 
 
 def patch_grid(size: Sequence[int], per_side: int, jitter: int = 0, overlap: int = 0) -> Grid:
     """The grid of `per_side`^r patches over a crop of `size` voxels.
 
-    A cell is (size - overlap) // per_side wide; a patch covers its cell and `overlap` voxels of
-    the next one, less `jitter` voxels of play. So 128 voxels, 3 per side and a jitter of 3 give
-    patches of 39 (Taleb et al., appendix A).
+    A cell is (size - overlap) // per_side voxels wide; a patch covers its cell and `overlap` voxels
+    of the next one, minus `jitter`. For example, 128 voxels, 3 patches per side and a jitter of 3
+    give patches of 39 voxels (Taleb et al. 2020, appendix A).
 
     Raises:
-      UserError: a number that no grid has, or a crop that is too small for it.
+      UserError: an impossible number, or a crop that is too small.
     """
     for key, value, least in (
         ("per_side", per_side, 2),
@@ -86,7 +87,7 @@ def starts(grid: Grid, rng: np.random.Generator) -> np.ndarray:
 
 
 def tile(image: np.ndarray, grid: Grid, at: np.ndarray) -> np.ndarray:
-    """Cuts `image` [*S, C] into patches [N, *P, C] that start at the voxels `at` [N, r]."""
+    """Cuts patches [N, *P, C] that start at the voxels `at` [N, r] out of `image` [*S, C]."""
     patches = np.empty((len(at), *grid.patch, image.shape[-1]), image.dtype)
     for i, start in enumerate(at):
         patches[i] = image[tuple(slice(a, a + p) for a, p in zip(start, grid.patch, strict=True))]
@@ -96,10 +97,10 @@ def tile(image: np.ndarray, grid: Grid, at: np.ndarray) -> np.ndarray:
 def cut(
     rng: np.random.Generator, example: Example, size: Sequence[int], grid: Grid, train: bool
 ) -> dict[str, np.ndarray]:
-    """The record of a task on patches: crop, then tile with jitter.
+    """The record of a task on patches: a crop, cut into jittered patches.
 
     Returns:
-      `patches` [N, *P, C] and `starts` int32 [N, r], where each begins in the whole image.
+      `patches` [N, *P, C] and `starts` int32 [N, r], the first voxel of each in the whole image.
     """
     image, origin = crop(rng, example.image, size, train)
     at = starts(grid, rng)

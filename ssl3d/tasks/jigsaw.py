@@ -1,9 +1,9 @@
-"""Jigsaw: which permutation were the patches shuffled by?
+"""Jigsaw: by which permutation were the patches shuffled?
 
-Noroozi & Favaro 2016; Taleb et al. 2020, section 3.3: 27 patches in 3D (9 in 2D) in an order
-drawn from P permutations that lie far apart in Hamming distance; the class is the permutation's
-number. Beyond the paper, K puzzles share one encoding of their patches: the encoder looks at
-each patch alone, so permuting its embeddings equals permuting the patches.
+Noroozi & Favaro 2016; Taleb et al. 2020, section 3.3: 27 patches in 3D (9 in 2D), in an order
+sampled from P permutations far apart in Hamming distance; the class is the number of the
+permutation. Beyond the paper, K puzzles share one encoding of their patches: the encoder sees each
+patch alone, so permuting the embeddings equals permuting the patches.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ssl3d.models import encoders, heads
 from ssl3d.tasks import Box, Panel, Task
 from ssl3d.tasks.grid import cut, patch_grid
 
-# Candidates from which the far permutations are chosen, per permutation wanted.
+# Random candidates among which each permutation is chosen.
 _CANDIDATES = 20
 
 
@@ -33,17 +33,18 @@ _CANDIDATES = 20
 def permutations(count: int, patches: int, seed: int, spread: bool) -> np.ndarray:
     """P different permutations of N patches, int [P, N], the same on any machine.
 
-    With `spread`, chosen greedily: from a pool of random candidates, always the one whose least
-    Hamming distance to those chosen is largest, of these the one with the largest mean (Noroozi &
-    Favaro 2016, algorithm 1, on a sample in place of all N! permutations). Without, as drawn
-    (the original code's).
+    With `spread`, they are chosen greedily from a pool of random candidates: always the one whose
+    least Hamming distance to those already chosen is largest, then the one with the largest mean
+    distance (Noroozi & Favaro 2016, algorithm 1, on a sample of the N! permutations). Without
+    `spread`, they are the first candidates, as in the released code.
 
     Raises:
       UserError: there are fewer than P permutations of N patches, or P is below 2.
     """
     if not 2 <= count <= math.factorial(patches):
         raise UserError(
-            f"config.task.permutations={count}: between 2 and {patches}! for {patches} patches"
+            f"config.task.permutations={count}: must be between 2 and {patches}! for {patches} "
+            "patches"
         )
     # RandomState's stream is frozen by NumPy's policy; Generator's may change.
     random = np.random.RandomState(seed)
@@ -52,8 +53,8 @@ def permutations(count: int, patches: int, seed: int, spread: bool) -> np.ndarra
     pool = drawn[np.sort(first)]
     if len(pool) < count:
         raise UserError(
-            f"config.task.permutations={count}: too near to all {patches}! of {patches} patches; "
-            f"{len(pool)} were found, ask for no more"
+            f"config.task.permutations={count}: too close to the {patches}! possible ones; "
+            f"{len(pool)} were found, set no more than that"
         )
     if not spread:
         return pool[:count]
@@ -63,7 +64,7 @@ def permutations(count: int, patches: int, seed: int, spread: bool) -> np.ndarra
     for _ in range(count - 1):
         distance = (pool != pool[chosen[-1]]).sum(axis=1)
         least, total = np.minimum(least, distance), total + distance
-        # The least distance decides, then the total; one that is chosen has a least of 0.
+        # The least distance decides, then the total; it is 0 for those already chosen.
         chosen.append(int(np.argmax(least * (patches * count) + total * (least > 0))))
     return pool[chosen]
 
@@ -71,7 +72,7 @@ def permutations(count: int, patches: int, seed: int, spread: bool) -> np.ndarra
 class Network(nn.Module):
     """(patches [B, N, *P, C], orders int [B, K, N]) -> logits [B, K, P].
 
-    Place i of puzzle k shows patch orders[k, i].
+    Place i of puzzle k holds patch orders[k, i].
     """
 
     encoder: nn.Module
@@ -89,10 +90,10 @@ class Network(nn.Module):
 def views(
     key: Array, record: dict[str, Array], train: bool, table: Array, puzzles: int, strength: float
 ) -> tuple[tuple[Array, Array], dict[str, Array]]:
-    """Draws K permutations: patches [N, *P, C] -> (patches, orders [K, N]) and the classes [K]."""
+    """Samples K permutations: patches [N, *P, C] -> (patches, orders [K, N]), classes [K]."""
     patches = record["patches"].astype(jnp.float32)
     draw, intensity = jax.random.split(key)
-    # Without replacement: K different puzzles tell more than the same one twice.
+    # Without replacement: K different puzzles teach more than repeated ones.
     chosen = jax.random.choice(draw, table.shape[0], (puzzles,), replace=False)
     if train and strength > 0:
         keys = jax.random.split(intensity, patches.shape[0])
@@ -106,14 +107,18 @@ def loss(logits: Array, targets: dict[str, Array]) -> tuple[Array, dict[str, Any
 
 
 def build(config: ml_collections.ConfigDict) -> Task:
-    """Raises `UserError` where the settings contradict each other."""
+    """Raises `UserError` if the settings contradict each other."""
     task = config.task
     grid = patch_grid(config.data.crop, task.per_side, jitter=task.jitter)
     chosen = permutations(task.permutations, grid.count, task.permutation_seed, task.spread)
     if not 1 <= task.puzzles <= task.permutations:
-        raise UserError(f"config.task.puzzles={task.puzzles}: between 1 and {task.permutations}")
+        raise UserError(
+            f"config.task.puzzles={task.puzzles}: must be between 1 and {task.permutations}"
+        )
 
-    def panels(record: dict, inputs: tuple, targets: dict) -> list[Panel]:
+    def panels(
+        record: dict, inputs: tuple, targets: dict, outputs: np.ndarray | None = None
+    ) -> list[Panel]:
         patches, orders = inputs
         boxes = tuple(
             Box(str(i), tuple(start), grid.patch) for i, start in enumerate(record["starts"])
@@ -137,4 +142,5 @@ def build(config: ml_collections.ConfigDict) -> Task:
         ),
         loss=loss,
         panels=panels,
+        headline="accuracy",
     )

@@ -1,8 +1,8 @@
 """Rotation: by which quarter turns was the volume rotated?
 
-Gidaris et al. 2018; Taleb et al. 2020, section 3.4: 10 classes in 3D (none, and 90°, 180°, 270°
-about each axis), 4 in 2D. On the device, on cubes, without interpolation, so that no smoothing
-gives the turn away; several rotations of a crop per step as an option.
+Gidaris et al. 2018; Taleb et al. 2020, section 3.4: 10 classes in 3D (none; 90°, 180° and 270°
+about each axis), 4 in 2D. Rotations run on the device, on cubes and without interpolation, whose
+smoothing would reveal them. Optionally, a step rotates each crop several times.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def views(
     strength: float,
     coarsen: int,
 ) -> tuple[Array, dict[str, Array]]:
-    """Draws Q different rotations: crop [*S, C] -> [Q, *S / coarsen, C] and the classes [Q]."""
+    """Samples Q different rotations: crop [*S, C] -> [Q, *S / coarsen, C] and the classes [Q]."""
     volume = augment.coarsen(record["volume"].astype(jnp.float32), coarsen)
     draw, intensity = jax.random.split(key)
     if train and strength > 0:
@@ -60,9 +60,9 @@ def loss(logits: Array, targets: dict[str, Array]) -> tuple[Array, dict[str, Any
 
 
 def name_of(index: int, rank: int, group: str) -> str:
-    """The rotation in words: its angle and plane, or for the cube's others where each axis is from.
+    """The name of a rotation: its angle and plane, or else the origin of each axis.
 
-    Angles are np.rot90's, from the plane's first axis to its second.
+    Angles as in `np.rot90`: from the first axis of the plane to the second.
     """
     axes, flips = augment.signed_permutations(rank, group)[index]
     for first, second in itertools.combinations(range(rank), 2):
@@ -74,11 +74,11 @@ def name_of(index: int, rank: int, group: str) -> str:
 
 
 def build(config: ml_collections.ConfigDict) -> Task:
-    """Raises `UserError` where the settings contradict each other."""
+    """Raises `UserError` if the settings contradict each other."""
     task, size = config.task, tuple(config.data.crop)
     if len(set(size)) > 1:
         raise UserError(
-            f"config.data.crop={size}: rotation turns cubes (squares); make the sides equal"
+            f"config.data.crop={size}: rotation needs cubes (squares); make the sides equal"
         )
     augment.check_coarsening(task.coarsen, size)
     if task.group not in ("axes", "all"):
@@ -91,7 +91,9 @@ def build(config: ml_collections.ConfigDict) -> Task:
         volume, start = crop(rng, example.image, size, train)
         return {"volume": volume, "start": start}
 
-    def panels(record: dict, inputs: np.ndarray, targets: dict) -> list[Panel]:
+    def panels(
+        record: dict, inputs: np.ndarray, targets: dict, outputs: np.ndarray | None = None
+    ) -> list[Panel]:
         return [Panel("whole image", None, (Box("crop", tuple(record["start"]), size),))] + [
             Panel(f"class {int(index)}: {name_of(int(index), len(size), task.group)}", turned)
             for index, turned in zip(targets["rotation"], inputs, strict=True)
@@ -109,4 +111,6 @@ def build(config: ml_collections.ConfigDict) -> Task:
         ),
         loss=loss,
         panels=panels,
+        headline="accuracy",
+        spatial=("volume",),
     )

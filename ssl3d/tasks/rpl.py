@@ -1,9 +1,9 @@
-"""Relative patch location: where does a patch lie, seen from the centre of its grid?
+"""Relative patch location: where does a patch lie relative to the centre of its grid?
 
-Doersch et al. 2015; Taleb et al. 2020, section 3.2: a 3x3(x3) grid, the centre patch as the
-reference, a query drawn from the others, and its position as the class (26 in 3D, 8 in 2D).
-Beyond the paper, Q queries share one encoding of the centre, and only patches that are used
-are encoded.
+Doersch et al. 2015; Taleb et al. 2020, section 3.2: a 3x3(x3) grid, its centre patch as the
+reference, a query sampled from the other patches, and its position as the class (26 in 3D, 8 in
+2D). Beyond the paper, Q queries share one encoding of the centre, and only the patches in use are
+encoded.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class Network(nn.Module):
 
 
 def class_of(patch: Array, centre: int) -> Array:
-    """Number of a patch in its grid -> class: the centre has none, those after it move up."""
+    """Number of a patch in its grid -> class; the centre has none, later patches move up by one."""
     return jnp.where(patch > centre, patch - 1, patch)
 
 
 def views(
     key: Array, record: dict[str, Array], train: bool, queries: int, centre: int, strength: float
 ) -> tuple[Array, dict[str, Array]]:
-    """Draws Q different queries: patches [N, *P, C] -> [1 + Q, *P, C] and the classes [Q]."""
+    """Samples Q different queries: patches [N, *P, C] -> [1 + Q, *P, C] and the classes [Q]."""
     patches = record["patches"].astype(jnp.float32)
     draw, intensity = jax.random.split(key)
     others = jnp.asarray([i for i in range(patches.shape[0]) if i != centre])
@@ -64,12 +64,12 @@ def loss(logits: Array, targets: dict[str, Array]) -> tuple[Array, dict[str, Any
 
 
 def direction(query: int, grid: Grid) -> str:
-    """The query's place seen from the centre, in steps along each axis."""
+    """The query's position relative to the centre, in patches along each axis."""
     return " ".join(f"{step - grid.per_side // 2:+d}" for step in grid.positions[query])
 
 
 def build(config: ml_collections.ConfigDict) -> Task:
-    """Raises `UserError` where the settings contradict each other."""
+    """Raises `UserError` if the settings contradict each other."""
     task = config.task
     grid = patch_grid(config.data.crop, task.per_side, jitter=task.jitter)
     if task.per_side % 2 == 0:
@@ -78,7 +78,9 @@ def build(config: ml_collections.ConfigDict) -> Task:
     if not 1 <= task.queries < grid.count:
         raise UserError(f"config.task.queries={task.queries}: between 1 and {grid.count - 1}")
 
-    def panels(record: dict, inputs: np.ndarray, targets: dict) -> list[Panel]:
+    def panels(
+        record: dict, inputs: np.ndarray, targets: dict, outputs: np.ndarray | None = None
+    ) -> list[Panel]:
         names = ["centre", *(direction(int(q), grid) for q in targets["query"])]
         shown = [centre, *(int(q) for q in targets["query"])]
         boxes = tuple(
@@ -103,4 +105,5 @@ def build(config: ml_collections.ConfigDict) -> Task:
         ),
         loss=loss,
         panels=panels,
+        headline="accuracy",
     )

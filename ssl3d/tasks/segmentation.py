@@ -1,9 +1,9 @@
-"""Segmentation: which class is each voxel of?
+"""Segmentation: which class does each voxel belong to?
 
 Taleb et al. 2020, sections 4.1 and 4.2: the pretrained encoder with a U-Net decoder, trained on
-label maps. Dice and cross-entropy over a fixed class list, or over overlapping regions (BraTS:
-whole tumour, core, enhancing) with one sigmoid each. Image and label are moved together on the
-device.
+label maps. The loss is Dice plus cross-entropy over a fixed list of classes, or over overlapping
+regions with one sigmoid each (BraTS: whole tumour, tumour core, enhancing tumour). Image and label
+are augmented together, on the device.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from ssl3d.tasks import Box, Labels, Panel, Task
 NEEDS = "label_map"
 DOWNSTREAM = "ssl3d.downstream.segmentation"
 
-# The label of voxels beyond the image: part of no class, and of no loss.
+# The label of voxels outside the image: they belong to no class, and the loss ignores them.
 OUTSIDE = 255
 
-# Voxels added above and below in the soft Dice, for a class of a few voxels not to weigh by chance.
+# Added to numerator and denominator of the soft Dice, against noise from classes of few voxels.
 _SMOOTH = 1.0
 
 
 class Network(nn.Module):
-    """Crops [B, *S, C] -> logits [B, *S, K], and at coarser resolutions, finest first.
+    """Crops [B, *S, C] -> logits [B, *S, K] and those of coarser resolutions, finest first.
 
-    With `frozen` the encoder's norms use and keep their running statistics.
+    With `frozen` the encoder's batch norms use their running statistics and do not update them.
     """
 
     encoder: nn.Module
@@ -56,14 +56,14 @@ def place(
     foreground: float,
     classes: int,
 ) -> np.ndarray:
-    """The first voxel [r] of a training crop: around a labelled voxel, or anywhere.
+    """The first voxel [r] of a training crop, around a labelled voxel or anywhere.
 
-    With the probability `foreground` a class is drawn from those that the label [*S] has, and a
-    voxel from those of the class, so that small structures are seen as often as large ones.
+    With probability `foreground`, a class is sampled from those in the label [*S] and then one of
+    its voxels, so that small structures appear as often as large ones.
     """
-    size = np.asarray(size)
+    sides = np.asarray(size)
     if rng.random() < foreground:
-        # A mask for each class, and no count of all values: an eighth of the memory.
+        # One mask per class takes an eighth of the memory of counting all values.
         present = [k for k in range(1, classes) if (label == k).any()]
         if present:
             mask = label == present[rng.integers(len(present))]
@@ -72,15 +72,15 @@ def place(
             plane = np.searchsorted(counts.cumsum(), number, side="right")
             number -= counts[:plane].sum()
             within = np.unravel_index(np.flatnonzero(mask[plane])[number], mask.shape[1:])
-            # Anywhere in the crop, and not always in its middle.
-            voxel = np.asarray((plane, *within)) - rng.integers(0, size) + size // 2
+            # The voxel may lie anywhere in the crop, not only in its middle.
+            voxel = np.asarray((plane, *within)) - rng.integers(0, sides) + sides // 2
             return crop_around(voxel, label.shape, size)
-    anywhere = rng.integers(0, np.maximum(np.asarray(label.shape) - size, 0) + 1)
-    return crop_around(anywhere + size // 2, label.shape, size)
+    anywhere = rng.integers(0, np.maximum(np.asarray(label.shape) - sides, 0) + 1)
+    return crop_around(anywhere + sides // 2, label.shape, size)
 
 
 def middle_of_labels(label: np.ndarray) -> np.ndarray:
-    """The middle voxel [r] of the box around all that is labelled; of the image if nothing is."""
+    """The middle voxel [r] of the foreground's bounding box; of the image if there is none."""
     middle = []
     for axis in range(label.ndim):
         others = tuple(other for other in range(label.ndim) if other != axis)
@@ -92,7 +92,7 @@ def middle_of_labels(label: np.ndarray) -> np.ndarray:
 def views(
     key: Array, record: dict[str, Array], train: bool, settings: Mapping[str, float]
 ) -> tuple[Array, dict[str, Array]]:
-    """Crop [*S, C] and label [*S] -> the network's input and `label` int32, moved together."""
+    """Crop [*S, C] and label [*S] -> the network's input and `label` int32, augmented together."""
     volume, label = record["volume"].astype(jnp.float32), record["label"].astype(jnp.int32)
     if train:
         volume, label = augment.image_and_label(key, volume, label, settings, OUTSIDE)
@@ -100,7 +100,7 @@ def views(
 
 
 def members(regions: Sequence[Sequence[int]], classes: int) -> np.ndarray:
-    """Whether class k is in region r: bool [R, K]. Without regions, every class is its own."""
+    """Whether class k is in region r: bool [R, K]. Without regions, each class is a region."""
     if not regions:
         return np.eye(classes, dtype=bool)
     return np.asarray([[k in region for k in range(classes)] for region in regions])
@@ -109,22 +109,24 @@ def members(regions: Sequence[Sequence[int]], classes: int) -> np.ndarray:
 def loss(
     logits: tuple[Array, ...], targets: dict[str, Array], belongs: np.ndarray
 ) -> tuple[Array, dict[str, Any]]:
-    """Soft Dice of the foreground that is there plus cross-entropy, at every decoder resolution.
+    """Soft Dice of the foreground present plus cross-entropy, at every decoder resolution.
 
     Args:
-      logits: [B, *S, K], then coarser ones with half the weight each (deep supervision).
-      targets: label int [B, *S], `OUTSIDE` where there is none.
-      belongs: bool [R, K] of `members`; all classes exclude each other, or regions overlap.
+      logits: [B, *S, K], then coarser ones, each with half the weight of the one before (deep
+        supervision).
+      targets: label int [B, *S], `OUTSIDE` for voxels outside the image.
+      belongs: bool [R, K] from `members`: classes, which exclude each other, or regions.
 
     Returns:
-      loss [B]; `dice` of the hard answer over the foreground classes (regions) that are present
-      or answered.
+      loss [B]; the metric `dice` of the thresholded prediction over the foreground classes
+      (regions) that are present or predicted.
     """
-    total, weights = 0.0, 0.0
+    total: Any = 0.0
+    weights = 0.0
     label = targets["label"]
     for level, part in enumerate(logits):
         if level:
-            # A voxel of each block stands for it: labels are never blended.
+            # One voxel represents its block: labels are never interpolated.
             label = label[:, *(slice(None, None, 2),) * (label.ndim - 1)]
         truth = _truth(label, belongs)
         total += 0.5**level * _loss_at(part, truth, label != OUTSIDE, exclusive=_exclusive(belongs))
@@ -137,13 +139,13 @@ def _exclusive(belongs: np.ndarray) -> bool:
 
 
 def _truth(label: Array, belongs: np.ndarray) -> Array:
-    """Is a voxel in a region? int [B, *S] -> 1 or 0 [B, *S, R]; `OUTSIDE` is in none."""
+    """Labels int [B, *S] -> membership of each region, 1 or 0, [B, *S, R]; `OUTSIDE` is in none."""
     one_hot = jax.nn.one_hot(label, belongs.shape[1], dtype=jnp.float32)
     return one_hot if _exclusive(belongs) else one_hot @ belongs.T.astype(np.float32)
 
 
 def _loss_at(logits: Array, truth: Array, inside: Array, exclusive: bool) -> Array:
-    """logits, truth [B, *S, R], inside [B, *S] -> [B]"""
+    """Logits and truth [B, *S, R], inside [B, *S] -> loss [B]."""
     space = tuple(range(1, logits.ndim - 1))
     logits = logits.astype(jnp.float32)
     weight = inside[..., None].astype(jnp.float32)
@@ -151,7 +153,7 @@ def _loss_at(logits: Array, truth: Array, inside: Array, exclusive: bool) -> Arr
     if exclusive:
         logs = jax.nn.log_softmax(logits)
         probabilities, entropy = jnp.exp(logs), -(truth * logs * weight).sum((*space, -1)) / voxels
-        first = 1  # the background's Dice would be near 1 whatever the network does
+        first = 1  # without the background, whose Dice is near 1 whatever the network does
     else:
         probabilities, first = jax.nn.sigmoid(logits), 0
         terms = truth * jax.nn.log_sigmoid(logits) + (1 - truth) * jax.nn.log_sigmoid(-logits)
@@ -159,17 +161,17 @@ def _loss_at(logits: Array, truth: Array, inside: Array, exclusive: bool) -> Arr
     truth, probabilities = (x[..., first:] * weight for x in (truth, probabilities))
     shared = (truth * probabilities).sum(space)
     dice = (2 * shared + _SMOOTH) / (truth.sum(space) + probabilities.sum(space) + _SMOOTH)
-    # A class that an example lacks is the entropy's: its Dice would make any answer of a small
-    # one costlier than none, where crops without it are common.
+    # A class absent from an example is left to the cross-entropy: where crops without it are
+    # common, its Dice term would make predicting nothing cheaper than predicting a little.
     present = truth.any(space)
     missed = jnp.where(present, 1 - dice, 0).sum(-1) / jnp.maximum(present.sum(-1), 1)
     return missed + entropy
 
 
 def _hard_dice(logits: Array, label: Array, belongs: np.ndarray) -> tuple[Array, Array]:
-    """Dice summed over the classes (regions) of label or answer, and how many: [B], [B].
+    """Dice summed over the classes (regions) in label or prediction, and their number: [B], [B].
 
-    A class that is in the answer alone has a Dice of 0; one that is in neither is not counted.
+    A class in the prediction alone has a Dice of 0; one in neither is not counted.
     """
     space = tuple(range(1, logits.ndim - 1))
     truth = _truth(label, belongs) > 0
@@ -185,7 +187,7 @@ def _hard_dice(logits: Array, label: Array, belongs: np.ndarray) -> tuple[Array,
 
 
 def own_class(regions: Sequence[Sequence[int]], index: int) -> int:
-    """The class of a region that the next one inside it has not. Raises `UserError`."""
+    """The class of a region that the next region, nested in it, lacks. Raises `UserError`."""
     inner = set(regions[index + 1]) if index + 1 < len(regions) else set()
     own = set(regions[index]) - inner
     if len(own) != 1 or not inner < set(regions[index]):
@@ -197,9 +199,9 @@ def own_class(regions: Sequence[Sequence[int]], index: int) -> int:
 
 
 def build(config: ml_collections.ConfigDict, labels: Labels | None) -> Task:
-    """Raises `UserError` where the settings contradict each other or the data set's classes."""
+    """Raises `UserError` if the settings contradict each other or the data set's classes."""
     task, size = config.task, tuple(config.data.crop)
-    classes = labels.classes if labels else ()
+    classes, _ = labels or Labels()
     if len(classes) < 2:
         raise UserError("the data set has no classes to segment; prepare it with its labels")
     if not all(isinstance(region, Sequence) and len(region) for region in task.regions):
@@ -211,35 +213,40 @@ def build(config: ml_collections.ConfigDict, labels: Labels | None) -> Task:
         own_class(regions, index)
         if max(region) >= len(classes) or min(region) < 1:
             raise UserError(
-                f"config.task.regions: {region} names a class that is none of 1 to "
-                f"{len(classes) - 1} ({', '.join(classes[1:])})"
+                f"config.task.regions: {region} names a class outside 1 to {len(classes) - 1} "
+                f"({', '.join(classes[1:])})"
             )
-    if config.encoder.kind not in ("unet", "resunet"):
+    if not encoders.kind_of(config.encoder).full_resolution:
+        suited = (name for name, kind in encoders.KINDS.items() if kind.full_resolution)
         raise UserError(
             f"config.encoder.kind={config.encoder.kind!r}: has no level at full resolution to "
-            "segment with; use unet or resunet"
+            f"segment with; use {' or '.join(suited)}"
         )
     if not 0 <= task.deep < config.encoder.depth - 1:
         raise UserError(
-            f"config.task.deep={task.deep}: the decoder has {config.encoder.depth - 1} "
-            "resolutions, of which one is the full one"
+            f"config.task.deep={task.deep}: must be below {config.encoder.depth - 1}, the number "
+            "of resolutions of the decoder; the full one is always supervised"
         )
     belongs = members(regions, len(classes))
     encoder = encoders.build(config.encoder, size)
     augmentation = config.augment.to_dict()
 
     def record(rng: np.random.Generator, example: Example, train: bool) -> dict[str, np.ndarray]:
+        label = example.label
+        assert label is not None  # see `NEEDS`
         if train:
-            start = place(rng, example.label, size, task.foreground, len(classes))
+            start = place(rng, label, size, task.foreground, len(classes))
         else:
-            start = crop_around(middle_of_labels(example.label), example.label.shape, size)
+            start = crop_around(middle_of_labels(label), label.shape, size)
         return {
             "volume": cut(example.image, start, size),
-            "label": cut(example.label, start, size, outside=OUTSIDE),
+            "label": cut(label, start, size, outside=OUTSIDE),
             "start": start.astype(np.int32),
         }
 
-    def panels(record: dict, inputs: np.ndarray, targets: dict) -> list[Panel]:
+    def panels(
+        record: dict, inputs: np.ndarray, targets: dict, outputs: tuple | None = None
+    ) -> list[Panel]:
         label = np.where(targets["label"] == OUTSIDE, 0, targets["label"])
         return [
             Panel("whole image", None, (Box("crop", tuple(record["start"]), size),)),
@@ -257,6 +264,8 @@ def build(config: ml_collections.ConfigDict, labels: Labels | None) -> Task:
         network=Network(encoder=encoder, decoder=decoders.build(encoder, len(belongs), task.deep)),
         loss=lambda logits, targets: loss(logits, targets, belongs),
         panels=panels,
+        headline="dice",
+        spatial=("volume", "label"),
         best_by="dice",
         predict=predict,
     )

@@ -1,4 +1,4 @@
-"""Which data a config means: the data set on disk, and its cases to train and validate on."""
+"""The data that a config names: the data set on disk, its training and validation cases."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -19,7 +20,7 @@ from ssl3d.phantoms import dataset as phantom
 
 
 def open_dataset(config: ml_collections.ConfigDict) -> store.Dataset:
-    """The prepared data set of `config.data`; a phantom is drawn on first use.
+    """The prepared data set of `config.data`; a phantom is generated on first use.
 
     Raises:
       UserError: no path, no data set there, or one of the wrong rank.
@@ -38,7 +39,7 @@ def open_dataset(config: ml_collections.ConfigDict) -> store.Dataset:
                 data.phantom.kind, path, tuple(data.phantom.shape), counts, data.phantom.seed
             )
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("phantom drawn")
+            multihost_utils.sync_global_devices("phantom generated")
     dataset = store.read(path)
     if dataset.rank < config.rank:
         raise UserError(
@@ -58,11 +59,11 @@ def open_dataset(config: ml_collections.ConfigDict) -> store.Dataset:
 def choose_cases(
     config: ml_collections.ConfigDict, dataset: store.Dataset
 ) -> tuple[tuple[store.Case, ...], tuple[store.Case, ...]]:
-    """The cases to train on and to validate on. Raises `UserError` where there are none."""
+    """The cases to train on and to validate on. Raises `UserError` if there are none."""
     unknown = set(config.data.train_splits) - set(store.SPLITS)
     if unknown:
         raise UserError(
-            f"config.data.train_splits: no split {unknown.pop()!r}; choose of "
+            f"config.data.train_splits: no split {unknown.pop()!r}; choose from "
             + ", ".join(store.SPLITS)
         )
     train = dataset.split(*config.data.train_splits)
@@ -79,7 +80,7 @@ def choose_cases(
 def labelled(
     config: ml_collections.ConfigDict, cases: Sequence[store.Case]
 ) -> tuple[store.Case, ...]:
-    """Those of the cases that have what the downstream task learns: a label map, or a grade."""
+    """The cases with the label that the downstream task needs: a label map or a grade."""
     if tasks.needs(config) == "grade":
         return tuple(case for case in cases if case.grade is not None)
     return tuple(case for case in cases if case.labelled)
@@ -88,10 +89,10 @@ def labelled(
 def label_subset(
     cases: Sequence[store.Case], config: ml_collections.ConfigDict
 ) -> tuple[store.Case, ...]:
-    """The cases of the first `config.data.label_fraction` of the subjects, at least of one.
+    """The cases of the first `config.data.label_fraction` of the subjects, at least one subject.
 
-    Nested: a smaller fraction is part of a larger one of the same `label_seed`. Seed 0 is the
-    order that the manifest has, any other one shuffles it anew.
+    Nested: a smaller fraction is a subset of a larger one with the same `label_seed`. Seed 0 is
+    the order of the manifest, any other seed shuffles it.
     """
     order = {case.subject: case.order for case in cases}
     subjects = sorted(order, key=lambda subject: (order[subject], subject))
@@ -104,14 +105,14 @@ def label_subset(
 
 
 def labels_of(dataset: store.Dataset, cases: Sequence[store.Case]) -> tasks.Labels:
-    """What a downstream task is told: the class names, and how many training cases of each."""
+    """The class names, and the number of `cases` of each grade."""
     grades = [case.grade for case in cases if case.grade is not None]
     counts = np.bincount(grades, minlength=len(dataset.classes)) if grades else ()
     return tasks.Labels(dataset.classes, tuple(int(count) for count in counts))
 
 
-def fingerprint(train: Sequence[store.Case], validation: Sequence[store.Case]) -> dict[str, str]:
-    """What tells two selections of cases apart: a checksum of the ids and of what they hold."""
+def fingerprint(train: Sequence[store.Case], validation: Sequence[store.Case]) -> dict[str, Any]:
+    """Checksums that identify both sets of cases, by id, subject and content."""
 
     def checksum(cases: Sequence[store.Case]) -> str:
         rows = [(case.id, case.subject, case.extra.get("content")) for case in cases]

@@ -1,4 +1,4 @@
-"""Checkpoints of parameters, optimiser, step and data position, by Orbax."""
+"""Checkpoints of parameters, optimiser, step and data position, with Orbax."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from flax.traverse_util import flatten_dict
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import RunError, UserError
 
-# Two, so that one that does not read has one before it.
+# Two, so that a damaged one has a predecessor.
 _KEPT = 2
 
-# The key of `config.json` under which a run says by which version its training data are drawn.
+# The key of `config.json` for the version of the code that samples the training data.
 DRAWS = "draws"
 
 # Keys without influence on any result: where data lie, and how often something is written.
@@ -31,13 +31,14 @@ _FREE = (*NEUTRAL, "validate_every", "predict.overlap", "predict.mirror")
 def check_config(
     config: ml_collections.ConfigDict, workdir: Path, data: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes `config.json`, or compares it with the one of an earlier run.
+    """Writes `config.json`, after comparing it with that of an earlier run in `workdir`.
 
     Args:
-      data: what else decides it: the cases, how they are drawn; kept in the same file.
+      data: what else affects the result, the cases and how they are sampled; kept in the same
+        file.
 
     Raises:
-      UserError: the earlier run had another value for a key that decides the result.
+      UserError: the earlier run had another value for a key that affects the result.
     """
     file = workdir / "config.json"
     now = json.loads(config.to_json()) | dict(data or {})
@@ -51,8 +52,8 @@ def check_config(
             old, new = before.get(key), after.get(key)
             if key == DRAWS and old != new:
                 raise UserError(
-                    f"{workdir} holds a run of a version of the code that draws training data "
-                    "differently: finish it with that one, or begin anew in another folder"
+                    f"{workdir} holds a run of another version of the code, which samples training "
+                    "data differently: finish it with that version, or start in another folder"
                 )
             if old != new and key not in _FREE:
                 raise UserError(
@@ -71,7 +72,7 @@ def check_config(
 
 
 def open_manager(workdir: Path) -> ocp.CheckpointManager:
-    """The manager of `workdir/checkpoints`; saves in the background, keeps the latest two."""
+    """The manager of `workdir/checkpoints`: saves in the background, keeps the last two."""
     logging.set_verbosity(logging.ERROR)  # Orbax reports every file it writes
     return ocp.CheckpointManager(
         (workdir / "checkpoints").resolve(),
@@ -82,7 +83,7 @@ def open_manager(workdir: Path) -> ocp.CheckpointManager:
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
-    """Saves the state after `step` steps, unless that step is saved already."""
+    """Saves the state after `step` steps, unless it is saved already."""
     if step in manager.all_steps():
         return
     manager.save(
@@ -95,15 +96,15 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
 
 
 def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[Any, int] | None:
-    """The newest state that reads, and the number of its next batch; None if there is none.
+    """The newest readable state and the number of its next batch; None without checkpoints.
 
-    A checkpoint that does not read is named aloud and the one before it is taken.
+    A checkpoint that cannot be read is reported, and the one before it is used.
 
     Args:
-      like: a state of the same structure with the shapes, types and shardings wanted.
+      like: a state of the same structure, with the shapes, types and shardings to restore.
 
     Raises:
-      RunError: there are checkpoints, but none reads.
+      RunError: there are checkpoints, but none can be read.
     """
     steps = sorted(manager.all_steps(), reverse=True)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
@@ -121,8 +122,8 @@ def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[Any, int] | None
             print(f"checkpoint {step} does not read ({type(error).__name__}: {reason})", flush=True)
             damaged.append(step)
             continue
-        # They would stand in the way of new ones of the same steps. Only now that another has
-        # been read is it clear that the fault is theirs, and not the disk's or the memory's.
+        # Damaged checkpoints would block new ones of the same steps. They are deleted only now:
+        # that another one can be read shows that neither the disk nor the memory is at fault.
         for other in damaged:
             manager.delete(other)
         return restored["state"], int(restored["data"]["next_index"])

@@ -1,35 +1,45 @@
-"""What a run tells: a progress bar, `metrics.jsonl`, TensorBoard, one last line."""
+"""What a run reports: printed lines, a progress bar, `metrics.jsonl`, TensorBoard event files."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from ssl3d import metrics
+from ssl3d import intervals
 from ssl3d.atomic import atomic_write
+from ssl3d.errors import RunError
+
+# How many steps the host may be ahead of the device: one to hide the dispatch, and a spare.
+_STEPS_AHEAD = 2
 
 
-class Report:
+class RunLog:
     """Writes from the first process alone; in the others it does nothing.
 
     Args:
       workdir: where `metrics.jsonl` and the event files go.
-      steps: the whole run's length.
-      step: where this run begins; lines of an earlier run beyond it are dropped, as those steps
-        are made again.
+      steps: the length of the whole run.
+      step: where this run begins; later lines of an earlier run are dropped, as their steps are
+        repeated.
+      headline, shown: the metrics to print, see `tasks.Task`.
     """
 
-    def __init__(self, workdir: Path, steps: int, step: int) -> None:
+    def __init__(
+        self, workdir: Path, steps: int, step: int, headline: str, shown: Sequence[str] = ()
+    ) -> None:
+        self._headline, self._shown = headline, shown
         self._active = jax.process_index() == 0
         self._metrics = workdir / "metrics.jsonl"
         if not self._active:
@@ -47,7 +57,7 @@ class Report:
         )
 
     def say(self, text: str) -> None:
-        """One line, above the bar where there is one."""
+        """Prints one line, above the progress bar if there is one."""
         if self._active:
             self._bar.write(text, file=sys.stdout)
             sys.stdout.flush()
@@ -57,14 +67,14 @@ class Report:
             self._bar.update(step - self._bar.n)
 
     def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """One line of `metrics.jsonl`, the event files, and the screen."""
+        """Writes one line to `metrics.jsonl`, the event files, and the screen."""
         if not self._active:
             return
         with self._metrics.open("a") as file:
             file.write(json.dumps({"step": step, "split": split} | as_json(values)) + "\n")
         for name, value in values.items():
             self._events.add_scalar(f"{split}/{name}", value, step)
-        line = describe(values)
+        line = describe(values, self._headline, self._shown)
         if self._terminal and split == "train":
             self._bar.set_postfix_str(line)
         else:
@@ -74,6 +84,51 @@ class Report:
         if self._active:
             self._events.close()
             self._bar.close()
+
+
+class Window:
+    """The metrics of the steps since the last log point; on the device until they are fetched.
+
+    Args:
+      case_ids: of the data set, in order, to name the cases of a failing step.
+    """
+
+    def __init__(self, case_ids: list[str]) -> None:
+        self._case_ids = case_ids
+        self._pending: collections.deque[tuple[int, np.ndarray, dict[str, Any]]]
+        self._pending = collections.deque()
+        self._fetched: list[dict[str, Any]] = []
+
+    def add(self, step: int, cases: np.ndarray, metrics: dict[str, Any]) -> None:
+        """Keeps a step's metrics, and waits until the device is at most two steps behind."""
+        self._pending.append((step, cases, metrics))
+        if len(self._pending) > _STEPS_AHEAD:
+            jax.block_until_ready(self._pending[-1 - _STEPS_AHEAD][2])
+
+    def fetch(self) -> None:
+        """Waits for the device. Raises `RunError` for a loss or gradient that is not finite."""
+        while self._pending:
+            step, cases, metrics = self._pending.popleft()
+            metrics = jax.device_get(metrics)
+            if not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["gradient_norm"]):
+                names = ", ".join(self._case_ids[i] for i in cases)
+                raise RunError(
+                    f"step {step}: loss {metrics['loss']}, gradient norm "
+                    f"{metrics['gradient_norm']}; cases {names}; lower "
+                    "config.optimizer.learning_rate or check these cases (the last checkpoint "
+                    "precedes this step)"
+                )
+            self._fetched.append(metrics)
+
+    def means(self) -> dict[str, float]:
+        """The means over the window's steps; starts the next window."""
+        self.fetch()
+        stacked = jax.tree.map(lambda *leaves: np.asarray(leaves, np.float64), *self._fetched)
+        self._fetched = []
+        means = {name: float(stacked.pop(name).mean()) for name in ("loss", "gradient_norm")}
+        return means | {
+            name: intervals.ratio(total, count) for name, (total, count) in stacked.items()
+        }
 
 
 class Clock:
@@ -89,7 +144,7 @@ class Clock:
 
     @contextlib.contextmanager
     def time(self, what: str) -> Iterator[None]:
-        """Counts the time inside as "wait" (for data) or "pause" (no training at all)."""
+        """Counts the time inside as "wait" (for data) or "pause" (not training)."""
         begin = time.perf_counter()
         yield
         self._spent[what] += time.perf_counter() - begin
@@ -98,7 +153,7 @@ class Clock:
         self._steps += 1
 
     def window(self, batch_size: int) -> dict[str, float]:
-        """The figures since the last window, and starts the next."""
+        """Throughput and data wait since the last window; starts the next."""
         spent = max(time.perf_counter() - self._start - self._spent["pause"], 1e-9)
         figures = {
             "volumes_per_second": self._steps * batch_size / spent,
@@ -109,42 +164,36 @@ class Clock:
 
 
 def as_json(values: Mapping[str, float]) -> dict[str, float | None]:
-    """Rounded numbers; None where a score is not defined, as JSON has no NaN."""
+    """Rounded numbers; None for an undefined score, as JSON has no NaN."""
     rounded = {name: round(float(value), 6) for name, value in values.items()}
     return {name: value if math.isfinite(value) else None for name, value in rounded.items()}
 
 
-def mean(total: np.ndarray, count: np.ndarray) -> float:
-    """sum / count over all examples; NaN where there is nothing to count."""
-    whole = float(np.sum(count))
-    return float(np.sum(total)) / whole if whole > 0 else math.nan
+def describe(values: Mapping[str, float | None], headline: str, shown: Sequence[str] = ()) -> str:
+    """The numbers of a log point as one readable line.
 
-
-def describe(values: Mapping[str, float]) -> str:
-    """The numbers of a log point as a person reads them."""
-    values = {name: math.nan if value is None else value for name, value in values.items()}
-    parts = [f"loss {values['loss']:.3f}"]
-    if "accuracy" in values:
-        accuracy = f"accuracy {values['accuracy']:.3f}"
-        if "accuracy_low" in values:
-            accuracy += f" [{values['accuracy_low']:.3f}, {values['accuracy_high']:.3f}]"
-        parts.append(f"{accuracy} (chance {values['chance']:.3f})")
-    if "dice" in values:
-        dice = f"dice {values['dice']:.3f}"
-        if "dice_low" in values:
-            dice += f" [{values['dice_low']:.3f}, {values['dice_high']:.3f}]"
-        parts.append(dice)
-    if "kappa" in values:
-        parts.append(f"kappa {values['kappa']:.3f}")
-    if "accuracy_histogram" in values:
-        parts.append(f"histogram {values['accuracy_histogram']:.3f}")
-    if "volumes_per_second" in values:
-        parts.append(f"{values['volumes_per_second']:.1f} volumes/s")
+    Args:
+      values: name -> number, None for NaN.
+      headline, shown: see `tasks.Task`; those absent from `values` are left out.
+    """
+    numbers = {name: math.nan if value is None else value for name, value in values.items()}
+    parts = [f"loss {numbers['loss']:.3f}"]
+    if headline in numbers:
+        parts.append(f"{headline} {numbers[headline]:.3f}")
+        if f"{headline}_low" in numbers:
+            parts.append(f"[{numbers[f'{headline}_low']:.3f}, {numbers[f'{headline}_high']:.3f}]")
+        if "chance" in numbers:
+            parts.append(f"(chance {numbers['chance']:.3f})")
+    for name in shown:
+        if name in numbers:
+            parts.append(f"{name.removeprefix(f'{headline}_')} {numbers[name]:.3f}")
+    if "volumes_per_second" in numbers:
+        parts.append(f"{numbers['volumes_per_second']:.1f} volumes/s")
     return " ".join(parts)
 
 
 def read_metrics(workdir: Path) -> list[dict]:
-    """The lines of `metrics.jsonl`; a last line that a kill cut short is left out."""
+    """The lines of `metrics.jsonl`, without a last line that a kill cut short."""
     file = workdir / "metrics.jsonl"
     lines = []
     for line in file.read_text().splitlines() if file.exists() else []:
@@ -156,28 +205,7 @@ def read_metrics(workdir: Path) -> list[dict]:
 
 
 def _truncate(file: Path, step: int) -> None:
-    # A run that begins anew validates its untrained network again: nothing of step 0 stays.
+    # A run that starts afresh validates its untrained network again: its step 0 is dropped too.
     kept = [line for line in read_metrics(file.parent) if 0 < step >= line["step"]]
     with atomic_write(file) as partial:
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-
-
-def bootstrap(
-    sums: np.ndarray, counts: np.ndarray, groups: np.ndarray, seed: int = 0
-) -> tuple[float, float]:
-    """A 95 % interval of sum / count by resampling groups (subjects) with replacement.
-
-    The ratio itself, twice, where there is one group alone.
-
-    Args:
-      sums, counts: [M], of each example.
-      groups: int [M]; examples of one group are drawn together.
-    """
-
-    def ratio(weights: np.ndarray) -> np.ndarray:
-        return weights @ sums / np.maximum(weights @ counts, 1e-12)
-
-    if np.unique(groups).size == 1:
-        value = float(ratio(np.ones(len(sums))))
-        return value, value
-    return metrics.bootstrap_interval(ratio, groups, seed)

@@ -1,12 +1,13 @@
 """Devices and processes: one mesh `(data, space)` for a laptop, eight GPUs or a TPU slice.
 
 `data` splits the batch, `space` the first spatial axis of large volumes. The axes are Auto: XLA
-inserts the communication, so a loss over the global batch is written as if on one device.
+inserts the communication, so a loss over the global batch is written as for one device.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,10 +18,11 @@ from ssl3d.errors import UserError
 
 
 def start() -> None:
-    """Joins the other processes of a run over several hosts, before any use of a device.
+    """Joins the other processes of a run over several hosts, before any device is used.
 
-    Found from the environment: SLURM, Open MPI and TPU pods by jax itself; anything else gives
-    JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    Hosts are discovered under SLURM, Open MPI and TPU pods; elsewhere set JAX_COORDINATOR_ADDRESS
+    (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID. Raises `UserError` if one
+    of these is missing.
     """
     environment = os.environ
     if "JAX_COORDINATOR_ADDRESS" in environment:
@@ -43,7 +45,7 @@ def start() -> None:
 
 
 def make_mesh(space: int) -> Mesh:
-    """The mesh over all devices, `space` of them to a volume. Raises `UserError`."""
+    """The mesh over all devices, `space` of which share a volume. Raises `UserError`."""
     count = jax.device_count()
     if space < 1 or count % space:
         raise UserError(f"config.mesh.space={space} does not divide the {count} devices")
@@ -51,7 +53,7 @@ def make_mesh(space: int) -> Mesh:
 
 
 def check_batch(batch_size: int, key: str, mesh: Mesh) -> None:
-    """Raises `UserError` unless a batch can be shared out over the mesh and the processes."""
+    """Raises `UserError` unless a batch divides evenly over the mesh and the processes."""
     share = np.lcm(mesh.shape["data"], jax.process_count())
     if batch_size < 1 or batch_size % share:
         raise UserError(f"config.{key}={batch_size}: must be a multiple of {share} on this mesh")
@@ -61,19 +63,23 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_spec(path: tuple[Any, ...], mesh: Mesh) -> PartitionSpec:
-    """How the leaf of a batch at `path` is split: by example, and volumes in space too."""
-    names = [getattr(key, "key", None) for key in path]
-    if ("volume" in names or "label" in names) and mesh.shape["space"] > 1:
+def batch_spec(path: tuple[Any, ...], mesh: Mesh, spatial: Sequence[str]) -> PartitionSpec:
+    """How the leaf of a batch at `path` is split: by example, and under `spatial` keys in space."""
+    names = {getattr(key, "key", None) for key in path}
+    if names.intersection(spatial) and mesh.shape["space"] > 1:
         return PartitionSpec("data", "space")
     return PartitionSpec("data")
 
 
-def to_devices(batch: Any, mesh: Mesh) -> Any:
-    """This process' share of a global batch (leaves [B / processes, ...]) -> global arrays."""
+def to_devices(batch: Any, mesh: Mesh, spatial: Sequence[str] = ()) -> Any:
+    """This process's share of a global batch (leaves [B / processes, ...]) -> global arrays.
+
+    Args:
+      spatial: keys of the leaves whose first axis after the batch's is space (`Task.spatial`).
+    """
     return jax.tree.map_with_path(
         lambda path, leaf: jax.make_array_from_process_local_data(
-            NamedSharding(mesh, batch_spec(path, mesh)), leaf
+            NamedSharding(mesh, batch_spec(path, mesh, spatial)), leaf
         ),
         batch,
     )

@@ -1,14 +1,14 @@
 """The state of a run and the pure functions over it: one training step, one evaluation.
 
-Everything random in a step is the seed folded with the step and the example's place in the global
-batch, so that a resume has no generator to restore and devices can be added without a change.
+All randomness of a step comes from the seed folded with the step and the index of the example in
+the global batch: a resume restores no generator, and the number of devices changes nothing.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +19,40 @@ from jax.sharding import Mesh
 from ssl3d import tasks, xla
 from ssl3d.training import sharding, transfer
 
-State = dict[str, Any]
+Tree = dict[str, Any]  # parameters or running statistics by module
+Variables = dict[str, Tree]  # for `network.apply`: "params" and, with batch norm, "batch_stats"
 
-# The two parts of a network, each with an optimiser of its own.
-Optimizers = dict[str, optax.GradientTransformation]
+
+class Optimizers(TypedDict):
+    """The encoder and the rest of the network have an optimiser each."""
+
+    encoder: optax.GradientTransformation
+    rest: optax.GradientTransformation
+
+
+class State(TypedDict):
+    """All that a step changes, as one pytree; what checkpoints hold.
+
+    Attributes:
+      params: parameters; the encoder's under "encoder".
+      batch_stats: running statistics of batch norms, empty without.
+      optimizer: states of the `Optimizers`, by name.
+      step: int32 scalar, steps taken.
+      ema: exponential moving average of `params`, if config.optimizer.ema is above 0.
+    """
+
+    params: Tree
+    batch_stats: Tree
+    optimizer: dict[str, optax.OptState]
+    step: jax.Array
+    ema: NotRequired[Tree]
 
 
 def schedule(config: ml_collections.ConfigDict, start: int = 0) -> optax.Schedule:
-    """Linear warm-up, then a cosine to zero at `config.steps`, wherever a run is stopped.
+    """The learning rate: linear warm-up, then cosine decay to zero at `config.steps`.
 
     Args:
-      start: the step at which counting begins: a warm-up of its own, then the same cosine.
+      start: the step at which an optimiser starts: it warms up from there, then joins the cosine.
     """
     peak, warmup = config.optimizer.learning_rate, config.optimizer.warmup_steps
     whole = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(config.steps, warmup + 1))
@@ -39,9 +62,9 @@ def schedule(config: ml_collections.ConfigDict, start: int = 0) -> optax.Schedul
 
 
 def make_optimizers(config: ml_collections.ConfigDict) -> Optimizers:
-    """AdamW for the encoder and for the rest; no decay for biases and norms, which are vectors.
+    """AdamW for the encoder and for the rest, without weight decay of biases and norms (vectors).
 
-    An encoder that is frozen at first gets a fresh start when it thaws, warm-up and moments.
+    The optimiser of a frozen encoder starts when it thaws, with its own warm-up and fresh moments.
     """
 
     def adamw(rate: optax.Schedule) -> optax.GradientTransformation:
@@ -55,7 +78,7 @@ def make_optimizers(config: ml_collections.ConfigDict) -> Optimizers:
     return {"encoder": adamw(schedule(config, thaw)), "rest": adamw(schedule(config))}
 
 
-def _parts(tree: dict[str, Any]) -> dict[str, Any]:
+def _parts(tree: Any) -> dict[str, Any]:
     rest = {name: leaf for name, leaf in tree.items() if name != "encoder"}
     return {"encoder": tree["encoder"], "rest": rest}
 
@@ -71,10 +94,10 @@ def init_state(
     record: Any,
     mesh: Mesh,
 ) -> State:
-    """Parameters, running statistics, optimiser and step, replicated over the mesh.
+    """The initial state, replicated over the mesh.
 
     Args:
-      record: the record of one example, for its shapes alone.
+      record: of one example, for its shapes.
     """
     key = jax.random.key(config.seed)
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), record)
@@ -82,16 +105,16 @@ def init_state(
 
     def init(key: jax.Array) -> State:
         inputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        variables = task.network.init(key, inputs, train=False)
+        variables: Any = task.network.init(key, inputs, train=False)
         params = variables["params"]
-        state = {
+        state: State = {
             "params": params,
             "batch_stats": variables.get("batch_stats", {}),
             "optimizer": {name: optimizers[name].init(x) for name, x in _parts(params).items()},
             "step": jnp.zeros((), jnp.int32),
         }
         if config.optimizer.ema > 0:
-            # A copy: the step donates the state, and one buffer can be donated but once.
+            # A copy: the step donates the state, and a buffer can be donated only once.
             state["ema"] = jax.tree.map(jnp.copy, params)
         return state
 
@@ -102,12 +125,13 @@ def _views(task: tasks.Task, keys: jax.Array, records: Any, train: bool) -> Any:
     return jax.vmap(lambda key, record: task.views(key, record, train))(keys, records)
 
 
-def variables_of(state: State, params: Any = None) -> dict[str, Any]:
-    """What `network.apply` takes, with the averaged parameters where there are any."""
-    params = state.get("ema", state["params"]) if params is None else params
-    return {"params": params} | (
-        {"batch_stats": state["batch_stats"]} if state["batch_stats"] else {}
-    )
+def variables_of(state: State) -> Variables:
+    """The variables to evaluate and export, with averaged parameters if there are any."""
+    return _variables(state.get("ema", state["params"]), state["batch_stats"])
+
+
+def _variables(params: Tree, batch_stats: Tree) -> Variables:
+    return {"params": params} | ({"batch_stats": batch_stats} if batch_stats else {})
 
 
 def make_gradients(
@@ -115,8 +139,8 @@ def make_gradients(
 ) -> Callable:
     """The function (state, batch) -> gradients, batch_stats, metrics of one step.
 
-    Metrics are `loss` and, by name, (sum, count) over the global batch. With `frozen` there are
-    no gradients of the encoder, and its running statistics stay.
+    Metrics are `loss` and, by name, (sum, count) over the global batch. With `frozen`, the encoder
+    has no gradients and its running statistics do not change.
     """
     network = task.network.clone(frozen=True) if frozen else task.network
 
@@ -125,7 +149,7 @@ def make_gradients(
         inputs, targets = _views(task, keys, batch["record"], train=True)
         dropout = jax.random.fold_in(keys[0], 1)
         outputs, changed = network.apply(
-            variables_of(state, params),
+            _variables(params, state["batch_stats"]),
             inputs,
             train=True,
             mutable=["batch_stats"],
@@ -176,9 +200,9 @@ def make_step(
     mesh: Mesh,
     frozen: bool = False,
 ) -> Callable[[State, Any], tuple[State, dict[str, Any]]]:
-    """The jitted training step; it takes over (donates) the state.
+    """The jitted training step; it donates the state.
 
-    With `frozen` the encoder, its statistics and its optimiser leave the step as they came.
+    With `frozen`, the encoder, its statistics and its optimiser stay bit for bit as they are.
     """
     gradients = make_gradients(config, task, frozen)
     clip = optax.clip_by_global_norm(config.optimizer.clip_norm)
@@ -192,15 +216,15 @@ def make_step(
             updates, moments[name] = optimizers[name].update(part, moments[name], parts[name])
             parts[name] = optax.apply_updates(parts[name], updates)
         params = _whole(parts)
-        new = {
+        new: State = {
             "params": params,
             "batch_stats": stats,
             "optimizer": moments,
             "step": state["step"] + 1,
         }
-        if config.optimizer.ema > 0:
-            average = optax.incremental_update(params, state["ema"], 1 - config.optimizer.ema)
-            # The average of a number with itself is that number but for rounding.
+        if "ema" in state:
+            average: Any = optax.incremental_update(params, state["ema"], 1 - config.optimizer.ema)
+            # Averaging equal numbers would still round: the frozen encoder is copied.
             kept = {"encoder": state["ema"]["encoder"]} if frozen else {}
             new["ema"] = average | kept
         return new, metrics | {"gradient_norm": optax.global_norm(grads)}
@@ -211,15 +235,15 @@ def make_step(
 
 def make_evaluation(
     config: ml_collections.ConfigDict, task: tasks.Task, mesh: Mesh
-) -> Callable[[dict[str, Any], Any], Any]:
-    """The jitted (variables, batch) -> per example: loss, {name: (sum, count)}, collected arrays.
+) -> Callable[[Variables, Any], Any]:
+    """The jitted (variables, batch) -> per example: loss, {metric: (sum, count)}, collected arrays.
 
-    The draws of an example depend on (seed, case, repeat) alone.
+    The randomness of an example depends on (seed, case, repeat) alone.
     """
-    # Far from every step's number, which training folds into the same seed.
+    # Beyond the number of any step, which training folds into the same seed.
     root = jax.random.fold_in(jax.random.key(config.seed), 2**31)
 
-    def evaluate(variables: dict[str, Any], batch: Any) -> Any:
+    def evaluate(variables: Variables, batch: Any) -> Any:
         keys = jax.vmap(
             lambda case, repeat: jax.random.fold_in(jax.random.fold_in(root, case), repeat)
         )(batch["case_key"], batch["repeat"])

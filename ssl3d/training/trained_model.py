@@ -1,9 +1,9 @@
-"""The trained downstream network: weights and all that a prediction needs, in one small folder.
+"""The trained downstream network: its weights and all that a prediction needs, in one folder.
 
-model/best/  model/last/    by the score of validation; as the run ended
+model/best/  model/last/    by validation score; at the end of the run
     model.safetensors       flat names, e.g. params/encoder/level_0/first/conv/kernel
     model.json              step, scores, the whole config, modalities, classes, and how the
-                            data set was prepared, for new images to be prepared alike
+                            data set was prepared, so that new images are prepared alike
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ssl3d.data import store
 from ssl3d.errors import UserError
 from ssl3d.models import export
 from ssl3d.training import run_log
+from ssl3d.training.problem import Problem
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
@@ -35,7 +36,7 @@ def describe(
     step: int,
     scores: dict[str, float],
 ) -> dict[str, Any]:
-    """What `model.json` holds, but for the checksum."""
+    """The content of `model.json` without the checksum."""
     return {
         "step": step,
         "scores": run_log.as_json(scores),
@@ -53,47 +54,62 @@ def describe(
 
 
 def save(workdir: Path, kind: str, variables: Any, description: dict[str, Any]) -> None:
-    """Writes `workdir/model/KIND`, from the first process alone."""
+    """Writes `workdir/model/KIND`, in the first process only."""
     if jax.process_index() == 0:
         folder = workdir / "model" / kind
         export.save_variables(folder, WEIGHTS, DESCRIPTION, jax.device_get(variables), description)
 
 
-class Best:
-    """Keeps the model of the highest score so far, also over the pieces of a run.
+class Keeper:
+    """Keeps the model with the highest validation score so far, across resumes, and the last one.
 
     Args:
       workdir: the run's folder.
-      goes_on: whether a model that is there is of this run, and not of one that begins anew.
+      resumed: whether a model in it belongs to this run, and not to one that starts afresh.
     """
 
-    def __init__(self, workdir: Path, goes_on: bool) -> None:
+    def __init__(self, problem: Problem, workdir: Path, resumed: bool) -> None:
+        self._problem = problem
         self._workdir = workdir
-        self._score: float | None = None
+        self._best: float | None = None
+        self._scores: dict[int, dict[str, float]] = {}
         file = workdir / "model" / "best" / DESCRIPTION
-        if goes_on and file.exists():
-            self._score = json.loads(file.read_text())["best"]
+        if resumed and file.exists():
+            self._best = json.loads(file.read_text())["best"]
 
-    def offer(self, score: float, variables: Any, description: dict[str, Any]) -> None:
-        """Saves the model if its score is higher than all before.
+    def offer(self, step: int, scores: dict[str, float], variables: Any) -> None:
+        """Saves the model of a validation after training has begun if its score is the highest.
 
-        One that is NaN (no case has what is scored) is lower than any; the first is kept.
+        NaN (the score is undefined for every case) ranks below any number; of equal scores the
+        first model is kept.
         """
+        self._scores = {step: scores}
+        if step == 0:
+            return
+        score = scores[self._problem.task.best_by]
         score = score if np.isfinite(score) else float(np.finfo(np.float32).min)
-        if self._score is None or score > self._score:
-            self._score = score
-            save(self._workdir, "best", variables, description | {"best": score})
+        if self._best is None or score > self._best:
+            self._best = score
+            save(self._workdir, "best", variables, self._describe(step) | {"best": score})
+
+    def save_last(self, step: int, variables: Any) -> None:
+        """Saves the model of the last step."""
+        save(self._workdir, "last", variables, self._describe(step))
+
+    def _describe(self, step: int) -> dict[str, Any]:
+        config, dataset, train_cases, *_ = self._problem
+        return describe(config, dataset, train_cases, step, self._scores.get(step, {}))
 
 
 class Model(NamedTuple):
-    """A model as it was saved.
+    """A saved model.
 
     Attributes:
       variables: for `network.apply`; NumPy arrays.
       config: of the run.
-      dataset: the manifest of the data set it was trained on, without its cases.
-      trained_on: ids of the cases it was trained on.
-      step: of the run, at which it was saved.
+      dataset: the manifest of its data set, without the cases.
+      trained_on: ids of its training cases.
+      step: of the run at which it was saved.
       kind: "best" or "last".
     """
 
@@ -109,7 +125,7 @@ def load(workdir: Path, kind: str = "best") -> Model:
     """Reads `workdir/model/KIND`.
 
     Raises:
-      UserError: no such model, or files that are damaged.
+      UserError: no such model, or damaged files.
     """
     folder = workdir / "model" / kind
     file = folder / DESCRIPTION

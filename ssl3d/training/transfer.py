@@ -1,11 +1,12 @@
-"""From a pretrained encoder to a downstream network, leaf by leaf and aloud.
+"""From a pretrained encoder to a downstream network; any array that does not match is an error.
 
 Taleb et al. 2020, appendix A: weights are random, pretrained and frozen, or pretrained and
 fine-tuned after a warm-up in which only the new layers learn.
 
-    config.init.encoder     the run whose encoder is used; its architecture always is
-    config.transfer.mode    random: its weights are not; frozen: they are, and stay bit for bit as
-                            they are; finetune: they are, and learn too after `warmup_steps`
+    config.init.encoder     the pretraining run; its encoder's architecture is always adopted
+    config.transfer.mode    random: its weights are not used; frozen: they are used and stay bit
+                            for bit as they are; finetune: they are used and trained as well,
+                            after `warmup_steps`
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ MODES = ("random", "frozen", "finetune")
 
 
 def frozen_steps(config: ml_collections.ConfigDict) -> int:
-    """Optimiser steps from the first on in which the encoder does not change."""
+    """The number of steps at the start in which the encoder is frozen."""
     if "transfer" not in config:
         return 0
     warmup = config.transfer.warmup_steps
@@ -33,12 +34,12 @@ def frozen_steps(config: ml_collections.ConfigDict) -> int:
 
 
 def loads(config: ml_collections.ConfigDict) -> bool:
-    """Whether a run begins with the weights of a pretrained encoder."""
+    """Whether a run starts from the weights of a pretrained encoder."""
     return "transfer" in config and bool(config.init.encoder) and config.transfer.mode != "random"
 
 
 def explain(config: ml_collections.ConfigDict) -> str:
-    """What becomes of the encoder where no weights are loaded; empty where nobody would ask."""
+    """What to print about an encoder whose weights are not loaded; "" for nothing unexpected."""
     if "transfer" not in config or loads(config):
         return ""
     if config.init.encoder:
@@ -54,19 +55,19 @@ def explain(config: ml_collections.ConfigDict) -> str:
 def adopt_architecture(config: ml_collections.ConfigDict, channels: int) -> dict[str, Any] | None:
     """Replaces `config.encoder` by the settings of the encoder in `config.init.encoder`.
 
-    So that weights fit, and so that random weights are compared on the same network. Only the
-    type of the computation stays the config's.
+    Weights then fit, and random weights are compared on the same network. Only `dtype`, the type of
+    the computation, stays the config's.
 
     Args:
       channels: C of the data set.
 
     Returns:
-      The encoder's variables, for `load_into`, where the mode uses them: a damaged one is refused
+      The encoder's variables, for `load_into`, if the mode uses them: a damaged encoder is refused
       before anything is written.
 
     Raises:
-      UserError: the mode needs an encoder and there is none, it cannot be read, or it is of
-        another rank or of more channels.
+      UserError: the mode needs an encoder and none is given, it cannot be read, or it has another
+        rank or more channels.
     """
     if "transfer" not in config:
         return None
@@ -102,24 +103,24 @@ def load_into(
 ) -> tuple[dict[str, Any], str]:
     """Puts a pretrained encoder's parameters and running statistics into a network's variables.
 
-    A first layer of fewer input channels than the network has is repeated over them and rescaled,
-    so that the sum over the channels stays what it was.
+    If the encoder has fewer input channels than the network, its first layer is repeated over them
+    and rescaled, so that the sum over the channels does not change.
 
     Args:
       variables: "params" and, with batch norm, "batch_stats", each with "encoder".
       loaded: the encoder's, from `export.load_encoder`.
-      folder: where they are from, the run's or its `encoder/`.
+      folder: the pretraining run or its `encoder/`.
 
     Returns:
-      The variables, and a sentence that says what was loaded and what was not.
+      The variables, and a sentence on what was loaded and what was not.
 
     Raises:
-      UserError: a leaf that the encoder lacks, that the network has not, or of another shape.
+      UserError: an array is missing in the encoder or in the network, or has another shape.
     """
     file = export.encoder_folder(folder) / export.WEIGHTS
     own = {name: tree["encoder"] for name, tree in variables.items() if "encoder" in tree}
-    found = traverse_util.flatten_dict(loaded, sep="/")
-    wanted = traverse_util.flatten_dict(own, sep="/")
+    found: dict[str, Any] = dict(traverse_util.flatten_dict(loaded, sep="/"))
+    wanted: dict[str, Any] = dict(traverse_util.flatten_dict(own, sep="/"))
     repeated = []
     for name, leaf in wanted.items():
         if name in found and _fewer_channels(found[name].shape, leaf.shape):
@@ -150,7 +151,7 @@ def load_into(
 
 
 def _fewer_channels(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    """Whether two kernels [..., C, F] differ in nothing but in fewer input channels C."""
+    """Whether two kernels [..., C, F] differ only in fewer input channels C."""
     return (
         len(found) == len(wanted) > 2
         and found[:-2] == wanted[:-2]
@@ -162,6 +163,6 @@ def _fewer_channels(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 def _repeat_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
     before = kernel.shape[-2]
     index = np.arange(channels) % before
-    # A channel that is repeated n times counts 1 / n each time.
+    # A channel repeated n times counts 1 / n each time.
     times = np.bincount(index, minlength=before)[index]
     return (kernel[..., index, :] / times[:, None]).astype(kernel.dtype)

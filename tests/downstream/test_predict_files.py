@@ -1,7 +1,6 @@
-"""Whatever people have on disk is predicted, or it is said why not."""
+"""Predictions of files in every layout, and the errors for those that cannot be predicted."""
 
 import csv
-import gzip
 from pathlib import Path
 
 import nibabel as nib
@@ -10,20 +9,20 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from ssl3d import predict
 from ssl3d.data import geometry, store
 from ssl3d.data.layouts.listing import SourceCase
 from ssl3d.data.preparation import case as preparation
-from ssl3d.downstream import predictor
+from ssl3d.downstream import predict_files, predictor
 from ssl3d.errors import UserError
-from tests.support.predicting import files, prepared, run, use_thresholds
+from tests.support import source_files as files
+from tests.support.predicting import run, use_thresholds
 
 # Collections.
 
 
 def test_a_folder_of_the_decathlon_and_macos_leftovers(save_model, tmp_path, monkeypatch):
     source = files.write_msd(tmp_path / "Task04", unlabelled=3)
-    dataset = prepared(source, tmp_path / "data", "msd")
+    dataset = files.prepared(source, tmp_path / "data", "msd")
     workdir = save_model(tmp_path / "run", dataset)
     use_thresholds(monkeypatch, -10, 0)
     (source / "imagesTs/._case_06.nii.gz").write_bytes(b"resource fork")
@@ -41,7 +40,7 @@ def test_a_folder_of_the_decathlon_and_macos_leftovers(save_model, tmp_path, mon
 def brats(save_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("brats")
     source = files.write_brats(folder / "source")
-    dataset = prepared(source, folder / "data", "brats", "--size=24")
+    dataset = files.prepared(source, folder / "data", "brats", "--size=24")
     regions = ((1, 2, 3), (1, 3), (3,))
     return save_model(folder / "run", dataset, task__regions=regions), dataset, source
 
@@ -104,7 +103,7 @@ def test_brats_without_a_modality_and_in_other_layouts(brats, tmp_path, capsys):
 def nnunet(save_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("nnunet")
     source = files.write_nnunet(folder / "source")
-    return save_model(folder / "run", prepared(source, folder / "data", "nnunet")), source
+    return save_model(folder / "run", files.prepared(source, folder / "data", "nnunet")), source
 
 
 def test_channels_in_files_of_their_own_or_in_one(nnunet, tmp_path, capsys):
@@ -130,15 +129,15 @@ def test_a_missing_a_superfluous_and_an_unnumbered_channel(nnunet, tmp_path, cap
     with pytest.raises(UserError, match=r"notes\.nii\.gz: the name does not end"):
         run(workdir, place, tmp_path / "out")
     assert run(workdir, place, tmp_path / "out", "--on-error=skip") == ["c.nii.gz"]
-    said = capsys.readouterr()
-    assert "/a: channel 0001 (T2) is missing" in said.err
-    assert "b_0002.nii.gz: the network takes only 2 channels" in said.err
-    assert said.err.count("left out: ") == 3
-    assert said.out.startswith(f"{tmp_path / 'out'}: 1 label map, 3 left out; ")
+    captured = capsys.readouterr()
+    assert "/a: channel 0001 (T2) is missing" in captured.err
+    assert "b_0002.nii.gz: the network takes only 2 channels" in captured.err
+    assert captured.err.count("left out: ") == 3
+    assert captured.out.startswith(f"{tmp_path / 'out'}: 1 label map, 3 left out; ")
 
 
 def test_dicom_and_nrrd_become_nifti_where_they_lie(save_model, tmp_path, monkeypatch):
-    dataset = prepared(files.write_msd(tmp_path / "Task04"), tmp_path / "data", "msd")
+    dataset = files.prepared(files.write_msd(tmp_path / "Task04"), tmp_path / "data", "msd")
     workdir = save_model(tmp_path / "run", dataset)
     use_thresholds(monkeypatch, -10, 0)
     array = files.scan(5)
@@ -170,7 +169,7 @@ def test_dicom_and_nrrd_become_nifti_where_they_lie(save_model, tmp_path, monkey
 
 def test_grades_of_pictures_in_a_table(save_model, tmp_path, capsys):
     source = files.write_images(tmp_path / "source")
-    dataset = prepared(source, tmp_path / "data", "images", "--size=32")
+    dataset = files.prepared(source, tmp_path / "data", "images", "--size=32")
     workdir = save_model(tmp_path / "run", dataset, "classify2d")
     place = source / "train_images"
     assert run(workdir, place, tmp_path / "out") == ["predictions.csv"]
@@ -207,7 +206,7 @@ def test_label_maps_of_pictures_are_pictures(save_model, tmp_path, monkeypatch):
         Image.fromarray(files.fundus(i, 40)).save(tmp_path / f"source/images/p{i}.png")
         label = 7 * (files.fundus(i, 40)[..., 0] > 20).astype(np.uint8)
         Image.fromarray(label).save(tmp_path / f"source/labels/p{i}.png")
-    dataset = prepared(tmp_path / "source", tmp_path / "data", "folder", "--size=20")
+    dataset = files.prepared(tmp_path / "source", tmp_path / "data", "folder", "--size=20")
     workdir = save_model(tmp_path / "run", dataset, "segment2d")
     use_thresholds(monkeypatch, 0)
     found = run(workdir, tmp_path / "source", tmp_path / "out", "--probabilities")
@@ -230,7 +229,7 @@ def test_label_maps_of_pictures_are_pictures(save_model, tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def one_modality(save_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
-    dataset = prepared(files.write_msd(folder / "source"), folder / "data", "msd")
+    dataset = files.prepared(files.write_msd(folder / "source"), folder / "data", "msd")
     return save_model(folder / "run", dataset)
 
 
@@ -246,10 +245,12 @@ def test_a_damaged_file_stops_or_is_left_out(one_modality, tmp_path, capsys):
     nib.load(tmp_path / "out/scan0.nii.gz").get_fdata()
     found = run(one_modality, place, tmp_path / "out", "--on-error=skip")
     assert found == ["scan0.nii.gz", "scan2.nii.gz"]
-    said = capsys.readouterr()
-    (line,) = [line for line in said.err.splitlines() if line.startswith("left out: ")]
+    captured = capsys.readouterr()
+    (line,) = [line for line in captured.err.splitlines() if line.startswith("left out: ")]
     assert "scan1.nii.gz: " in line
-    assert said.out.splitlines()[-1].startswith(f"{tmp_path / 'out'}: 2 label maps, 1 left out; ")
+    assert captured.out.splitlines()[-1].startswith(
+        f"{tmp_path / 'out'}: 2 label maps, 1 left out; "
+    )
 
 
 def test_what_cannot_be_predicted_is_one_line(save_model, one_modality, nnunet, tmp_path, volumes):
@@ -287,21 +288,8 @@ def test_what_cannot_be_predicted_is_one_line(save_model, one_modality, nnunet, 
     phantom = save_model(tmp_path / "phantom", volumes)
     refused(phantom, place, output, "settings of the preparation are missing")
     (tmp_path / "file").write_text("mine")
-    refused(one_modality, place, tmp_path / "file", "file: File exists; mend that")
+    refused(one_modality, place, tmp_path / "file", "file: File exists; fix this")
     assert (tmp_path / "file").read_text() == "mine"
-    with pytest.raises(UserError, match="--workdir"):
-        predict.main([])
-
-
-def test_the_command_ends_with_status_2_and_one_line(one_modality, as_typed, tmp_path):
-    place = tmp_path / "in"
-    place.mkdir()
-    (place / "scan.nii.gz").write_bytes(gzip.compress(b"no scan"))
-    arguments = [f"--workdir={one_modality}", f"--input={place}", f"--output={tmp_path / 'out'}"]
-    result = as_typed("ssl3d.predict", *arguments)
-    assert result.returncode == 2
-    (line,) = [line for line in result.stderr.splitlines() if not line.startswith("\r")]
-    assert line.startswith(f"error: {place / 'scan.nii.gz'}: not a NIfTI file")
 
 
 def test_one_case_is_prepared_ahead_and_no_more(monkeypatch):
@@ -313,7 +301,7 @@ def test_one_case_is_prepared_ahead_and_no_more(monkeypatch):
 
     monkeypatch.setattr(preparation, "prepare_arrays", prepare_arrays)
     cases = [SourceCase(name, name, ((Path(name),),)) for name in "abcd"]
-    for number, (case, _, image) in enumerate(predict.prepared_cases(cases, None, False)):
+    for number, (case, _, image) in enumerate(predict_files.prepared_images(cases, None, False)):
         assert case is cases[number]
         assert image.dtype == np.float16
         assert len(asked) <= number + 2

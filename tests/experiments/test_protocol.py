@@ -25,7 +25,9 @@ def test_a_whole_study(call, capsys):
     assert set(done(output).values()) == {1}
     assert len(done(output)) == CELLS + 3
     assert len(rows(output, "pretraining.csv")) == 3
-    assert len(rows(output, "cases.csv")) == CELLS * 12
+    cases = rows(output, "cases.csv")
+    assert len(cases) == 12
+    assert set(cases[0]) - {row["cell"] for row in found} == {"id", "subject", "score"}
     for row in found:
         for key in ("dice", "seed", "steps", "seconds", "device_seconds"):
             assert row[key]
@@ -61,9 +63,9 @@ def test_the_report_names_the_command_and_no_folder(call, tmp_path):
         assert str(tmp_path) not in text
     text = (call.output / "tables.md").read_text()
     command = "python -m experiments.hippocampus --data=DIR --output=DIR --methods=scratch,rpl3d"
-    assert f"- to go on: {command} --repetitions=2\n" in text
+    assert f"- to continue: {command} --repetitions=2\n" in text
     call("--methods=scratch,rpl3d", "--report-only", "--repetitions=2")
-    assert f"- to go on: {command} --repetitions=2\n" in (call.output / "tables.md").read_text()
+    assert f"- to continue: {command} --repetitions=2\n" in (call.output / "tables.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -120,11 +122,14 @@ def test_other_settings_are_other_cells(call, study):
 
 def test_rows_of_other_data_are_kept_but_not_reported(call):
     call("--methods=scratch")
-    for name in ("results.csv", "cases.csv"):
-        file = call.output / name
-        text = file.read_text()
-        row = text.splitlines()[1]
-        file.write_text(text + row.replace("-r1-", "-r7-").replace(",2,1,", ",99,7,") + "\n")
+    file = call.output / "results.csv"
+    row = file.read_text().splitlines()[1].replace("-r1-", "-r7-")
+    with file.open("a") as text:
+        text.write(row.replace(",2,1,", ",99,7,") + "\n")
+    file = call.output / "cases.csv"
+    head, *cases = file.read_text().splitlines()
+    lines = [f"{head},{row.partition(',')[0]}", *(f"{case},0.5" for case in cases)]
+    file.write_text("\n".join(lines) + "\n")
     assert call("--methods=scratch") == 0
     assert len(rows(call.output)) == 5
     assert "| 99 |" not in (call.output / "tables.md").read_text()
@@ -157,7 +162,7 @@ def test_fractions_in_any_order(call):
 
 
 def test_draws_of_two_versions_are_told(call, monkeypatch):
-    said = "draws training data differently: rpl3d (draws in results.csv)"
+    said = "samples training data differently from that of scratch: rpl3d (draws in results.csv)"
     call("--methods=scratch", "--repetitions=1")
     assert said not in (call.output / "tables.md").read_text()
     monkeypatch.setattr(pipeline, "DRAW_VERSION", 3)
@@ -272,7 +277,7 @@ def test_cells_without_folders_need_all_tables(call):
     call("--methods=scratch", "--repetitions=1")
     shutil.rmtree(call.output / "cells")
     (call.output / "cases.csv").unlink()
-    with pytest.raises(UserError, match=r"cases\.csv: has no rows of scratch.*results\.csv"):
+    with pytest.raises(UserError, match=r"cases\.csv: has no column scratch.*results\.csv"):
         call("--report-only")
 
 

@@ -218,7 +218,7 @@ def test_config_dict_and_dict_build_the_same():
         ({"dtype": "float16"}, ["encoder.dtype", "bfloat16"]),
         ({"final_pool": "mean"}, ["encoder.final_pool", "max"]),
         ({"dropout": 1.0}, ["encoder.dropout"]),
-        ({"activation_first": True}, ["encoder.activation_first", "unet"]),
+        ({"activation_first": True}, ["encoder.activation_first", "set it to False", "unet"]),
         ({"kind": "unet", "activation_first": True, "norm": "instance"}, ["encoder.norm=instance"]),
     ],
 )
@@ -228,3 +228,30 @@ def test_a_wrong_setting_is_named_in_one_line(change, words):
     message = str(error.value)
     assert "\n" not in message
     assert all(word in message for word in words)
+
+
+def test_an_encoder_outside_the_repository(tmp_path, monkeypatch):
+    folder = tmp_path / "our_encoders"
+    folder.mkdir()
+    (folder / "residual.py").write_text(
+        "from ssl3d.models import encoders, unet\n"
+        "def build(blocks, **settings):\n"
+        "    assert blocks == 2\n"
+        "    return unet.residual(**settings)\n"
+        "ENCODER = encoders.Kind(build, ('blocks',))\n"
+    )
+    (folder / "unfinished.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sizes = {"width": 4, "depth": 2}
+    config = sizes | {"kind": "our_encoders.residual", "blocks": 2}
+    assert encoders.build(config) == encoders.build(sizes | {"kind": "resunet"})
+    for change, message in (
+        ({"blok": 1}, r"encoder\.blok is not .* encoder\.blocks\?"),
+        (
+            {"kind": "our_encoders.other"},
+            r"kind='our_encoders\.other': there is no module",
+        ),
+        ({"kind": "our_encoders.unfinished"}, r"unfinished\.py does not define ENCODER"),
+    ):
+        with pytest.raises(UserError, match=message):
+            encoders.build(config | change)

@@ -1,4 +1,4 @@
-"""Every form in layers.py against the library's own, in value and gradient."""
+"""Every layer against the library's own, in value and gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -28,16 +28,18 @@ def test_convolution_of_any_size(size, taps):
     agree(layers.convolve, same_convolution, x, kernel)
 
 
-@pytest.mark.parametrize("form", [layers._convolve_patches, layers._convolve_slices])
-@pytest.mark.parametrize("size", [(5, 4, 6), (1, 2, 3)])
+@pytest.mark.parametrize("onednn", [True, False])
+# Larger than the kernel along every axis, or smaller along some.
+@pytest.mark.parametrize("size", [(5, 4, 6), (5, 1, 6), (1, 2, 3)])
 @pytest.mark.parametrize("taps", [2, 3])
-def test_every_spelling_is_the_same_convolution(form, size, taps):
+def test_every_implementation_is_the_same_convolution(onednn, size, taps, monkeypatch):
+    monkeypatch.setattr(xla, "onednn", lambda: onednn)
     x, kernel = normal(0, 2, *size, 3), normal(1, taps, taps, taps, 3, 4)
-    agree(form, same_convolution, x, kernel)
+    agree(layers.convolve, same_convolution, x, kernel)
 
 
 @pytest.mark.parametrize("size", [(5, 6, 4), (2, 2, 2)])
-def test_spelling_follows_the_device_that_is_compiled_for(size, monkeypatch):
+def test_implementation_follows_the_device_that_is_compiled_for(size, monkeypatch):
     """Without oneDNN a CPU gets no 3D convolution, and a TPU always does."""
     monkeypatch.setattr(xla, "onednn", lambda: False)
     traced = jax.jit(layers.convolve).trace(normal(0, 2, *size, 3), normal(1, 3, 3, 3, 3, 4))
@@ -48,7 +50,7 @@ def test_spelling_follows_the_device_that_is_compiled_for(size, monkeypatch):
     assert has_3d == {"cpu": False, "tpu": True}
 
 
-def test_both_cpu_spellings_share_parameters(monkeypatch):
+def test_both_cpu_implementations_share_parameters(monkeypatch):
     x, conv = normal(0, 2, 5, 6, 7, 3), layers.Conv(4)
     variables = conv.init(jax.random.key(0), x)
     outputs = []

@@ -1,24 +1,19 @@
-"""The command that predicts, as its tests call it, and a network that is told what to answer."""
+"""The command `ssl3d.predict` in this process, and networks with prescribed predictions."""
 
 import numpy as np
 
 from ssl3d import predict
 from ssl3d.downstream import predictor
 
-# The collections that the tests of data/ are made of.
-from tests.support import source_files as files
-
-prepared = files.prepared
-
 
 def run(workdir, place, output, *options):
-    """Predicts; the names of the files that are in the output then."""
+    """Predicts; the names of all files in the output."""
     predict.main([f"--workdir={workdir}", f"--input={place}", f"--output={output}", *options])
     return sorted(path.relative_to(output).as_posix() for path in output.rglob("*.*"))
 
 
 def use_thresholds(monkeypatch, *limits):
-    """The network answers class k where the first channel is between the limits k - 1 and k.
+    """Networks then predict class k where the first channel is between the limits k - 1 and k.
 
     Prepared intensities have mean 0 and deviation 1, or lie in [-1, 1].
     """

@@ -63,7 +63,7 @@ def test_the_papers_thousand_permutations_are_found_in_seconds():
 
 def test_more_permutations_than_there_are_is_refused():
     with pytest.raises(
-        UserError, match=r"config\.task\.permutations=7: between 2 and 3! for 3 patches"
+        UserError, match=r"config\.task\.permutations=7: must be between 2 and 3! for 3 patches"
     ):
         jigsaw.permutations(7, 3, 0, True)
 

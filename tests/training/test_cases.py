@@ -73,7 +73,7 @@ def test_cases_without_labels_are_trained_on_too(tiny, volumes):
 @pytest.mark.parametrize(
     ("splits", "kept", "message"),
     [
-        (("tests",), store.SPLITS, "no split 'tests'; choose of train, val"),
+        (("tests",), store.SPLITS, "no split 'tests'; choose from train, val"),
         (("unlabelled",), store.SPLITS, "no cases to train on"),
         ((), store.SPLITS, "no cases to train on"),
         (("train",), ("train", "test"), "no cases in the split val"),

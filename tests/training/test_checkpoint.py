@@ -148,7 +148,7 @@ def test_a_key_that_came_or_went_is_refused_too(tmp_path):
 @pytest.mark.parametrize("before", [{}, {"draws": 1}])
 def test_a_run_goes_on_with_the_draws_that_it_began_with(tmp_path, before):
     checkpoint.check_config(config(), tmp_path, before)
-    with pytest.raises(UserError, match="version of the code that draws training data differently"):
+    with pytest.raises(UserError, match="another version of the code, which samples training"):
         checkpoint.check_config(config(), tmp_path, {"draws": 2})
 
 

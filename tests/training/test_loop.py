@@ -16,6 +16,7 @@ import pytest
 from ssl3d import main, tasks
 from ssl3d.data import pipeline, store
 from ssl3d.errors import RunError, UserError
+from ssl3d.models import export
 from ssl3d.training import checkpoint, loop, run_log, sharding
 from ssl3d.training import step as steps
 
@@ -158,8 +159,6 @@ def raw_state(workdir, step):
 
 
 def test_averaged_weights_are_exported_and_the_raw_ones_kept(whole):
-    from ssl3d.models import export
-
     before, after = raw_state(whole, 5), raw_state(whole, 6)
     expected = jax.tree.map(lambda a, b: 0.5 * a + 0.5 * b, before["ema"], after["params"])
     for wanted, found in zip(jax.tree.leaves(expected), jax.tree.leaves(after["ema"]), strict=True):
@@ -398,6 +397,17 @@ def test_validation_asks_each_repeat_something_else(tiny, pictures):
     ]
     assert len({tuple(row) for row in rows}) == 2
     assert all(len(set(row)) > 1 for row in rows)
+
+
+def test_a_headline_that_is_no_metric_is_named(tiny, pictures):
+    task = tasks.build(tiny("rpl2d"))._replace(headline="acuracy")
+
+    def evaluation(variables, batch):
+        return np.zeros(4), {"accuracy": (np.zeros(4), np.ones(4))}, {}
+
+    batch = {"subject": np.arange(4), "repeat": np.zeros(4, int), "valid": np.ones(4, bool)}
+    with pytest.raises(UserError, match=r"'acuracy', is none of its metrics \(accuracy\)"):
+        loop.validate(evaluation, task, {}, [batch], sharding.make_mesh(1))
 
 
 def test_the_environment_of_a_test_run_is_a_single_device():

@@ -1,7 +1,5 @@
 import json
 
-import numpy as np
-import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from ssl3d.training import run_log
@@ -10,7 +8,7 @@ TRAIN = {"loss": 2.0, "accuracy": 0.25, "chance": 0.125, "volumes_per_second": 3
 
 
 def write(workdir, steps, begin=0, split="train", length=10):
-    log = run_log.Report(workdir, length, begin)
+    log = run_log.RunLog(workdir, length, begin, "accuracy")
     for step in steps:
         log.log(step, split, TRAIN | {"loss": 1.0 * step})
     log.close()
@@ -87,40 +85,13 @@ def test_numbers_are_described_with_their_interval_and_baselines():
         "chance": 0.03125,
         "accuracy_histogram": 0.2,
     }
-    assert run_log.describe(values) == (
+    assert run_log.describe(values, "accuracy", ["accuracy_histogram"]) == (
         "loss 1.000 accuracy 0.500 [0.400, 0.600] (chance 0.031) histogram 0.200"
     )
-    assert run_log.describe({"loss": 1.0}) == "loss 1.000"
-
-
-def test_the_interval_holds_the_mean_and_narrows_with_more_subjects():
-    rng = np.random.default_rng(0)
-
-    def interval(count):
-        hits = rng.binomial(8, 0.3, count).astype(float)
-        low, high = run_log.bootstrap(hits, np.full(count, 8.0), np.arange(count))
-        assert low <= hits.sum() / (8 * count) <= high
-        return high - low
-
-    few, many = interval(20), interval(500)
-    assert 0.05 < few < 0.35
-    # The binomial's own: 2 x 1.96 x sqrt(0.3 x 0.7 / 4000) = 0.028.
-    assert many == pytest.approx(0.028, rel=0.15)
-
-
-def test_cases_of_one_subject_are_drawn_together():
-    rng = np.random.default_rng(0)
-    hits = np.repeat(rng.integers(0, 2, 20).astype(float), 8)  # all cases of a subject agree
-    subjects = np.repeat(np.arange(20), 8)
-    together = np.diff(run_log.bootstrap(hits, np.ones(160), subjects))
-    apart = np.diff(run_log.bootstrap(hits, np.ones(160), np.arange(160)))
-    assert together > 2 * apart
-
-
-def test_the_interval_is_the_same_every_time_and_sums_are_weighted():
-    sums, counts, subjects = np.array([1.0, 0, 30]), np.array([2.0, 1, 30]), np.array([5, 5, 9])
-    assert run_log.bootstrap(sums, counts, subjects) == run_log.bootstrap(sums, counts, subjects)
-    # Of two subjects with ratios of 1/3 and 1, a resample has one, the other or both.
-    assert run_log.bootstrap(sums, counts, subjects) == pytest.approx((1 / 3, 1))
-    # Of one subject there is nothing else to draw.
-    assert run_log.bootstrap(sums, counts, np.zeros(3, int)) == pytest.approx((31 / 33, 31 / 33))
+    assert run_log.describe(values, "accuracy").endswith("(chance 0.031)")
+    graded = {"loss": 1.0, "accuracy": 0.5, "chance": 0.25, "kappa": None}
+    assert run_log.describe(graded, "accuracy", ["kappa"]) == (
+        "loss 1.000 accuracy 0.500 (chance 0.250) kappa nan"
+    )
+    assert run_log.describe({"loss": 1.0, "dice": 0.75}, "dice") == "loss 1.000 dice 0.750"
+    assert run_log.describe({"loss": 1.0}, "accuracy") == "loss 1.000"

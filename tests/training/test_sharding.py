@@ -1,7 +1,4 @@
-"""Several devices and several processes: the same numbers as one device gives.
-
-This file is also the program of the process that has eight devices.
-"""
+"""Several devices and several processes compute what one device does."""
 
 import os
 import socket
@@ -9,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from ssl3d import main
@@ -21,104 +17,11 @@ ROOT = Path(__file__).parents[2]
 SHARED = [("rpl3d", 1), ("cpc3d", 1), ("rotation3d", 2), ("segment3d", 2)]
 
 
-def gradients_on(mesh, config, dataset):
-    """Gradients and metrics of the same batch with the draws of three steps, over `mesh`."""
-    import jax
-    import jax.numpy as jnp
-
-    from ssl3d import tasks, xla
-    from ssl3d.data import pipeline
-    from ssl3d.training import sharding
-    from ssl3d.training import step as steps
-    from ssl3d.training.cases import labels_of
-
-    task = tasks.build(config, labels_of(dataset, dataset.split("train")))
-    batch = next(
-        pipeline.train_batches(
-            dataset,
-            dataset.split("train"),
-            task.record,
-            rank=config.rank,
-            slice_axis=0,
-            margin=0,
-            batch_size=config.batch_size,
-            seed=0,
-            threads=1,
-            label_map=config.task.name == "segmentation",
-        )
-    )
-    record = jax.tree.map(lambda leaf: leaf[0], batch["record"])
-    state = steps.init_state(config, task, steps.make_optimizers(config), record, mesh)
-    whole = sharding.replicated(mesh)
-    step = xla.jit(steps.make_gradients(config, task), out_shardings=whole)
-    placed = sharding.to_devices(batch, mesh)
-    for name, leaf in placed["record"].items():
-        in_space = name in ("volume", "label")
-        sides = [mesh.shape["data"], mesh.shape["space"] if in_space else 1]
-        own = leaf.addressable_shards[0].data
-        assert [n * side for n, side in zip(own.shape, sides, strict=False)] == list(leaf.shape[:2])
-    results = [step(state | {"step": jnp.int32(number)}, placed) for number in range(3)]
-    return [(grads, metrics) for grads, _, metrics in jax.device_get(results)]
-
-
-def relative_difference(one, other):
-    """The largest over the leaves of |a - b| / |a|, each a norm."""
-    import jax
-
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return max(np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-12) for a, b in pairs)
-
-
-def compare(name, space, folder):
-    """Prints how far eight devices are from one; `space` of the eight share a volume.
-
-    The smallest difference among three draws: where some activation is as good as zero, at the
-    ReLU's kink, rounding alone moves the gradient by 1e-3 or more, on a single device too.
-    """
-    import jax
-
-    from ssl3d.data import store
-    from ssl3d.training import sharding
-    from tests.conftest import tiny_config
-
-    assert jax.device_count() == 8
-    config = tiny_config(name, folder, batch_size=8, mesh__space=space)
-    alone = jax.make_mesh(
-        (1, 1), ("data", "space"), (jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:1]
-    )
-    one, eight = (
-        gradients_on(mesh, config, store.read(folder))
-        for mesh in (alone, sharding.make_mesh(space))
-    )
-    difference = min(relative_difference(a, b) for a, b in zip(one, eight, strict=True))
-    print(name, space, difference, float(one[0][1]["loss"]), flush=True)
-
-
-def share_unevenly(folder):
-    """Prints how a run answers whose volumes two devices cannot share."""
-    from ssl3d.training import loop
-    from tests.conftest import tiny_config
-
-    overrides = {"data__crop": (21,) * 3, "task__coarsen": 1, "mesh__space": 2, "batch_size": 4}
-    try:
-        loop.train(tiny_config("rotation3d", folder, **overrides), folder.parent / "uneven")
-    except Exception as error:
-        print("uneven", type(error).__name__, " ".join(str(error).split()), flush=True)
-
-
-if __name__ == "__main__":
-    for argument in sys.argv[2:]:
-        task, axis = argument.split(",")
-        compare(task, int(axis), Path(sys.argv[1]))
-    share_unevenly(Path(sys.argv[1]))
-    sys.exit()
-
-
 def python(arguments, **environment):
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -130,7 +33,8 @@ def eight_devices(volumes):
     """What the process with eight devices says, by the first word of each line."""
     flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
     process = python(
-        [__file__, volumes.path, *(f"{name},{space}" for name, space in SHARED)], XLA_FLAGS=flags
+        ["-m", "tests.support.eight_devices", volumes.path, *(f"{n},{k}" for n, k in SHARED)],
+        XLA_FLAGS=flags,
     )
     try:
         said, _ = process.communicate(timeout=400)

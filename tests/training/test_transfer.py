@@ -11,7 +11,7 @@ from flax import traverse_util
 from ssl3d.data import store
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, export
-from ssl3d.training import checkpoint, loop, run_log, trained_model, transfer
+from ssl3d.training import checkpoint, loop, problem, run_log, trained_model, transfer
 from ssl3d.training import step as steps
 from ssl3d.training.cases import choose_cases
 
@@ -353,23 +353,43 @@ def test_other_cases_in_the_same_workdir_are_refused(tiny, pictures, tmp_path):
         loop.train(config, tmp_path / "run")
 
 
-def test_a_best_model_outlives_a_kill(tmp_path):
-    """Steps after the last checkpoint are made again; their best model is still this run's."""
-    weights = {"params": {"x": np.zeros(1, np.float32)}}
-    best = trained_model.Best(tmp_path, goes_on=False)
-    best.offer(0.80, weights, {"step": 100})
-    best.offer(0.85, weights, {"step": 150})
-    trained_model.Best(tmp_path, goes_on=True).offer(0.5, weights, {"step": 120})
-    file = tmp_path / "model" / "best" / trained_model.DESCRIPTION
-    assert json.loads(file.read_text())["step"] == 150
-    trained_model.Best(tmp_path, goes_on=False).offer(0.5, weights, {"step": 20})
-    assert json.loads(file.read_text())["step"] == 20
+WEIGHTS = {"params": {"x": np.zeros(1, np.float32)}}
 
 
-def test_a_score_that_is_not_defined_is_the_lowest(tmp_path):
-    weights = {"params": {"x": np.zeros(1, np.float32)}}
-    best = trained_model.Best(tmp_path, goes_on=False)
-    for step, score in enumerate((np.nan, np.nan, -1.0, np.nan)):
-        best.offer(score, weights, {"step": step})
-    file = tmp_path / "model" / "best" / trained_model.DESCRIPTION
-    assert json.loads(file.read_text())["step"] == 2
+@pytest.fixture
+def make_keeper(tiny, pictures, tmp_path):
+    """A function: whether the run resumes -> the keeper of its models."""
+    given, _ = problem.open_problem(tiny("classify2d", pictures.path))
+    return lambda resumed: trained_model.Keeper(given, tmp_path, resumed)
+
+
+def best_step(workdir):
+    file = workdir / "model" / "best" / trained_model.DESCRIPTION
+    return json.loads(file.read_text())["step"]
+
+
+def test_a_best_model_outlives_a_kill(make_keeper, tmp_path):
+    """Steps after the last checkpoint are repeated; their best model is still this run's."""
+    keeper = make_keeper(resumed=False)
+    keeper.offer(100, {"kappa": 0.80}, WEIGHTS)
+    keeper.offer(150, {"kappa": 0.85}, WEIGHTS)
+    make_keeper(resumed=True).offer(120, {"kappa": 0.5}, WEIGHTS)
+    assert best_step(tmp_path) == 150
+    make_keeper(resumed=False).offer(20, {"kappa": 0.5}, WEIGHTS)
+    assert best_step(tmp_path) == 20
+
+
+def test_an_undefined_score_is_the_lowest(make_keeper, tmp_path):
+    keeper = make_keeper(resumed=False)
+    for step, score in enumerate((np.nan, np.nan, -1.0, np.nan), start=1):
+        keeper.offer(step, {"kappa": score}, WEIGHTS)
+    assert best_step(tmp_path) == 3
+
+
+def test_an_untrained_model_is_not_kept(make_keeper, tmp_path):
+    keeper = make_keeper(resumed=False)
+    keeper.offer(0, {"kappa": 0.9}, WEIGHTS)
+    assert not (tmp_path / "model").exists()
+    keeper.save_last(0, WEIGHTS)
+    last = json.loads((tmp_path / "model" / "last" / trained_model.DESCRIPTION).read_text())
+    assert last["scores"] == {"kappa": 0.9}

@@ -97,7 +97,7 @@ def test_fresh_repetitions_have_other_labels_and_seeds(plan):
 
 
 def test_the_slices_of_the_hippocampus_are_tested_on_fresh_repetitions():
-    """Its settings were chosen in docs/results by those up to 53."""
+    """Its settings were chosen in results/ by those up to 53."""
     cells = cells_of(hippocampus_slices.STUDY)
     assert {cell.repetition for cell in cells} == set(range(54, 94))
     assert len(cells) == 80

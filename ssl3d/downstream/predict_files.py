@@ -1,0 +1,146 @@
+"""Predicts the images of a file or a folder with a trained network, and writes the predictions."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import itertools
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from ssl3d import tasks
+from ssl3d.data.layouts import inputs
+from ssl3d.data.layouts.listing import SourceCase
+from ssl3d.data.preparation import case as preparation
+from ssl3d.downstream import contract, predictor
+from ssl3d.downstream.contract import PreparedImage
+from ssl3d.errors import UserError
+
+# Ids such as BraTS-GLI-00003-000, with the label values of 2023: the enhancing tumour is 3, not 4.
+BRATS_2023 = re.compile(r"BraTS-[A-Za-z]+-\d+", re.IGNORECASE)
+
+
+def predict(
+    *,
+    workdir: Path,
+    input: Path,
+    output: Path,
+    layout: str | None,
+    probabilities: bool,
+    on_error: Literal["stop", "skip"],
+    model: str,
+    mirror: bool,
+    overlap: float | None,
+) -> str:
+    """Runs `ssl3d.predict`, whose options these are; returns its closing line.
+
+    Raises:
+      UserError: a run, images or options that do not fit each other, or an image that cannot be
+        read or prepared.
+      OSError: the output cannot be written.
+    """
+    started = time.monotonic()
+    trained = predictor.load(workdir, model, mirror, overlap)
+    config, dataset = trained.model.config, trained.model.dataset
+    if probabilities and tasks.needs(config) != "label_map":
+        raise UserError("--probabilities: is for segmentation; tables always have them")
+    place = input.resolve()
+    check_output(place, output)
+    if "phantom" in dataset.extra:
+        raise UserError(
+            f"{workdir}: trained on built-in phantoms, for which there are no files to predict; "
+            "score it with python -m ssl3d.evaluate"
+        )
+    settings = preparation.settings_of_dataset(dataset, place if place.is_dir() else place.parent)
+    listing = inputs.list_inputs(place, dataset, layout)
+    for note in listing.notes:
+        report(f"note: {note.name}: {note.reason}")
+    skip = on_error == "skip"
+    for problem in listing.problems:
+        leave_out(f"{problem.name}: {problem.reason}", skip)
+    output.mkdir(parents=True, exist_ok=True)
+    images = prepared_images(listing.cases, settings, skip)
+    count, what = contract.module_of(config).write_predictions(
+        trained, images, settings, output, probabilities
+    )
+    missing = len(listing.cases) + len(listing.problems) - count
+    what += f", {missing} left out" if missing else ""
+    return f"{output}: {count} {what}; {time.monotonic() - started:.1f} s"
+
+
+def check_output(place: Path, output: Path) -> None:
+    """Raises `UserError` where predictions would be written among the inputs, or over one."""
+    output = output.resolve()
+    if not place.exists():
+        raise UserError(f"--input={place}: no such file or folder")
+    if output.is_relative_to(place) or (place.is_file() and output == place.parent):
+        raise UserError(f"--output={output} lies inside the input; choose another folder")
+
+
+def report(line: str) -> None:
+    """Prints one line to stderr, above the progress bar."""
+    tqdm.write(" ".join(line.split()), file=sys.stderr)
+
+
+def leave_out(line: str, skip: bool) -> None:
+    """Reports a case that cannot be predicted. Raises `UserError` unless `skip`."""
+    if not skip:
+        raise UserError(f"{line} (--on-error=skip leaves it out)")
+    report(f"left out: {line}")
+
+
+def prepared_images(
+    cases: Sequence[SourceCase], settings: preparation.PreparationSettings, skip: bool
+) -> Iterator[PreparedImage]:
+    """Prepares the cases in order, the next one in a thread while the caller uses this one.
+
+    Raises:
+      UserError: a case cannot be read or prepared; with `skip`, none of them can.
+    """
+
+    def prepare(case: SourceCase) -> PreparedImage:
+        prepared = preparation.prepare_arrays(case, settings)
+        # In half precision, as the store keeps the training images.
+        return PreparedImage(case, prepared.case, prepared.image.astype(np.float16))
+
+    count = 0
+    bar = tqdm(total=len(cases), desc="predicting", unit="case", disable=None)
+    with bar, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        upcoming = pool.submit(prepare, cases[0]) if cases else None
+        for _, following in itertools.pairwise([*cases, None]):
+            assert upcoming is not None  # a case follows, so it was submitted
+            current, upcoming = upcoming, pool.submit(prepare, following) if following else None
+            try:
+                found = current.result()
+            except UserError as error:
+                leave_out(str(error), skip)
+            else:
+                count += 1
+                yield found
+            bar.update()
+    if not count:
+        raise UserError(f"{settings.source}: nothing that could be predicted, see above")
+
+
+def label_values(
+    settings: preparation.PreparationSettings, brats_id: str | None = None
+) -> np.ndarray:
+    """Class index -> value in label files, uint8 [K], or uint16 for larger values.
+
+    The smallest where several values are one class.
+
+    Args:
+      brats_id: of a BraTS case: of the two values for the enhancing tumour, its year's.
+    """
+    choose = max if brats_id is not None and not BRATS_2023.match(brats_id) else min
+    values = [
+        choose(value for value, index in settings.values.items() if index == label)
+        for label in range(settings.classes)
+    ]
+    return np.array(values, np.min_scalar_type(max(values)))

@@ -1,0 +1,155 @@
+"""What a task shows the network: whole images, their patches, and the network's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from ssl3d import tasks
+from ssl3d.data import pipeline, store
+from ssl3d.errors import UserError
+from ssl3d.figures import slices
+from ssl3d.training.cases import labelled, labels_of, open_dataset
+
+# In units of a panel: panels per row, the side of the whole image, the height of a title.
+_COLUMNS, _LARGE, _TITLE = 9, 3, 0.3
+_INCHES = 1.5
+
+
+class Inspected(NamedTuple):
+    """One case: its whole image [*S, C], and the task's panels of one training example."""
+
+    case: store.Case
+    image: np.ndarray
+    panels: list[tasks.Panel]
+
+
+def inspect(config: ml_collections.ConfigDict, split: str, count: int, output: Path) -> None:
+    """Writes a PNG of the first `count` cases of the split.
+
+    Raises:
+      UserError: no data set, no case in the split, or settings that contradict each other.
+    """
+    dataset = open_dataset(config)
+    cases = dataset.split(split)
+    if tasks.needs(config) != "image":
+        cases = labelled(config, cases)
+    if not cases:
+        raise UserError(f"{dataset.path}: no cases in the split {split}")
+    inspected = examples(config, dataset, cases[:count])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure(inspected, config.name, config.rank).savefig(output, dpi=100)
+
+
+def examples(
+    config: ml_collections.ConfigDict, dataset: store.Dataset, cases: Sequence[store.Case]
+) -> list[Inspected]:
+    """One training example per case, augmented with the config's seed."""
+    task = tasks.build(config, labels_of(dataset, dataset.cases))
+    inspected = []
+    for number, case in enumerate(cases):
+        rng = np.random.default_rng((config.seed, number))
+        example = pipeline.open_example(
+            dataset,
+            case,
+            config.rank,
+            config.data.slice_axis,
+            config.data.margin,
+            rng,
+            label_map=tasks.needs(config) == "label_map",
+        )
+        record = task.record(rng, example, True)
+        key = jax.random.fold_in(jax.random.key(config.seed), number)
+        inputs, targets = jax.device_get(task.views(key, record, True))
+        inspected.append(Inspected(case, example.image, task.panels(record, inputs, targets)))
+    return inspected
+
+
+def figure(inspected: Sequence[Inspected], name: str, rank: int) -> Figure:
+    """A block per case: the whole image with its patches, below it what the network receives."""
+    views = 1 if rank == 2 else 3
+    rows = [-(-views * (len(case.panels) - 1) // _COLUMNS) for case in inspected]
+    heights = [_LARGE + count * (1 + _TITLE) + 2 * _TITLE for count in rows]
+    result = Figure(figsize=(_COLUMNS * _INCHES, sum(heights) * _INCHES))
+    blocks = result.subfigures(len(inspected), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for block, count, (case, image, panels) in zip(blocks, rows, inspected, strict=True):
+        block.suptitle(f"{name}: {case.id}", fontsize=10)
+        grid = block.add_gridspec(
+            1 + count,
+            _COLUMNS,
+            height_ratios=[_LARGE, *[1] * count],
+            left=0.01,
+            right=0.99,
+            bottom=0.01,
+            top=1 - 1.5 * _TITLE / (_LARGE + count),
+            wspace=0.04,
+            hspace=0.3,
+        )
+        whole, *shown = panels
+        large = [block.add_subplot(grid[0, _LARGE * i : _LARGE * (i + 1)]) for i in range(views)]
+        _show_panel(large, whole, np.asarray(image, np.float32))
+        small = [
+            block.add_subplot(grid[1 + i // _COLUMNS, i % _COLUMNS])
+            for i in range(views * len(shown))
+        ]
+        for i, panel in enumerate(shown):
+            assert panel.image is not None  # the first panel alone stands for the whole image
+            _show_panel(small[views * i : views * (i + 1)], panel, panel.image)
+    return result
+
+
+def _show_panel(places: Sequence[Axes], panel: tasks.Panel, image: np.ndarray) -> None:
+    """The middle views of `image` [*S, C] side by side, with the panel's title and boxes."""
+    colour = slices.is_photograph(image)
+    limits = slices.window(image)
+    for axes, (shown, cut, view) in zip(places, slices.middle_views(image), strict=True):
+        slices.show(axes, view, colour, limits)
+        for index, box in enumerate(panel.boxes):
+            _outline(axes, box, shown, cut, image.shape, f"C{index % 10}", colour)
+    places[0].set_title(panel.title, fontsize=8, loc="left", pad=3)
+
+
+def _outline(
+    axes: Axes,
+    box: tasks.Box,
+    shown: tuple[int, int],
+    cut: int | None,
+    shape: tuple[int, ...],
+    colour: str,
+    rows_down: bool,
+) -> None:
+    """Outlines the box where the slice cuts it; `rows_down`: the first axis runs downwards."""
+    if cut is not None:
+        middle = shape[cut] // 2
+        if not box.start[cut] <= middle < box.start[cut] + box.shape[cut]:
+            return
+    x, y = (shown[1], shown[0]) if rows_down else shown
+    axes.add_patch(
+        Rectangle(
+            (box.start[x] - 0.5, box.start[y] - 0.5),
+            box.shape[x],
+            box.shape[y],
+            fill=False,
+            edgecolor=colour,
+            linewidth=1,
+        )
+    )
+    centre_x, centre_y = (box.start[axis] + box.shape[axis] / 2 for axis in (x, y))
+    axes.text(
+        centre_x,
+        centre_y,
+        box.name,
+        color=colour,
+        fontsize=7,
+        ha="center",
+        va="center",
+        clip_on=True,
+    )

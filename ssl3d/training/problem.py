@@ -1,0 +1,116 @@
+"""The learning problem that a config describes: data set, cases and task, checked together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from ssl3d import tasks
+from ssl3d.data import pipeline, store
+from ssl3d.errors import UserError
+from ssl3d.training import sharding, transfer
+from ssl3d.training.cases import choose_cases, labels_of, open_dataset
+
+Record = dict[str, np.ndarray]
+
+
+class Problem(NamedTuple):
+    """A config with the data and the task that it names.
+
+    Attributes:
+      config: with the architecture of the pretrained encoder, if there is one.
+      dataset: the prepared data set.
+      train_cases, validation_cases: its cases to train and to validate on.
+      task: built for these cases.
+    """
+
+    config: ml_collections.ConfigDict
+    dataset: store.Dataset
+    train_cases: tuple[store.Case, ...]
+    validation_cases: tuple[store.Case, ...]
+    task: tasks.Task
+
+
+def open_problem(config: ml_collections.ConfigDict) -> tuple[Problem, dict[str, Any] | None]:
+    """Opens the data and builds the task; changes `config.encoder` to a pretrained encoder's.
+
+    Returns:
+      The problem, and the variables of the pretrained encoder to start from, if any.
+
+    Raises:
+      UserError: config, data or encoder do not fit together.
+    """
+    dataset = open_dataset(config)
+    pretrained = transfer.adopt_architecture(config, len(dataset.modalities))
+    train_cases, validation_cases = choose_cases(config, dataset)
+    task = tasks.build(config, labels_of(dataset, train_cases))
+    return Problem(config, dataset, train_cases, validation_cases, task), pretrained
+
+
+def train_batches(problem: Problem, first_batch: int) -> Iterator[pipeline.Batch]:
+    """This process's share of the training batches, endless, from number `first_batch` on."""
+    return pipeline.train_batches(
+        problem.dataset,
+        problem.train_cases,
+        threads=problem.config.data.threads,
+        first_batch=first_batch,
+        **_shared(problem),
+    )
+
+
+def validation_batches(problem: Problem) -> Iterator[pipeline.ValidationBatch]:
+    """This process's share of the validation batches, once through the validation set."""
+    return pipeline.validation_batches(
+        problem.dataset,
+        problem.validation_cases,
+        repeats=problem.config.validation.repeats,
+        **_shared(problem),
+    )
+
+
+def _shared(problem: Problem) -> dict[str, Any]:
+    config = problem.config
+    return {
+        "record": problem.task.record,
+        "rank": config.rank,
+        "slice_axis": config.data.slice_axis,
+        "margin": config.data.margin,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "label_map": tasks.needs(config) == "label_map",
+        "process": (jax.process_index(), jax.process_count()),
+    }
+
+
+def example_record(problem: Problem) -> Record:
+    """The record of one validation example, which tells the shapes of all."""
+    first = next(validation_batches(problem))
+    return jax.tree.map(lambda leaf: leaf[0], first["record"])
+
+
+def check(problem: Problem, record: Record, mesh: Mesh) -> None:
+    """Raises `UserError` if the task, the data and the devices do not fit together."""
+    config, task = problem.config, problem.task
+    sharding.check_batch(config.batch_size, "batch_size", mesh)
+    micro = config.optimizer.accumulate
+    if micro > 1 and task.needs_whole_batch:
+        raise UserError(
+            f"config.optimizer.accumulate={micro}: {config.task.name} takes its negatives from the "
+            "whole batch, micro-batches would change the problem; use more devices"
+        )
+    if config.mesh.space > 1 and not task.spatial:
+        raise UserError(
+            f"config.mesh.space={config.mesh.space} splits whole volumes; {config.task.name} "
+            "feeds patches, which config.mesh.space=1 spreads over the devices already"
+        )
+    for name in task.spatial:
+        if record[name].shape[0] % config.mesh.space:
+            raise UserError(
+                f"config.mesh.space={config.mesh.space}: does not divide the first side of the "
+                f"crop, {record[name].shape[0]} voxels; change config.data.crop"
+            )

@@ -1,0 +1,105 @@
+"""The stored tables: wide rows of cases and curves, and the long ones of older outputs."""
+
+import csv
+
+import pytest
+
+from experiments.analysis import results_table
+from experiments.analysis.results_table import Record
+from ssl3d.errors import UserError
+
+RESULTS = [{"cell": name, "pretraining": "rpl3d-x" * (name == "b")} for name in ("a", "b")]
+PRETRAINING = [{"pretraining": "rpl3d-x"}]
+SEGMENTED = [
+    {"id": "c0", "subject": "s0", "score": "dice", "a": "0.5", "b": "0.25"},
+    {"id": "c0", "subject": "s0", "score": "WT", "a": "nan", "b": "0.75"},
+    {"id": "c1", "subject": "s1", "score": "dice", "a": "0.125"},
+]
+GRADED = [
+    {"id": "c0", "subject": "s0", "grade": "2", "score": "predicted", "a": "2", "b": "1"},
+    {"id": "c1", "subject": "s0", "grade": "0", "score": "predicted", "a": "0", "b": "0"},
+]
+CURVES = [{"cell": "a", "0": "0.1", "10": "0.4"}, {"cell": "b", "0": "nan", "5": "0.3"}]
+
+
+def write(file, *lines):
+    file.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("cases", [SEGMENTED, GRADED], ids=["segmented", "graded"])
+def test_tables_read_as_they_were_written(tmp_path, cases):
+    record = Record(RESULTS, PRETRAINING, cases, CURVES)
+    results_table.write(tmp_path, record)
+    assert results_table.read(tmp_path) == record
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    results_table.update(tmp_path)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_tables_are_wide(tmp_path):
+    results_table.write(tmp_path, Record(RESULTS, PRETRAINING, SEGMENTED, CURVES))
+    assert (tmp_path / "cases.csv").read_text().splitlines() == [
+        "id,subject,score,a,b",
+        "c0,s0,dice,0.5,0.25",
+        "c0,s0,WT,nan,0.75",
+        "c1,s1,dice,0.125,",
+    ]
+    assert (tmp_path / "curves.csv").read_text().splitlines() == [
+        "cell,0,5,10",
+        "a,0.1,,0.4",
+        "b,nan,0.3,",
+    ]
+
+
+def test_long_tables_of_older_outputs_are_read(tmp_path):
+    """A row per cell and case, or step; an unfinished study goes on with them."""
+    results_table.write(tmp_path, Record(RESULTS, PRETRAINING, [], []))
+    write(
+        tmp_path / "cases.csv",
+        "cell,id,subject,dice,WT",
+        "a,c0,s0,0.5,",
+        "a,c1,s1,0.125,0.5",
+        "b,c0,s0,0.25,0.75",
+        "b,c1,s1,0.375,1.0",
+    )
+    write(tmp_path / "curves.csv", "cell,step,score", "a,0,0.1", "a,10,0.4", "b,0,", "b,5,0.3")
+    found = results_table.read(tmp_path)
+    assert found.curves == CURVES
+    assert found.cases == [
+        {"id": "c0", "subject": "s0", "score": "dice", "a": "0.5", "b": "0.25"},
+        {"id": "c0", "subject": "s0", "score": "WT", "a": "nan", "b": "0.75"},
+        {"id": "c1", "subject": "s1", "score": "dice", "a": "0.125", "b": "0.375"},
+        {"id": "c1", "subject": "s1", "score": "WT", "a": "0.5", "b": "1.0"},
+    ]
+    results_table.update(tmp_path)
+    assert results_table.read(tmp_path) == found
+    with (tmp_path / "cases.csv").open(newline="") as text:
+        assert next(csv.reader(text)) == ["id", "subject", "score", "a", "b"]
+
+
+def test_long_graded_cases_are_read(tmp_path):
+    results_table.write(tmp_path, Record(RESULTS, PRETRAINING, [], []))
+    write(
+        tmp_path / "cases.csv",
+        "cell,id,subject,grade,predicted",
+        *(f"{cell},{row['id']},s0,{row['grade']},{row[cell]}" for cell in "ab" for row in GRADED),
+    )
+    assert results_table.read(tmp_path).cases == GRADED
+
+
+def test_restricted_to_some_cells():
+    record = Record(RESULTS, PRETRAINING, SEGMENTED, CURVES)
+    own = results_table.restrict(record, ["b"])
+    assert (own.known(), own.pretraining, own.curves) == ({"b"}, PRETRAINING, CURVES[1:])
+    assert own.cases == [
+        {"id": "c0", "subject": "s0", "score": "dice", "b": "0.25"},
+        {"id": "c0", "subject": "s0", "score": "WT", "b": "0.75"},
+    ]
+    assert results_table.restrict(record, ["a"]).pretraining == []
+
+
+def test_a_cell_without_test_cases_is_an_error(tmp_path):
+    lacking = [{key: row[key] for key in row if key != "b"} for row in SEGMENTED]
+    results_table.write(tmp_path, Record(RESULTS, PRETRAINING, lacking, CURVES))
+    with pytest.raises(UserError, match=r"cases\.csv: has no column b; restore.*results\.csv"):
+        results_table.read(tmp_path)

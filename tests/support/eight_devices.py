@@ -1,0 +1,93 @@
+"""A program for a process with several devices: do they compute what a single one does?
+
+python -m tests.support.eight_devices DATASET CONFIG,SPACE...
+
+Prints a line per config, then one on a crop that two devices cannot share.
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssl3d import tasks, xla
+from ssl3d.data import pipeline, store
+from ssl3d.errors import UserError
+from ssl3d.training import loop, sharding
+from ssl3d.training import step as steps
+from ssl3d.training.cases import labels_of
+from tests.conftest import tiny_config
+
+
+def gradients_on(mesh, config, dataset):
+    """Gradients and metrics of the same batch with the draws of three steps, over `mesh`."""
+    task = tasks.build(config, labels_of(dataset, dataset.split("train")))
+    batch = next(
+        pipeline.train_batches(
+            dataset,
+            dataset.split("train"),
+            task.record,
+            rank=config.rank,
+            slice_axis=0,
+            margin=0,
+            batch_size=config.batch_size,
+            seed=0,
+            threads=1,
+            label_map=tasks.needs(config) == "label_map",
+        )
+    )
+    record = jax.tree.map(lambda leaf: leaf[0], batch["record"])
+    state = steps.init_state(config, task, steps.make_optimizers(config), record, mesh)
+    whole = sharding.replicated(mesh)
+    step = xla.jit(steps.make_gradients(config, task), out_shardings=whole)
+    placed = sharding.to_devices(batch, mesh, task.spatial)
+    for name, leaf in placed["record"].items():
+        in_space = name in task.spatial
+        sides = [mesh.shape["data"], mesh.shape["space"] if in_space else 1]
+        own = leaf.addressable_shards[0].data
+        assert [n * side for n, side in zip(own.shape, sides, strict=False)] == list(leaf.shape[:2])
+    results = [step(state | {"step": jnp.int32(number)}, placed) for number in range(3)]
+    return [(grads, metrics) for grads, _, metrics in jax.device_get(results)]
+
+
+def relative_difference(one, other):
+    """The largest over the leaves of |a - b| / |a|, each a norm."""
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return max(np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-12) for a, b in pairs)
+
+
+def compare(name, space, folder):
+    """Prints how far eight devices are from one; `space` of the eight share a volume.
+
+    The smallest difference among three draws: where some activation is as good as zero, at the
+    ReLU's kink, rounding alone moves the gradient by 1e-3 or more, on a single device too.
+    """
+    assert jax.device_count() == 8
+    config = tiny_config(name, folder, batch_size=8, mesh__space=space)
+    alone = jax.make_mesh(
+        (1, 1), ("data", "space"), (jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:1]
+    )
+    one, eight = (
+        gradients_on(mesh, config, store.read(folder))
+        for mesh in (alone, sharding.make_mesh(space))
+    )
+    difference = min(relative_difference(a, b) for a, b in zip(one, eight, strict=True))
+    print(name, space, difference, float(one[0][1]["loss"]), flush=True)
+
+
+def share_unevenly(folder):
+    """Prints how a run answers whose volumes two devices cannot share."""
+    overrides = {"data__crop": (21,) * 3, "task__coarsen": 1, "mesh__space": 2, "batch_size": 4}
+    try:
+        loop.train(tiny_config("rotation3d", folder, **overrides), folder.parent / "uneven")
+    except UserError as error:
+        print("uneven", type(error).__name__, " ".join(str(error).split()), flush=True)
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[2:]:
+        name, space = argument.split(",")
+        compare(name, int(space), Path(sys.argv[1]))
+    share_unevenly(Path(sys.argv[1]))
