@@ -36,9 +36,7 @@ STUDY = Study(
     published=BRATS_FIGURE,
     beside="WT",
     published_scores=BRATS_TABLE,
-    notes=(
-        "The test cases are our own split of the training set: the official labels are hidden.",
-    ),
+    notes=("The test cases are our split of the training set: the official labels are hidden.",),
 )
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ STUDY = Study(
     validations=10,
     notes=(
         "The paper has no numbers on these data.",
-        "The source has no subject ids: splits are by case, left and right of one person may be "
+        "Splits are by case, as the source has no subject ids: left and right of one person may be "
         "on both sides.",
     ),
 )

@@ -23,11 +23,7 @@ STUDY = Study(
     # The paper's network and crops. 400 epochs of 212 cases in batches of two, 25 of warm-up.
     encoder={"width": 32, "depth": 5},
     pretraining={"steps": 100_000},
-    finetuning={
-        "steps": 42_000,
-        "optimizer.learning_rate": 1e-4,
-        "transfer.warmup_steps": 2_600,
-    },
+    finetuning={"steps": 42_000, "optimizer.learning_rate": 1e-4, "transfer.warmup_steps": 2_600},
     finetuning_slices={"batch_size": 64},
     published=PANCREAS_FIGURE,
     beside="reference_dice",
