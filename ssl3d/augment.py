@@ -273,9 +273,7 @@ def image_and_label(
     return gaussian_noise(noise, image, settings["noise"]), label
 
 
-def rotation_matrix(
-    angles: Sequence[float] | Float[Array, " planes"], rank: int
-) -> Float[Array, "{rank} {rank}"]:
+def rotation_matrix(angles: Float[Array, " planes"], rank: int) -> Float[Array, "{rank} {rank}"]:
     """The matrix from an output voxel to its source, both relative to the centre.
 
     `angles` (radians) are those of the plane (0, 1) in 2D, of (0, 1), (0, 2), (1, 2) in 3D. A

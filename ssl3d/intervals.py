@@ -8,6 +8,9 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Int, Real, Shaped
 
+# A statistic's value for each of R rows of weights; a number for a single row.
+PerDraw = Float[np.ndarray, "*R"] | np.floating
+
 BOOTSTRAP_DRAWS = 2000
 # Draws evaluated together: bounds the memory to this many times the number of cases.
 _BLOCK = 100
@@ -30,7 +33,7 @@ def ratio_interval(
     With a single unit, the ratio itself as both ends.
     """
 
-    def weighted(weights: np.ndarray) -> np.ndarray:
+    def weighted(weights: Float[np.ndarray, "*R M"]) -> PerDraw:
         return weights @ sums / np.maximum(weights @ counts, 1e-12)
 
     if np.unique(units).size == 1:
@@ -40,7 +43,7 @@ def ratio_interval(
 
 
 def bootstrap_interval(
-    statistic: Callable[[Float[np.ndarray, "R B"]], Float[np.ndarray, " R"]],
+    statistic: Callable[[Float[np.ndarray, "R B"]], PerDraw],
     units: Shaped[np.ndarray, " B"],
     seed: int = 0,
 ) -> tuple[float, float]:

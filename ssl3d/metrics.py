@@ -11,25 +11,35 @@ rows of weights, so that thousands of draws take one pass over the cases.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal, TypedDict, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Integer, Real, Shaped
 from scipy import ndimage, spatial
 
-from ssl3d.intervals import bootstrap_interval
+from ssl3d.intervals import PerDraw, bootstrap_interval
 
 # Unions of the classes background, necrotic core, oedema, enhancing tumour (BraTS 2012-2020).
 BRATS_REGIONS = {"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)}
-SEGMENTATION_SCORES = (
-    "dice",
-    "hd95",
-    "nsd",
-    "truth_volume",
-    "predicted_volume",
-    "false_positive_volume",
+SegmentationScore = Literal[
+    "dice", "hd95", "nsd", "truth_volume", "predicted_volume", "false_positive_volume"
+]
+SEGMENTATION_SCORES: tuple[SegmentationScore, ...] = get_args(SegmentationScore)
+# The scores of one class or region of one case, see `segmentation_scores`.
+MaskRow = TypedDict(
+    "MaskRow",
+    {
+        "class": str,
+        "dice": float,
+        "hd95": float,
+        "nsd": float,
+        "truth_volume": float,
+        "predicted_volume": float,
+        "false_positive_volume": float,
+        "absent": bool,
+        "missed": bool,
+    },
 )
-# A score for each row of weights; a number for a single row.
-PerDraw = Float[np.ndarray, "*R"] | np.floating
 # A distance that exceeds the tolerance by rounding alone (3 * 0.1 > 0.3) is within it.
 _ROUNDING = 1e-6
 
@@ -41,7 +51,7 @@ def segmentation_scores(
     spacing: Sequence[float],
     regions: Mapping[str, Sequence[int]] | None = None,
     tolerance: float = 1.0,
-) -> list[dict]:
+) -> list[MaskRow]:
     """The scores of one case: a row per foreground class, then per region.
 
     Args:
@@ -74,22 +84,23 @@ def segmentation_scores(
         raise ValueError(f"regions {sorted(regions)} with the names of classes")
     unions = {name: (index,) for index, name in enumerate(classes) if index > 0} | regions
     return [
-        {"class": name}
-        | _mask_scores(np.isin(prediction, indices), np.isin(truth, indices), spacing, tolerance)
+        _mask_row(name, np.isin(prediction, indices), np.isin(truth, indices), spacing, tolerance)
         for name, indices in unions.items()
     ]
 
 
-def _mask_scores(
+def _mask_row(
+    name: str,
     prediction: Bool[np.ndarray, "*S"],
     truth: Bool[np.ndarray, "*S"],
     spacing: Sequence[float],
     tolerance: float,
-) -> dict[str, float | bool]:
+) -> MaskRow:
     predicted, true = np.count_nonzero(prediction), np.count_nonzero(truth)
     common = np.count_nonzero(prediction & truth)
     voxel = float(np.prod(np.divide(spacing, 10)))  # cm^3 are ml
-    scores = {
+    row: MaskRow = {
+        "class": name,
         "dice": 2 * common / (predicted + true) if true else np.nan,
         "hd95": np.nan,
         "nsd": 0.0 if true else np.nan,
@@ -101,8 +112,8 @@ def _mask_scores(
     }
     if true and predicted:
         distances = surface_distances(prediction, truth, spacing)
-        scores |= {"hd95": hd95(*distances), "nsd": surface_dice(*distances, tolerance)}
-    return scores
+        row |= {"hd95": hd95(*distances), "nsd": surface_dice(*distances, tolerance)}
+    return row
 
 
 def surface_distances(
@@ -197,7 +208,7 @@ def classification_scores(
     labels: np.ndarray,
     predicted: np.ndarray,
     probabilities: np.ndarray,
-    subjects: Sequence[str] | None = None,
+    subjects: Sequence[str] | np.ndarray | None = None,
     seed: int = 0,
 ) -> list[dict]:
     """Accuracy, quadratically weighted kappa and AUROC of all cases, with intervals.
@@ -302,9 +313,11 @@ def _mean(values: Shaped[np.ndarray, " B"], weights: Float[np.ndarray, "*R B"]) 
     return weights @ values / weights.sum(-1)
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def _ratio(
+    numerator: Real[np.ndarray, "*R"] | np.number, denominator: Real[np.ndarray, "*R"] | np.number
+) -> Float[np.ndarray, "*R"]:
     """NaN where the denominator is 0."""
-    return np.divide(numerator, np.where(denominator > 0, denominator, np.nan))
+    return np.asarray(np.divide(numerator, np.where(denominator > 0, denominator, np.nan)))
 
 
 def confusion_matrix(

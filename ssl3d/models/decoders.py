@@ -39,6 +39,7 @@ class Decoder(nn.Module):
         dtype = DTYPES[self.dtype]
         *skips, x = features.levels
         logits = []
+        level: unet.PlainLevel | unet.ResidualLevel
         for i, skip in reversed(list(enumerate(skips))):
             channels = skip.shape[-1]
             if any(2 * a < b for a, b in zip(x.shape[1:-1], skip.shape[1:-1], strict=True)):

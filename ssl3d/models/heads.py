@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Float32
+from ml_collections import ConfigDict
 
 from ssl3d.models import layers
 from ssl3d.models.features import Features
@@ -63,6 +64,6 @@ class MLP(nn.Module):
         return nn.Dense(self.out)(x)
 
 
-def build(config: Mapping[str, Any], out: int) -> MLP:
+def build(config: Mapping[str, Any] | ConfigDict, out: int) -> MLP:
     """The head of `config.head` (hidden, batch_norm, dropout) with `out` outputs."""
     return MLP(tuple(config["hidden"]), out, config["batch_norm"], config["dropout"])

@@ -110,6 +110,7 @@ class UNetEncoder(nn.Module):
     def __call__(self, x: Float[Array, "B *S C"], train: bool = False) -> Features:
         dtype = DTYPES[self.dtype]
         levels = []
+        level: PlainLevel | ResidualLevel
         for i in range(self.depth):
             channels, name = self.width * 2**i, f"level_{i}"
             if self.residual:

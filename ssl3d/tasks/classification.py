@@ -72,14 +72,12 @@ def probabilities(
     return jnp.concatenate([ones, reached], -1) - jnp.concatenate([reached, zeros], -1)
 
 
-def grade_of(
-    probability: Float[np.ndarray, "*B K"], ordinal: bool
-) -> Int[np.ndarray, "*B"] | np.integer:
+def grade_of(probability: Float[np.ndarray, "*B K"], ordinal: bool) -> Int[np.ndarray, "*B"]:
     """Predicted grade: the most probable, or the median for an ordinal head."""
     if not ordinal:
-        return probability.argmax(-1)
+        return np.asarray(probability.argmax(-1))
     reached = 1 - np.cumsum(probability, axis=-1)[..., :-1]
-    return (reached > 0.5).sum(-1)
+    return np.asarray((reached > 0.5).sum(-1))
 
 
 def loss(
