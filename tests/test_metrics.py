@@ -106,7 +106,7 @@ def test_scores_know_neither_the_margin_nor_the_order_of_axes_nor_who_is_who(see
 def test_scores_scale_with_the_spacing(seed, factor):
     prediction, truth, spacing = pair(seed)
     row = scores(prediction, truth, spacing, 1.3)
-    larger = scores(prediction, truth, np.multiply(spacing, factor), 1.3 * factor)
+    larger = scores(prediction, truth, tuple(np.multiply(spacing, factor)), 1.3 * factor)
     volume = row["truth_volume"] * factor**truth.ndim
     expected = row | {"hd95": row["hd95"] * factor, "truth_volume": volume}
     assert_same(larger, expected, (*OVERLAPS, "truth_volume"))

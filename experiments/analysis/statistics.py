@@ -24,6 +24,7 @@ import numpy as np
 from scipy import stats
 
 from ssl3d import metrics
+from ssl3d.intervals import PerDraw
 
 DRAWS = 10_000
 ALPHA = 0.05
@@ -39,7 +40,7 @@ FEW_REPETITIONS = (
 _BLOCK = 500
 
 # The score of a repetition: weights of the cases [D, M] -> scores [D].
-Score = Callable[[np.ndarray], np.ndarray]
+Score = Callable[[np.ndarray], PerDraw]
 
 
 def mean_score(values: np.ndarray) -> Score:
@@ -69,7 +70,7 @@ def kappa_score(
     counts = np.zeros((subject.max() + 1, len(grades)))
     np.add.at(counts, (subject, pair), 1)
 
-    def score(weights: np.ndarray) -> np.ndarray:
+    def score(weights: np.ndarray) -> PerDraw:
         with np.errstate(invalid="ignore", divide="ignore"):
             return metrics.quadratic_kappa(grades, predicted, classes, weights @ counts)
 

@@ -95,7 +95,7 @@ def summarise(rows: Sequence[CaseRow], classes: Sequence[str]) -> Summary:
     reached = np.cumsum(probabilities[:, ::-1], axis=1)[:, ::-1]
     return {
         "scores": scores_of(grades, predicted, probabilities, [row["subject"] for row in rows]),
-        "largest_class_share": float(np.bincount(grades).max() / len(grades)),
+        "largest_class_share": float(np.max(np.bincount(grades)) / len(grades)),
         "confusion": metrics.confusion_matrix(predicted, grades, len(classes)).tolist(),
         "reference": metrics.reference_ordinal_scores(bits, reached),
     }
