@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from experiments.analysis import report, results_table
 from experiments.analysis.results_table import Record
+from experiments.analysis.templates import sentences
 from experiments.engine import budget, claims, grid, runs
 from experiments.engine.grid import Cell, Size
 from experiments.engine.study import METHODS, Study, label_fraction
@@ -104,7 +105,8 @@ def carry_out(study: Study, options: argparse.Namespace, typed: str, started: fl
         full = size
         data, chosen = budget.agree(data, full, minutes, deadline, output, options.part[1])
         size = chosen.size
-        limits = [report.cut_down(minutes, data, size, full)]
+        counts = len(grid.cells(size)), len(grid.cells(full))
+        limits = sentences("cut_down", minutes, data.scale, size, *counts)
     elif before:
         raise UserError(
             f"{output} holds a study that was reduced to a budget; give the same --budget to "
@@ -129,7 +131,7 @@ def carry_out(study: Study, options: argparse.Namespace, typed: str, started: fl
     left = len({job.row["cell"] for job in jobs} - found.known())
     if left:
         limits.append(f"Not complete: {left} of {len(jobs)} cells are missing.")
-    if found.results or not ending:
+    if len(found.results) or not ending:
         report.write(data, found, limits, typed, output)
     if options.report_only:
         results_table.update(output)  # by cells of a process that was killed before it did
@@ -203,12 +205,10 @@ def choose_size(data: StudyData, options: argparse.Namespace) -> Size:
 
 def current(data: StudyData, everything: Record) -> set[str]:
     """Names of the stored cells that were run with the present settings."""
-    cells = dict.fromkeys(
-        Cell(row["method"], row["mode"], row["labels"], int(row["repetition"]))
-        for row in everything.results
-    )
+    table = everything.results.astype({"repetition": int})
+    cells = table[[*Cell._fields]].drop_duplicates().itertuples(index=False)
     allowed = []
-    for cell in cells:
+    for cell in map(Cell._make, cells):
         with contextlib.suppress(UserError):  # of a cell of other data
             check(data, [cell.method], [cell.labels])
             allowed.append(cell)
