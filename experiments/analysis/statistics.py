@@ -60,7 +60,7 @@ def kappa_score(
     # How often each pair of grade and prediction occurs: whole numbers, whose sums are exact.
     pairs, pair = np.unique(np.stack([grades, predicted]), axis=1, return_inverse=True)
     grades, predicted = pairs
-    counts = np.zeros((np.max(subject) + 1, len(grades)))
+    counts = np.zeros((len(np.unique(subject)), len(grades)))
     np.add.at(counts, (subject, pair), 1)
 
     def score(weights: np.ndarray) -> np.ndarray:
