@@ -81,14 +81,12 @@ def main(study: Study, arguments: Sequence[str]) -> int:
     if options.budget is not None and not 0 < options.budget < math.inf:
         raise UserError("--budget: give a number of minutes")
     try:
-        options.output.mkdir(parents=True, exist_ok=True)
-        carry_out(study, options, report.as_typed(study, arguments), started)
+        with cli.disk_errors(options.output):
+            options.output.mkdir(parents=True, exist_ok=True)
+            carry_out(study, options, report.as_typed(study, arguments), started)
     except runs.Stopped:
         print("stopped; run the same command again to continue", flush=True)
         return 1
-    except OSError as error:  # a full disk, a folder without permission
-        where = error.filename or options.output
-        raise UserError(f"{where}: {error.strerror or error}; fix this and run again") from None
     return 0
 
 

@@ -17,17 +17,6 @@ from experiments.analysis.findings import Findings, Key
 from experiments.engine.study import DOUBLES, METHODS, SCRATCH, Study
 from ssl3d.atomic import atomic_write
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; one per task, for both ranks.
-_COLOURS = {
-    "cpc": "#0072B2",
-    "exemplar": "#E69F00",
-    "jigsaw": "#009E73",
-    "rotation": "#CC79A7",
-    "rpl": "#D55E00",
-    "supervised": "#56B4E9",
-    "scratch-long": "#777777",
-    "untrained-frozen": "#BBBBBB",
-}
 # 2D or not, frozen or not.
 _LINES = {(False, False): "-", (True, False): "--", (False, True): ":", (True, True): "-."}
 
@@ -125,11 +114,10 @@ def _styles(findings: Findings) -> Iterator[tuple[Key, dict[str, Any]]]:
     for key in findings.rows:
         if key.method in DOUBLES.values():
             continue
-        colour = _COLOURS.get(key.method, _COLOURS.get(key.method[:-2], "black"))
         yield (
             key,
             {
-                "color": colour,
+                "color": METHODS[key.method].colour,
                 "linestyle": _LINES[METHODS[key.method].rank == 2, key.mode == "frozen"],
                 "linewidth": 2.2 if key.method == SCRATCH else 1.3,
                 "marker": "o",

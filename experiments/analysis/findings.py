@@ -32,17 +32,11 @@ Pair = tuple[str, pd.DataFrame, pd.DataFrame]
 
 
 class Doubled(NamedTuple):
-    """The effect of doubled steps on scratch.
+    """The effect of doubled steps on scratch."""
 
-    Attributes:
-      repetitions: number of those that have both.
-      changes: mean change of each column.
-      low, high: 95 % interval of the first column's change; NaN for a single repetition.
-    """
-
-    repetitions: int
-    changes: tuple[float, ...]
-    low: float
+    repetitions: int  # of those that have both
+    changes: tuple[float, ...]  # of each column, mean over repetitions
+    low: float  # 95 % interval of the first column's change; NaN for a single repetition
     high: float
 
     @property
@@ -58,33 +52,28 @@ class Doubled(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """The findings of a study, by place; the first column is the score compared.
+    """The findings of a study, by place; the first column is the score compared."""
 
-    Attributes:
-      runs: results.csv at each place, indexed by repetition.
-      rows, labels: of the tables, in order.
-      scores: the compared score; None where it is undefined, or nothing tells its error.
-      comparisons: with scratch2d for 2D methods on volumes if it was run, else (and for scratch2d
-        itself) with scratch.
-      beyond: the gains among them again, against that scratch with twice the steps.
-      plateau: of scratch and scratch2d, by name and amount of labels.
-      convergence: for each repetition the validated step at which 95 % of the final validation
-        score of scratch with the same network is reached; infinite if never.
-      curves: validation scores, a row per step and a column per repetition.
-      mixed: rows whose training data were sampled by another version of the code than those of
-        their scratch.
-    """
-
-    runs: Mapping[Place, pd.DataFrame]
-    rows: tuple[Key, ...]
-    labels: tuple[str, ...]
-    rank: int
+    runs: Mapping[Place, pd.DataFrame]  # results.csv at each place, indexed by repetition
+    rows: tuple[Key, ...]  # of the tables, in order
+    labels: tuple[str, ...]  # amounts, ascending
+    rank: int  # of the data
+    # The compared score; None where it is undefined, or nothing tells its error.
     scores: dict[Place, Estimate | None] = dataclasses.field(default_factory=dict)
+    # With scratch2d for 2D methods on volumes if it was run, else (and for scratch2d itself) with
+    # scratch.
     comparisons: dict[Place, Comparison] = dataclasses.field(default_factory=dict)
+    # The gains among them again, against that scratch with twice the steps.
     beyond: dict[Place, Comparison] = dataclasses.field(default_factory=dict)
-    plateau: dict[tuple[str, str], Doubled] = dataclasses.field(default_factory=dict)
+    plateau: dict[tuple[str, str], Doubled] = dataclasses.field(
+        default_factory=dict
+    )  # of a scratch, by name and amount
+    # For each repetition the validated step at which 95 % of the final validation score of scratch
+    # with the same network is reached; infinite if never.
     convergence: dict[Place, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    # Validation scores, a row per step and a column per repetition.
     curves: dict[Place, pd.DataFrame] = dataclasses.field(default_factory=dict)
+    # Rows whose training data were sampled by another version of the code than their scratch's.
     mixed: list[Key] = dataclasses.field(default_factory=list)
 
     @property

@@ -26,7 +26,8 @@ from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
 
 RESULTS, CASES = "results.csv", "cases.csv"
-# The files with what tells their rows apart.
+# The files, and what tells their rows apart. Pictures alone have grades; a score is a column of the
+# study ("dice") or "predicted".
 _TABLES = {
     RESULTS: ["cell"],
     "pretraining.csv": ["pretraining"],
@@ -36,19 +37,12 @@ _TABLES = {
 
 
 class Record(NamedTuple):
-    """The four tables as text; "" is undefined in the first two.
-
-    Attributes:
-      results, pretraining: a row per run.
-      cases: indexed by id, subject, grade if there are grades, and score: a column of the study
-        ("dice") or "predicted"; a column per cell.
-      curves: indexed by step in ascending order; a column per cell.
-    """
+    """The four tables as text; "" is undefined in the first two."""
 
     results: pd.DataFrame
     pretraining: pd.DataFrame
-    cases: pd.DataFrame
-    curves: pd.DataFrame
+    cases: pd.DataFrame  # indexed by `_TABLES[CASES]`; a column per cell
+    curves: pd.DataFrame  # indexed by step in ascending order; a column per cell
 
     def known(self) -> set[str]:
         """Names of the finished cells."""

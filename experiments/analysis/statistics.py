@@ -71,17 +71,11 @@ def kappa_score(
 
 
 class Estimate(NamedTuple):
-    """A score, or a difference of two; numbers, or arrays of several.
+    """A score, or a difference of two; numbers, or arrays of several."""
 
-    Attributes:
-      value: mean over repetitions, of all subjects.
-      error: its standard error.
-      freedom: degrees of freedom of Student's t.
-    """
-
-    value: Any
-    error: Any
-    freedom: float
+    value: Any  # mean over repetitions, of all subjects
+    error: Any  # its standard error
+    freedom: float  # degrees of freedom of Student's t
 
     def interval(self, alpha: float = ALPHA) -> tuple[Any, Any]:
         """The central 1 - alpha."""
@@ -97,21 +91,13 @@ class Estimate(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A method against scratch.
+    """A method against scratch."""
 
-    Attributes:
-      estimate: method minus scratch.
-      p_holm: its p, corrected for the number of methods.
-      level: at which Holm's procedure judges it.
-      repetitions: number of those that both have.
-      against: the name of the scratch.
-    """
-
-    estimate: Estimate
-    p_holm: float
-    level: float
-    repetitions: int
-    against: str = ""
+    estimate: Estimate  # method minus scratch
+    p_holm: float  # its p, corrected for the number of methods
+    level: float  # at which Holm's procedure judges it
+    repetitions: int  # of those that both have
+    against: str = ""  # name of the scratch
 
     @property
     def difference(self) -> float:

@@ -19,19 +19,13 @@ PAPER = "paper"
 
 
 class Table(NamedTuple):
-    """A table ready to be typeset.
-
-    Attributes:
-      header, rows: cells as plain text; the first column names the rows.
-      notes: below it.
-      bold: (row, column) of our best in each column.
-    """
+    """A table ready to be typeset."""
 
     title: str
     header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: Sequence[str] = ()
-    bold: frozenset[tuple[int, int]] = frozenset()
+    rows: tuple[tuple[str, ...], ...]  # plain text; the first column names the rows
+    notes: Sequence[str] = ()  # below it
+    bold: frozenset[tuple[int, int]] = frozenset()  # (row, column) of our best in each column
 
 
 def all_tables(study: Study, record: Record, findings: Findings) -> list[Table]:

@@ -192,8 +192,8 @@ def _resolve(
     steps = max(scaled["steps"], 1)
     scaled["steps"] = max(round(steps * _times(data.study, method, config.steps)), 1)
     scaled["validate_every"] = max(steps // validations, 1)
-    config.update_from_flattened_dict(scaled)
-    return config, {**settings, **scaled}
+    settings |= scaled
+    return load_config(file, argument, settings), settings
 
 
 def _times(study: Study, method: str, steps: int) -> float:
