@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,8 +27,6 @@ class Key(NamedTuple):
 
 # A row of the tables at an amount of labels.
 Place = tuple[Key, str]
-# The name of a scratch, and the rows of a place and of that scratch, by common repetitions.
-Pair = tuple[str, pd.DataFrame, pd.DataFrame]
 
 
 class Doubled(NamedTuple):
@@ -54,9 +52,12 @@ class Doubled(NamedTuple):
 class Findings:
     """The findings of a study, by place; the first column is the score compared."""
 
-    runs: Mapping[Place, pd.DataFrame]  # results.csv at each place, indexed by repetition
-    rows: tuple[Key, ...]  # of the tables, in order
-    labels: tuple[str, ...]  # amounts, ascending
+    # results.csv at each place, indexed by repetition, with the score of a cell's test cases as a
+    # function of weights in the column `weighted`.
+    runs: Mapping[Place, pd.DataFrame]
+    subjects: list[str]  # of the weights
+    rows: list[Key]  # of the tables, in order
+    labels: list[str]  # amounts, ascending
     rank: int  # of the data
     # The compared score; None where it is undefined, or nothing tells its error.
     scores: dict[Place, Estimate | None] = dataclasses.field(default_factory=dict)
@@ -65,12 +66,11 @@ class Findings:
     comparisons: dict[Place, Comparison] = dataclasses.field(default_factory=dict)
     # The gains among them again, against that scratch with twice the steps.
     beyond: dict[Place, Comparison] = dataclasses.field(default_factory=dict)
-    plateau: dict[tuple[str, str], Doubled] = dataclasses.field(
-        default_factory=dict
-    )  # of a scratch, by name and amount
+    # Of a scratch, by name and amount of labels.
+    plateau: dict[tuple[str, str], Doubled] = dataclasses.field(default_factory=dict)
     # For each repetition the validated step at which 95 % of the final validation score of scratch
     # with the same network is reached; infinite if never.
-    convergence: dict[Place, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    convergence: dict[Place, list[float]] = dataclasses.field(default_factory=dict)
     # Validation scores, a row per step and a column per repetition.
     curves: dict[Place, pd.DataFrame] = dataclasses.field(default_factory=dict)
     # Rows whose training data were sampled by another version of the code than their scratch's.
@@ -123,8 +123,8 @@ class Findings:
     def label(self, key: Key) -> str:
         """The name of a row: with its mode if the study has several."""
         modes = {row.mode for row in self.rows if not METHODS[row.method].mode}
-        chosen = not METHODS[key.method].mode
-        return f"{key.method}, {key.mode}" if chosen and len(modes) > 1 else key.method
+        several = len(modes) > 1 and not METHODS[key.method].mode
+        return f"{key.method}, {key.mode}" if several else key.method
 
     def values(self, key: Key, amount: str, name: str) -> list[float]:
         """A column of results.csv, by repetition; NaN where undefined, empty if not run."""
@@ -138,8 +138,8 @@ class Findings:
         common = own.index.intersection(others.index)
         return own.loc[common], others.loc[common]
 
-    def with_scratch(self, place: Place) -> Pair:
-        """A place with the scratch it is compared with; no rows where that was not run."""
+    def with_scratch(self, place: Place) -> tuple[str, pd.DataFrame, pd.DataFrame]:
+        """The name of the scratch that a place is compared with, and `both`; "" for none."""
         method = place[0].method
         own = scratch_of(method, self.rank)
         # Doubled steps of one scratch say nothing of the other.
@@ -150,56 +150,6 @@ class Findings:
         return "", pd.DataFrame(), pd.DataFrame()
 
 
-class Cases:
-    """The test cases of each cell, in one order, to compare cells by.
-
-    Attributes:
-      subjects: of the weights that the scores take: of each case, or for kappa each subject once.
-    """
-
-    def __init__(
-        self, study: Study, record: Record, classes: int, draws: int = statistics.DRAWS
-    ) -> None:
-        name, of = study.columns[0]
-        self._draws, self._classes = draws, classes if of == "kappa" else 0
-        shown = record.cases.index.get_level_values("score")
-        own = shown == ("predicted" if self._classes else name)
-        self._table = record.cases[own].sort_index(level="id")
-        index = self._table.index
-        self.subjects = index.get_level_values("subject").tolist()
-        if self._classes:
-            names, self._subject = np.unique(self.subjects, return_inverse=True)
-            self.subjects = names.tolist()
-            self._grades = index.get_level_values("grade").astype(int).to_numpy()
-
-    def estimate(
-        self, results: pd.DataFrame, others: pd.DataFrame | None = None
-    ) -> statistics.Estimate | None:
-        """The score of some rows of results.csv, or its difference to that of others."""
-        scratch = None if others is None else self.scores(others)
-        return statistics.estimate(self.scores(results), scratch, self.subjects, self._draws)
-
-    def compare(self, pairs: Mapping[Place, Pair]) -> dict[Place, Comparison]:
-        """The comparisons of the pairs that have rows, corrected for their number."""
-        scores = {
-            place: (self.scores(own), self.scores(scratch))
-            for place, (_, own, scratch) in pairs.items()
-            if len(own)
-        }
-        found = statistics.compare(scores, self.subjects, self._draws)
-        return {place: found[place]._replace(against=pairs[place][0]) for place in found}
-
-    def scores(self, results: pd.DataFrame) -> list[statistics.Score]:
-        """The score of each cell as a function of weights."""
-        return [self._score(self._table[cell]) for cell in results["cell"]]
-
-    def _score(self, values: pd.Series) -> statistics.Score:
-        if not self._classes:
-            return statistics.mean_score(values.to_numpy(float))
-        predicted = values.to_numpy(int)
-        return statistics.kappa_score(self._grades, predicted, self._classes, self._subject)
-
-
 def find(study: Study, record: Record, classes: int, draws: int = statistics.DRAWS) -> Findings:
     """The findings of a record, which holds cells of the study alone.
 
@@ -207,57 +157,82 @@ def find(study: Study, record: Record, classes: int, draws: int = statistics.DRA
       classes: K of a classification.
       draws: number of resamplings of the test subjects.
     """
-    facts, cases = arrange(study, record), Cases(study, record, classes, draws)
+    facts = arrange(study, record, classes)
     for amount in facts.labels:
         pairs = {}
         for key in facts.run_with(amount):
             place = key, amount
-            facts.scores[place] = cases.estimate(facts.runs[place])
+            weighted = facts.runs[place]["weighted"]
+            facts.scores[place] = statistics.estimate(weighted, None, facts.subjects, draws)
             name, own, scratch = facts.with_scratch(place)
-            if own.empty:
+            if not name:
                 continue
             if (own["draws"] != scratch["draws"]).any() and key not in facts.mixed:
                 facts.mixed.append(key)
+            pair = own["weighted"], scratch["weighted"]
             if key.method in DOUBLES.values():  # a check of scratch, not a method to be compared
-                facts.plateau[name, amount] = _doubled(study, cases, own, scratch)
+                found = statistics.estimate(*pair, facts.subjects, draws)
+                interval = found.interval() if found and len(own) > 1 else (np.nan, np.nan)
+                names = [column.name for column in study.columns]
+                change = own[names].apply(pd.to_numeric) - scratch[names].apply(pd.to_numeric)
+                changes = tuple(change.mean(skipna=False))
+                facts.plateau[name, amount] = Doubled(len(own), changes, *interval)
             else:
-                pairs[place] = name, own, scratch
-        compared = cases.compare(pairs)
+                pairs[place] = name, *pair
+        compared = statistics.compare(pairs, facts.subjects, draws)
         facts.comparisons.update(compared)
         gains = [place for place, comparison in compared.items() if comparison.shown() > 0]
         if gains:
             # All methods and not the gains alone, which the same noise has selected.
-            doubles = {place: DOUBLES[found.against] for place, found in compared.items()}
-            again = cases.compare({p: (name, *facts.both(p, name)) for p, name in doubles.items()})
+            pairs = {}
+            for place, comparison in compared.items():
+                own, double = facts.both(place, DOUBLES[comparison.against])
+                pairs[place] = DOUBLES[comparison.against], own["weighted"], double["weighted"]
+            again = statistics.compare(pairs, facts.subjects, draws)
             facts.beyond.update({place: again[place] for place in gains if place in again})
     _converge(facts, record)
     return facts
 
 
-def arrange(study: Study, record: Record) -> Findings:
+def arrange(study: Study, record: Record, classes: int) -> Findings:
     """The rows, amounts of labels and runs of a record, in order; nothing compared yet."""
     results = record.results.astype({"repetition": int, "training_cases": int})
     # Rows from before the versions were counted are of the first one.
     results["draws"] = results["draws"].replace("", "1") if "draws" in results else "1"
+    weighted, subjects = weighted_scores(study, record, classes)
+    results["weighted"] = results["cell"].map(weighted.get)
     runs = {
         (Key(str(method), str(mode)), str(amount)): rows.set_index("repetition").sort_index()
         for (method, mode, amount), rows in results.groupby(["method", "mode", "labels"])
     }
     methods = [*study.methods, *METHODS]  # and those that were run beyond the study's
-    keys = sorted(
-        {key for key, _ in runs},
-        key=lambda key: (methods.index(key.method), key.mode != "finetune"),
-    )
+    keys = {key for key, _ in runs}
+    rows = sorted(keys, key=lambda key: (methods.index(key.method), key.mode != "finetune"))
     labels = results.groupby("labels")["training_cases"].min().sort_values().index
-    return Findings(runs, tuple(keys), tuple(labels), study.rank)
+    return Findings(runs, subjects, rows, labels.tolist(), study.rank)
 
 
-def _doubled(study: Study, cases: Cases, double: pd.DataFrame, scratch: pd.DataFrame) -> Doubled:
-    names = [column.name for column in study.columns]
-    change = double[names].apply(pd.to_numeric) - scratch[names].apply(pd.to_numeric)
-    found = cases.estimate(double, scratch) if len(double) > 1 else None
-    interval = found.interval() if found else (np.nan, np.nan)
-    return Doubled(len(double), tuple(change.mean(skipna=False)), *interval)
+def weighted_scores(
+    study: Study, record: Record, classes: int
+) -> tuple[dict[Any, statistics.Score], list[str]]:
+    """The compared score of each cell as a function of weights, and the subject of each weight.
+
+    A weight is that of a case or, for kappa, of all cases of a subject.
+    """
+    name, of = study.columns[0]
+    score = record.cases.index.get_level_values("score")
+    table = record.cases[score == ("predicted" if of == "kappa" else name)].sort_index(level="id")
+    subjects = table.index.get_level_values("subject").tolist()
+    if of != "kappa":
+        means = {cell: statistics.mean_score(own.to_numpy(float)) for cell, own in table.items()}
+        return means, subjects
+    names, subject = np.unique(subjects, return_inverse=True)
+    grades = table.index.get_level_values("grade").astype(int).to_numpy()
+    kappas = {
+        cell: statistics.kappa_score(grades, own.to_numpy(int), classes, subject)
+        for cell, own in table.items()
+    }
+    return kappas, names.tolist()
 
 
 def _converge(facts: Findings, record: Record) -> None:
@@ -268,8 +243,8 @@ def _converge(facts: Findings, record: Record) -> None:
         pairs = zip(own["cell"], others["cell"], strict=True)
         both = [(curves[a], curves[b]) for a, b in pairs if a in curves and b in curves]
         if both:
-            facts.convergence[place] = tuple(
+            facts.convergence[place] = [
                 statistics.steps_to_reach(a.items(), statistics.SHARE * b.iloc[-1]) for a, b in both
-            )
+            ]
         if validated := [curves[cell] for cell in rows["cell"] if cell in curves]:
             facts.curves[place] = pd.concat(validated, axis=1, join="inner")

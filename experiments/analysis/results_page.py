@@ -25,15 +25,8 @@ class Stored:
             raise UserError(f"{folder}: no results.csv; restore the stored study")
         index = self.record.cases.reset_index()
         classes = 1 + index["grade"].astype(int).max() if "grade" in index else 0
-        self.cases = findings.Cases(study, self.record, classes)
-        self.arranged = findings.arrange(study, self.record)
-        self._find = functools.partial(findings.find, study, self.record, classes)
+        self.facts = findings.find(study, self.record, classes)
         self._score = study.columns[0].name
-
-    @functools.cached_property
-    def facts(self) -> findings.Findings:
-        """All that the study's report compares."""
-        return self._find()
 
     def against(self, method: str, amount: str = "2") -> Comparison:
         """A method compared with scratch of the same steps, corrected as in the report."""
@@ -52,17 +45,13 @@ class Stored:
           looks: number of looks at the data, which p and interval are corrected for.
           of: restricts the repetitions to those of this folder.
         """
-        own = self.arranged.runs[_key(method), "2"]
-        rest = others.arranged.runs[_key(other), "2"]
+        own, rest = self.facts.runs[_key(method), "2"], others.facts.runs[_key(other), "2"]
         common = own.index.intersection(rest.index)
         if of:
             common = common.intersection(of.record.results["repetition"].astype(int).tolist())
-        assert self.cases.subjects == others.cases.subjects
-        found = statistics.estimate(
-            self.cases.scores(own.loc[common]),
-            others.cases.scores(rest.loc[common]),
-            self.cases.subjects,
-        )
+        own, rest, subjects = own.loc[common], rest.loc[common], self.facts.subjects
+        assert subjects == others.facts.subjects
+        found = statistics.estimate(own["weighted"], rest["weighted"], subjects)
         assert found
         p = min(1.0, looks * found.p)
         return Comparison(found, p, statistics.ALPHA / looks, len(common))
@@ -78,7 +67,7 @@ class Stored:
 
     def deviation(self, method: str, amount: str) -> str:
         """The standard deviation of the score over repetitions."""
-        return f"{np.std(self.arranged.values(_key(method), amount, self._score), ddof=1):.3f}"
+        return f"{np.std(self.facts.values(_key(method), amount, self._score), ddof=1):.3f}"
 
 
 def render(folder: Path, studies: Sequence[Study]) -> str:

@@ -17,7 +17,7 @@ and intervals are up to 1.4 times wider than necessary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,7 @@ _BLOCK = 500
 
 # The score of a repetition: weights of the cases [D, M] -> scores [D].
 Score = Callable[[np.ndarray], np.ndarray]
+Scores = Collection[Score]
 
 
 def mean_score(values: np.ndarray) -> Score:
@@ -138,8 +139,8 @@ class Comparison(NamedTuple):
 
 
 def estimate(
-    method: Sequence[Score],
-    scratch: Sequence[Score] | None,
+    method: Scores,
+    scratch: Scores | None,
     subjects: Sequence[str],
     draws: int = DRAWS,
     seed: int = 0,
@@ -212,24 +213,25 @@ def holm(p_values: Sequence[float]) -> tuple[list[float], list[float]]:
 
 
 def compare(
-    methods: Mapping[Any, tuple[Sequence[Score], Sequence[Score]]],
+    methods: Mapping[Any, tuple[str, Scores, Scores]],
     subjects: Sequence[str],
     draws: int = DRAWS,
 ) -> dict[Any, Comparison]:
     """Each method against scratch, corrected for the number of methods.
 
     Args:
-      methods: name -> (its scores, scratch's), of the repetitions that both have.
+      methods: name -> (name of its scratch, its scores, scratch's), of the repetitions that both
+        have; left out if there are none.
       subjects: of the test cases.
     """
     estimates = {
         name: found
-        for name, (own, scratch) in methods.items()
-        if (found := estimate(own, scratch, subjects, draws))
+        for name, (_, own, scratch) in methods.items()
+        if len(own) and (found := estimate(own, scratch, subjects, draws))
     }
     corrected, levels = holm([found.p for found in estimates.values()])
     return {
-        name: Comparison(found, p, level, len(methods[name][0]))
+        name: Comparison(found, p, level, len(methods[name][1]), methods[name][0])
         for (name, found), p, level in zip(estimates.items(), corrected, levels, strict=True)
     }
 
