@@ -13,8 +13,7 @@ empty field one that does not exist (a step or a case of other cells).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,24 +63,21 @@ def read(output: Path) -> Record:
       UserError: a table cannot be read, or lacks the test cases of a cell.
     """
     results, pretraining, cases, curves = (_read_table(output, file) for file in _TABLES)
-    runs, trained = _results(output / CELLS), _results(output / PRETRAINING)
-    tested = {run["row"]["cell"]: _scores(run["cases"]) for run in runs}
-    validated = {run["row"]["cell"]: _curve(run["curve"]) for run in runs}
-    # Older versions wrote a row per cell and test case, and per cell and step.
-    if "cell" in cases:
-        rows = cases.groupby("cell", sort=False)
-        tested = {cell: _scores(own.drop(columns="cell")) for cell, own in rows} | tested
-        cases = cases[["id"]].iloc[:0]
-    if "step" in curves:
-        rows = curves.groupby("cell", sort=False)
-        validated = {cell: _curve(own[["step", "score"]]) for cell, own in rows} | validated
-        curves = curves[["cell"]].iloc[:0]
-    keys = [key for key in _TABLES[CASES] if key in cases]
+    runs, trained = (
+        [json.loads(file.read_text()) for file in sorted(output.glob(f"{kind}/*/{worker.RESULT}"))]
+        for kind in (CELLS, PRETRAINING)
+    )
+    tested = [{"cell": run["row"]["cell"]} | case for run in runs for case in run["cases"]]
+    points = [
+        {"cell": run["row"]["cell"], "step": step, "score": score}
+        for run in runs
+        for step, score in run["curve"]
+    ]
     found = Record(
         _with_rows(results, runs, "cell"),
         _with_rows(pretraining, trained, "pretraining"),
-        _with_columns(cases.set_index(keys), tested),
-        _with_columns(curves.set_index("cell").T.rename(index=int), validated).sort_index(),
+        _with_columns(_by_case(cases), _by_case(pd.DataFrame(tested))),
+        _with_columns(_by_step(curves), _by_step(pd.DataFrame(points))).sort_index(),
     )
     if lacking := found.known().difference(found.cases):
         raise UserError(
@@ -94,11 +90,10 @@ def read(output: Path) -> Record:
 def write(output: Path, record: Record) -> None:
     """Replaces the four tables, each atomically."""
     output.mkdir(parents=True, exist_ok=True)
-    curves = record.curves.T.rename_axis("cell")
-    tables = *record[:2], record.cases.reset_index(), curves.reset_index()
-    for file, table in zip(_TABLES, tables, strict=True):
+    tables = *record[:3], record.curves.T.rename_axis("cell")
+    for file, table, index in zip(_TABLES, tables, (False, False, True, True), strict=True):
         with atomic_write(output / file) as partial:
-            table.to_csv(partial, index=False, lineterminator="\n", encoding="utf-8")
+            table.to_csv(partial, index=index, lineterminator="\n", encoding="utf-8")
 
 
 def update(output: Path) -> None:
@@ -116,12 +111,8 @@ def restrict(record: Record, names: Iterable[str]) -> Record:
     """The cells of these names, and the pretraining that they use."""
     results = record.results[record.results["cell"].isin(list(names))]
     used = record.pretraining["pretraining"].isin(results["pretraining"])
-    cases, curves = (table.filter(results["cell"]) for table in record[2:])
-    return Record(results, record.pretraining[used], _with_columns(cases), _with_columns(curves))
-
-
-def _results(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(file.read_text()) for file in sorted(folder.glob(f"*/{worker.RESULT}"))]
+    cases, curves = (_with_columns(table.filter(results["cell"])) for table in record[2:])
+    return Record(results, record.pretraining[used], cases, curves)
 
 
 def _read_table(output: Path, file: str) -> pd.DataFrame:
@@ -130,9 +121,8 @@ def _read_table(output: Path, file: str) -> pd.DataFrame:
     except (FileNotFoundError, pd.errors.EmptyDataError):
         return pd.DataFrame(columns=_TABLES[file], dtype=str)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{output / file}: cannot be read ({error}); remove it to merge anew"
-        ) from None
+        path = output / file
+        raise UserError(f"{path}: cannot be read ({error}); remove it to merge anew") from None
 
 
 def _with_rows(stored: pd.DataFrame, runs: Iterable[dict[str, Any]], key: str) -> pd.DataFrame:
@@ -142,25 +132,28 @@ def _with_rows(stored: pd.DataFrame, runs: Iterable[dict[str, Any]], key: str) -
     return table.drop_duplicates(key, keep="last", ignore_index=True).fillna("")
 
 
-def _with_columns(stored: pd.DataFrame, cells: Mapping[Any, pd.Series] = {}) -> pd.DataFrame:
-    """The table with the columns of the cells, which replace those of the same name."""
-    kept = stored.loc[:, (stored != "").any()].drop(columns=list(cells), errors="ignore")
-    new = [own.rename(cell) for cell, own in cells.items()]
+def _with_columns(stored: pd.DataFrame, *new: pd.DataFrame) -> pd.DataFrame:
+    """The table with new columns, which replace those of the same name; no empty ones."""
+    kept = stored.drop(columns=[cell for part in new for cell in part], errors="ignore")
     table = pd.concat([part for part in (kept, *new) if part.size] or [kept], axis=1).fillna("")
-    return table[(table != "").any(axis=1)]
+    return table.loc[(table != "").any(axis=1), (table != "").any()]
 
 
-def _scores(cases: Any) -> Any:
-    """The rows of a cell's test cases as its column of cases.csv."""
-    table = pd.DataFrame(cases, dtype=object)
-    table = table.set_index([key for key in _TABLES[CASES] if key in table])
-    return table.map(partial(_text, undefined="nan")).rename_axis(columns="score").stack()
+def _by_case(table: pd.DataFrame) -> Any:
+    """`Record.cases` of cases.csv, or of a row per cell and case as runs and older files have."""
+    keys = [key for key in _TABLES[CASES] if key in table]
+    if "cell" not in table:
+        return table.set_index(keys) if keys else table
+    long = table.set_index(["cell", *keys]).map(_text, undefined="nan")
+    return long.rename_axis(columns="score").stack(future_stack=True).unstack("cell", sort=False)
 
 
-def _curve(points: Any) -> pd.Series:
-    """Pairs of a step and a score as a column of `Record.curves`."""
-    table = pd.DataFrame(points, columns=["step", "score"], dtype=object)
-    return table.set_index(table["step"].astype(int))["score"].map(partial(_text, undefined="nan"))
+def _by_step(table: pd.DataFrame) -> pd.DataFrame:
+    """`Record.curves` of curves.csv, or of a row per cell and step as runs and older files have."""
+    if "step" not in table:
+        return table.set_index("cell").T.rename(index=int) if "cell" in table else table
+    long = table.astype({"step": int}).set_index(["step", "cell"]).map(_text, undefined="nan")
+    return long["score"].unstack("cell", sort=False)
 
 
 def _text(value: Any, undefined: str) -> str:
