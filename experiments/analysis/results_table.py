@@ -129,14 +129,14 @@ def _with_rows(stored: pd.DataFrame, runs: Iterable[dict[str, Any]], key: str) -
     """The table with the rows of the runs, which replace those of the same key."""
     rows = [{name: _text(value, "") for name, value in run["row"].items()} for run in runs]
     table = pd.concat([stored, pd.DataFrame(rows, columns=None if rows else stored.columns)])
-    return table.drop_duplicates(key, keep="last", ignore_index=True).fillna("")
+    return table.drop_duplicates(key, keep="last", ignore_index=True).fillna("").astype(str)
 
 
 def _with_columns(stored: pd.DataFrame, *new: pd.DataFrame) -> pd.DataFrame:
     """The table with new columns, which replace those of the same name; no empty ones."""
     kept = stored.drop(columns=[cell for part in new for cell in part], errors="ignore")
     table = pd.concat([part for part in (kept, *new) if part.size] or [kept], axis=1).fillna("")
-    return table.loc[(table != "").any(axis=1), (table != "").any()]
+    return table.loc[(table != "").any(axis=1), (table != "").any()].astype(str)
 
 
 def _by_case(table: pd.DataFrame) -> Any:
