@@ -61,3 +61,29 @@ def classified(logits: Array, labels: Array) -> tuple[Array, dict[str, tuple[Arr
         "chance": (count / logits.shape[-1], count),
     }
     return total / count, metrics
+
+
+def vicreg(
+    views: Array, valid: Array, invariance: float, variance: float, covariance: float
+) -> Array:
+    """VICReg (Bardes et al. 2022), scaled as in its released code.
+
+    Args:
+      views: embeddings [B, 2, E].
+      valid: bool [B], false for padding, which the statistics of the batch leave out.
+      invariance, variance, covariance: weights of the mean squared difference of the two views, of
+        the shortfall of each channel's standard deviation from 1, and of the squared covariances.
+
+    Returns:
+      [B]; the last two terms are the same for all.
+    """
+    views = views.astype(jnp.float32)
+    weight = valid.astype(jnp.float32)[:, None, None]
+    count = weight.sum()
+    centred = weight * (views - (weight * views).sum(axis=0) / count)
+    covariances = jnp.einsum("bve,bvf->vef", centred, centred) / jnp.maximum(count - 1, 1)
+    variances = jnp.diagonal(covariances, axis1=1, axis2=2)  # [2, E]
+    short = jax.nn.relu(1 - jnp.sqrt(variances + 1e-4)).mean()
+    mixed = (jnp.square(covariances).sum() - jnp.square(variances).sum()) / views.shape[-1]
+    apart = jnp.square(views[:, 0] - views[:, 1]).mean(axis=-1)
+    return invariance * apart + variance * short + covariance * mixed
