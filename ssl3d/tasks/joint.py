@@ -37,8 +37,8 @@ class Network(nn.Module):
 def configs(config: ml_collections.ConfigDict) -> dict[str, bounds.Config]:
     """The config of every part, by the last component of its name.
 
-    The crop is shrunk further where a task needs multiples or equal sides. Adds to `config.parts`
-    a module that has no entry.
+    A crop shrinks to the multiples and equal sides of its task. Adds to `config.parts` a module
+    that has no entry.
 
     Raises:
       UserError: a part that does not exist, comes twice or learns from labels.
@@ -54,8 +54,8 @@ def configs(config: ml_collections.ConfigDict) -> dict[str, bounds.Config]:
         if name in found or tasks.needs(part) != "image":
             why = "comes twice" if name in found else "learns from labels; give proxy tasks"
             raise UserError(f"config.task.parts={tuple(config.task.parts)}: {name} {why}")
-        multiple, equal = part.task.get("coarsen", 1), tasks.equal_axes(part)
-        crop = [side - side % multiple for side in part.data.crop]
+        equal = tasks.equal_axes(part)
+        crop = [side - side % part.task.get("coarsen", 1) for side in part.data.crop]
         shortest = min((crop[axis] for axis in equal), default=0)
         part.data.crop = tuple(shortest if i in equal else side for i, side in enumerate(crop))
         found[name] = part
@@ -81,8 +81,9 @@ def build(config: ml_collections.ConfigDict) -> Task:
         try:
             parts[name] = tasks.build(settings)
         except UserError as error:
-            said = str(error).replace("config.task.", f"config.parts.{name}.task.")
-            raise UserError(said.replace("config.data.crop", f"config.parts.{name}.crop")) from None
+            raise UserError(
+                str(error).replace("config.task", f"config.parts.{name}.task")
+            ) from None
     # Part -> the first part with the same record.
     source = {a: next(b for b in parts if parts[b].record == parts[a].record) for a in parts}
     first, *others = parts
