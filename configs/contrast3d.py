@@ -16,7 +16,9 @@ from ssl3d.bounds import (
     one_of,
 )
 
-SIZES: dict[str, datasets.Ranks] = {}
+# Negatives need volumes, at half the resolution; see `default.coarsening`.
+_MANY = {3: {"batch_size": 24, "steps": 250}}
+SIZES: dict[str, datasets.Ranks] = {"phantom_brain": _MANY, "phantom_abdomen": _MANY}
 
 
 def _view(config: Config) -> tuple[int, ...]:
@@ -57,7 +59,7 @@ def configure(arg: str, rank: int) -> Config:
     config.task.zoom = bounded(0.5, PROBABILITY)
     config.task.zoom_amount = bounded(0.1, SHARE)
     # Strength of the random monotone intensity change.
-    config.task.intensity = bounded(0.9, PROBABILITY)
+    config.task.intensity = bounded(0.5, PROBABILITY)
     # Largest deviation of the Gaussian noise, in units of the image's deviation.
     config.task.noise = bounded(0.1, at_least(0))
     return config

@@ -115,19 +115,20 @@ def build(config: ml_collections.ConfigDict) -> Task:
     reach = np.floor((1 - task.min_overlap) * view).astype(int) if task.min_overlap else room
 
     def record(rng: np.random.Generator, example: pipeline.Example, train: bool) -> dict:
-        region, origin = pipeline.crop(rng, example.image, size, train)
+        region, origin = pipeline.crop(rng, example.image, config.data.crop, train)
         first = rng.integers(0, (bases.max(axis=0) if grid else room) + 1)
         low, high = np.maximum(first - reach, 0), np.minimum(first + reach, room)
         starts = [first, *(bases if grid else [rng.integers(low, high + 1)])]
-        crops = np.stack([pipeline.cut(region, start, view + 2 * rim) for start in starts])
+        crops = np.stack([pipeline.cut(region, start, tuple(view + 2 * rim)) for start in starts])
         return {"crops": crops, "starts": (origin + starts + rim).astype(np.int32)}
 
-    def panels(record: dict, inputs: Array, targets: dict, outputs: Any = None) -> list[Panel]:
+    def panels(record: dict, inputs: np.ndarray, targets: dict, outputs: Any = None) -> list[Panel]:
         names = ["crop", *(f"base crop: {share:.0%}" for share in targets["overlap"])]
         names = names if grid else ["view 1", "view 2"]
         starts = [tuple(start) for start in record["starts"]]
         boxes = map(Box, names, starts, [tuple(view)] * len(names))
-        return [Panel("whole image", None, tuple(boxes)), *map(Panel, names, inputs)]
+        shown = [Panel(name, view) for name, view in zip(names, inputs, strict=True)]
+        return [Panel("whole image", None, tuple(boxes)), *shown]
 
     return Task(
         record=record,

@@ -37,8 +37,7 @@ class Network(nn.Module):
 def configs(config: ml_collections.ConfigDict) -> dict[str, bounds.Config]:
     """The config of every part, by the last component of its name.
 
-    A crop shrinks to the multiples and equal sides of its task. Adds to `config.parts` a module
-    that has no entry.
+    Crops shrink to multiples and equal sides as needed. A module without an entry gets one.
 
     Raises:
       UserError: a part that does not exist, comes twice or learns from labels.
@@ -68,9 +67,8 @@ def adapt(config: ml_collections.ConfigDict, images: Sequence[np.ndarray]) -> st
     for name, part in configs(config).items():
         before = part.task.to_dict()
         notes.append(tasks.adapt(part, images))
-        for key in before:
-            if part.task[key] != before[key]:
-                config.parts[name].task[key] = part.task[key]
+        changed = {key: value for key, value in part.task.items() if value != before.get(key)}
+        config.parts[name].task.update(changed)
     return "; ".join(filter(None, notes))
 
 
@@ -88,14 +86,14 @@ def build(config: ml_collections.ConfigDict) -> Task:
     source = {a: next(b for b in parts if parts[b].record == parts[a].record) for a in parts}
     first, *others = parts
     collected_by = {name: task.collect for name, task in parts.items() if task.collect}
+    scored_by = {name: task.score for name, task in parts.items() if task.score}
     recorded = tuple(dict.fromkeys(source.values()))
 
     def of_parts(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """Metrics by part -> by name, PART_NAME; `chance` is the first part's."""
         named = {f"{part}_{key}": v for part in values for key, v in values[part].items()}
-        if f"{first}_chance" in named:
-            named["chance"] = named[f"{first}_chance"]
-        return named
+        chance = f"{first}_chance"
+        return named | ({"chance": named[chance]} if chance in named else {})
 
     def own(name: str, record: dict[str, Any]) -> dict[str, Any]:
         prefix = f"{source[name]}/"
@@ -108,11 +106,8 @@ def build(config: ml_collections.ConfigDict) -> Task:
     def views(key: Array, record: dict[str, Array], train: bool) -> tuple[dict, dict]:
         # The first part keeps the key: alone, it sees what its task would. The others' numbers are
         # beyond those of the keys that a task splits from its own.
-        keys = [key, *(jax.random.fold_in(key, 2**31 + i) for i in range(len(others)))]
-        seen = {
-            name: task.views(key, own(name, record), train)
-            for key, (name, task) in zip(keys, parts.items(), strict=True)
-        }
+        keys = {n: jax.random.fold_in(key, 2**31 + i) for i, n in enumerate(parts)} | {first: key}
+        seen = {n: task.views(keys[n], own(n, record), train) for n, task in parts.items()}
         return {name: seen[name][0] for name in seen}, {name: seen[name][1] for name in seen}
 
     def loss(outputs: dict[str, Any], targets: dict[str, Any]) -> tuple[Array, Metrics]:
@@ -124,7 +119,8 @@ def build(config: ml_collections.ConfigDict) -> Task:
         return sum(config.parts[name].weight * losses[name] for name in parts), of_parts(metrics)
 
     def panels(record: dict, inputs: dict, targets: dict, outputs: Any = None) -> list[Panel]:
-        boxes, shown = [], []
+        boxes: list[tasks.Box] = []
+        shown: list[Panel] = []
         for name, task in parts.items():
             answer = outputs and outputs[name]
             whole, *rest = task.panels(own(name, record), inputs[name], targets[name], answer)
@@ -136,7 +132,7 @@ def build(config: ml_collections.ConfigDict) -> Task:
         return {n: f(inputs[n], outputs[n], targets[n]) for n, f in collected_by.items()}
 
     def score(collected: Any, subjects: np.ndarray, repeats: np.ndarray) -> Scores:
-        return of_parts({n: parts[n].score(collected[n], subjects, repeats) for n in collected})
+        return of_parts({n: f(collected[n], subjects, repeats) for n, f in scored_by.items()})
 
     encoder = encoders.build(config.encoder)
     return Task(
@@ -149,6 +145,6 @@ def build(config: ml_collections.ConfigDict) -> Task:
         shown=tuple(f"{name}_{parts[name].headline}" for name in others),
         spatial=tuple(f"{n}/{key}" for n in recorded for key in parts[n].spatial),
         collect=collect if collected_by else None,
-        score=score if collected_by else None,
+        score=score if scored_by else None,
         needs_whole_batch=any(task.needs_whole_batch for task in parts.values()),
     )

@@ -84,7 +84,7 @@ def score(
 def _rivals(i: int, subjects: np.ndarray, repeats: np.ndarray, count: int) -> list[int]:
     """The next `count` cases after i, cyclically, of the same repeat and of other subjects."""
     taken = {int(subjects[i])}
-    rivals = []
+    rivals: list[int] = []
     for step in range(1, len(subjects)):
         j = (i + step) % len(subjects)
         if repeats[j] == repeats[i] and int(subjects[j]) not in taken and len(rivals) < count:

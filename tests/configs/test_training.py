@@ -41,6 +41,25 @@ def test_every_config_takes_three_steps(tiny, datasets, tmp_path, name):
     assert not idle, f"parameters without a gradient: {idle}"
 
 
+@pytest.mark.parametrize("name", ["contrast2d", "joint2d"])
+def test_a_resumed_run_ends_with_the_same_weights(tiny, pictures, tmp_path, name):
+    sizes = {"steps": 4, "checkpoint_every": 2, "validate_every": 2}
+    if name == "joint2d":
+        sizes["task__parts"] = ("rpl", "contrast")  # one of them with a score of its own
+    config = tiny(name, pictures.path, **sizes)
+    assert loop.train(config, tmp_path / "whole")
+    assert loop.train(config, tmp_path / "run", stop_at=2)
+    assert loop.train(config, tmp_path / "run")
+    runs = [tmp_path / "whole", tmp_path / "run"]
+    whole, resumed = ((run / "encoder" / "encoder.safetensors").read_bytes() for run in runs)
+    assert whole == resumed
+    whole, resumed = (run_log.read_metrics(run) for run in runs)
+    for one, other in zip(whole, resumed, strict=True):
+        timings = {"volumes_per_second", "data_wait", "seconds"}
+        assert one.keys() == other.keys()
+        assert all(one[key] == other[key] for key in one.keys() - timings)
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_2d_configs_take_slices_of_volumes_along_any_axis(tiny, volumes, axis):
     config = tiny("rpl2d", volumes.path, data__slice_axis=axis)

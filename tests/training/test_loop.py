@@ -95,16 +95,6 @@ def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(config, whole, stopped
     assert untimed(workdir) == untimed(whole)
 
 
-@pytest.mark.parametrize("name", ["contrast2d", "joint2d"])
-def test_resumed_tasks_end_with_the_same_weights(tiny, pictures, tmp_path, name):
-    config = tiny(name, pictures.path, steps=4, checkpoint_every=2, validate_every=2)
-    assert loop.train(config, tmp_path / "whole")
-    assert loop.train(config, tmp_path / "run", stop_at=2)
-    assert loop.train(config, tmp_path / "run")
-    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
-    assert untimed(tmp_path / "run") == untimed(tmp_path / "whole")
-
-
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     config, whole, stopped, tmp_path, capsys
 ):
