@@ -127,7 +127,7 @@ def build(config: ml_collections.ConfigDict) -> Task:
         names = names if grid else ["view 1", "view 2"]
         starts = [tuple(start) for start in record["starts"]]
         boxes = map(Box, names, starts, [tuple(view)] * len(names))
-        shown = [Panel(name, view) for name, view in zip(names, inputs, strict=True)]
+        shown = [Panel(name, seen) for name, seen in zip(names, inputs, strict=True)]
         return [Panel("whole image", None, tuple(boxes)), *shown]
 
     return Task(
