@@ -19,39 +19,44 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax import Array
+from jaxtyping import Float, PRNGKeyArray
 
 from ssl3d import augment, losses
 from ssl3d.data import pipeline
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
-from ssl3d.tasks import Box, Metrics, Panel, Task, retrieval
+from ssl3d.tasks import Box, Metrics, Panel, Targets, Task, retrieval
+
+Loss = tuple[Float[Array, " B"], Metrics]
 
 # Keeps the logarithm in `overlap` finite where a similarity of 1 should be 0.
 _GUARD = 1e-3
 
 
 class Network(nn.Module):
-    """Crops [B, K, *V, C] -> embeddings [B, K, E], of length 1 if `unit`."""
+    """Crops -> embeddings, of length 1 if `unit`."""
 
     encoder: nn.Module
     head: nn.Module
     pool: str
     unit: bool
 
-    def __call__(self, crops: Array, train: bool = False) -> Array:
+    def __call__(
+        self, crops: Float[Array, "B K *S C"], train: bool = False
+    ) -> Float[Array, "B K E"]:
         x = self.head(heads.encode_patches(self.encoder, crops, self.pool, train), train)
         return x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + 1e-12) if self.unit else x
 
 
 def views(
-    key: Array, record: dict[str, Array], train: bool, task: ml_collections.ConfigDict, rim: int
-) -> tuple[Array, dict[str, Array]]:
+    key: PRNGKeyArray, record: dict[str, Array], train: bool, task: Any, rim: int
+) -> tuple[Float[Array, "K *S C"], dict[str, Float[Array, " N"]]]:
     """Crops with a rim for the zoom [K, *(V + 2 rim), C] -> augmented [K, *V / coarsen, C].
 
     The target `overlap` [K - 1] is the share of the first crop's voxels in each of the others.
     """
 
-    def transform(key: Array, crop: Array) -> Array:
+    def transform(key: PRNGKeyArray, crop: Array) -> Array:
         zoom, curve, noise = jax.random.split(key, 3)
         if rim:
             crop = augment.zoom(zoom, crop, task.zoom, task.zoom_amount)
@@ -65,8 +70,8 @@ def views(
     return jax.vmap(transform)(jax.random.split(key, len(crops)), crops), {"overlap": overlap}
 
 
-def embedding_loss(x: Array, targets: dict[str, Array], task: Any) -> tuple[Array, Metrics]:
-    """NT-Xent (of unit embeddings) or VICReg: embeddings [B, 2, E] -> loss [B], metrics."""
+def embedding_loss(x: Float[Array, "B 2 E"], targets: Targets, task: Any) -> Loss:
+    """NT-Xent (of unit embeddings) or VICReg."""
     flat = x.reshape(-1, x.shape[-1])
     if task.objective == "info_nce":
         return retrieval.other_view(flat @ flat.T / task.temperature, targets)
@@ -75,8 +80,8 @@ def embedding_loss(x: Array, targets: dict[str, Array], task: Any) -> tuple[Arra
     return losses.vicreg(x, targets["valid"], *task.weights), metrics
 
 
-def overlap_loss(x: Array, targets: dict[str, Array]) -> tuple[Array, Metrics]:
-    """VoCo: embeddings [B, 1 + N, E] of unit length, the random crop first -> loss [B], metrics.
+def overlap_loss(x: Float[Array, "B K E"], targets: Targets) -> Loss:
+    """VoCo, of unit embeddings [B, 1 + N, E], the random crop first.
 
     The random crop learns to match the base crops, and those to differ from each other.
     `accuracy`: the base crop that shares most voxels with the random one ranks first.

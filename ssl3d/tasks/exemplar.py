@@ -10,7 +10,6 @@ intensities, so that the histogram does not identify a volume.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,21 +17,22 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax import Array
+from jaxtyping import Float, PRNGKeyArray
 
 from ssl3d import augment, losses
 from ssl3d.data.pipeline import Example, crop
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
-from ssl3d.tasks import Box, Panel, Task, retrieval
+from ssl3d.tasks import Box, Metrics, Panel, Targets, Task, retrieval
 
 # Far below the squared distance of different embeddings, far above float32's rounding.
 _GUARD = 1e-6
 
 
 class Network(nn.Module):
-    """(original, transformed) crops [B, 2, *S, C] -> embeddings [B, 2, E] of unit length.
+    """(original, transformed) crops -> V = 2 embeddings of unit length.
 
-    `heads` is one shared head, or the released code's three with sigmoids -> [B, 3, E]: the first
+    `heads` is one shared head, or the released code's three with sigmoids (V = 3): the first
     and third see the original, as a positive and as another volume's negative, the second the
     transformed volume.
     """
@@ -41,7 +41,9 @@ class Network(nn.Module):
     heads: tuple[nn.Module, ...]
     pool: str
 
-    def __call__(self, crops: Array, train: bool = False) -> Array:
+    def __call__(
+        self, crops: Float[Array, "B 2 *S C"], train: bool = False
+    ) -> Float[Array, "B V E"]:
         features = heads.encode_patches(self.encoder, crops, self.pool, train)
         if len(self.heads) == 1:
             embeddings = self.heads[0](features, train)
@@ -52,8 +54,10 @@ class Network(nn.Module):
         return jax.nn.sigmoid(jnp.stack([head(x, train) for head, x in parts], axis=1))
 
 
-def transform(key: Array, volume: Array, task: ml_collections.ConfigDict) -> Array:
-    """Flips, quarter turns, zoom and a monotone map of intensities: [*S, C] -> [*S, C]."""
+def transform(
+    key: PRNGKeyArray, volume: Float[Array, "*S C"], task: ml_collections.ConfigDict
+) -> Float[Array, "*S C"]:
+    """Flips, quarter turns, zoom and a monotone map of intensities."""
     flip, turn, which, zoom, intensity = jax.random.split(key, 5)
     volume = augment.flips(flip, volume, task.flip)
     if len(set(volume.shape[:-1])) == 1:
@@ -66,28 +70,28 @@ def transform(key: Array, volume: Array, task: ml_collections.ConfigDict) -> Arr
 
 
 def views(
-    key: Array, record: dict[str, Array], train: bool, task: ml_collections.ConfigDict
-) -> tuple[Array, dict[str, Array]]:
-    """Crop [*S, C] -> the original and its transformed version [2, *S / coarsen, C]."""
+    key: PRNGKeyArray, record: dict[str, Array], train: bool, task: ml_collections.ConfigDict
+) -> tuple[Float[Array, "2 *S C"], dict[str, Array]]:
+    """The crop, coarser, and its transformed version."""
     original = augment.coarsen(record["volume"].astype(jnp.float32), task.coarsen)
     return jnp.stack([original, transform(key, original, task)]), {}
 
 
 def margin_loss(
-    embeddings: Array, targets: dict[str, Array], margin: float
-) -> tuple[Array, dict[str, Any]]:
+    embeddings: Float[Array, "B V E"], targets: Targets, margin: float
+) -> tuple[Float[Array, " B"], Metrics]:
     """Mean over the other subjects of max(0, d(transformed, own) - d(transformed, other) + margin).
 
     d is the L2 distance, as in the paper, guarded because its gradient at zero is NaN. The gradient
     of the squared distance would vanish where all embeddings are equal, and training would stall.
 
     Args:
-      embeddings: [B, 2, E], originals first, of unit length.
+      embeddings: originals first, of unit length.
       targets: subject int [B], valid bool [B].
 
     Returns:
-      loss [B], zero without another subject in the batch; the metric `accuracy`: the own original
-      is closer than every other, ties lost.
+      The loss, zero without another subject in the batch, and the metric `accuracy`: the own
+      original is closer than every other, ties lost.
     """
     originals, transformed = embeddings[:, 0], embeddings[:, 1]
     squared = jnp.sum(jnp.square(transformed[:, None] - originals[None]), axis=-1)
@@ -104,12 +108,12 @@ def margin_loss(
 
 
 def original_loss(
-    embeddings: Array, targets: dict[str, Array], margin: float
-) -> tuple[Array, dict[str, Any]]:
+    embeddings: Float[Array, "B 3 E"], targets: Targets, margin: float
+) -> tuple[Float[Array, " B"], Metrics]:
     """The released code's triplet loss: mean squared differences, the next volume as negative.
 
     Kept fault: outputs lie in (0, 1), so no distance exceeds 1, the margin, and the biases of the
-    three heads alone reach a loss of 0. [B, 3, E] -> loss [B], metrics as in `margin_loss`.
+    three heads alone reach a loss of 0. Metrics as in `margin_loss`.
     """
     positive, anchor, negative = embeddings[:, 0], embeddings[:, 1], embeddings[:, 2]
     near = jnp.mean(jnp.square(anchor - positive), axis=-1)

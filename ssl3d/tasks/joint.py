@@ -16,6 +16,7 @@ import jax
 import ml_collections
 import numpy as np
 from jax import Array
+from jaxtyping import Float, PRNGKeyArray
 
 from ssl3d import bounds, extensions, tasks
 from ssl3d.data.pipeline import Example
@@ -35,9 +36,9 @@ class Network(nn.Module):
 
 
 def configs(config: ml_collections.ConfigDict) -> dict[str, bounds.Config]:
-    """The config of every part, by the last component of its name.
+    """The config of every part, with a crop that suits it, by the last component of its name.
 
-    Crops shrink to multiples and equal sides as needed. A module without an entry gets one.
+    A module without an entry in `config.parts` gets one.
 
     Raises:
       UserError: a part that does not exist, comes twice or learns from labels.
@@ -103,14 +104,14 @@ def build(config: ml_collections.ConfigDict) -> Task:
         records = {name: parts[name].record(rng, example, train) for name in recorded}
         return {f"{name}/{key}": v for name in records for key, v in records[name].items()}
 
-    def views(key: Array, record: dict[str, Array], train: bool) -> tuple[dict, dict]:
+    def views(key: PRNGKeyArray, record: dict[str, Array], train: bool) -> tuple[dict, dict]:
         # The first part keeps the key: alone, it sees what its task would. The others' numbers are
         # beyond those of the keys that a task splits from its own.
         keys = {n: jax.random.fold_in(key, 2**31 + i) for i, n in enumerate(parts)} | {first: key}
         seen = {n: task.views(keys[n], own(n, record), train) for n, task in parts.items()}
         return {name: seen[name][0] for name in seen}, {name: seen[name][1] for name in seen}
 
-    def loss(outputs: dict[str, Any], targets: dict[str, Any]) -> tuple[Array, Metrics]:
+    def loss(outputs: dict, targets: dict) -> tuple[Float[Array, " B"], Metrics]:
         labels = {key: targets[key] for key in ("subject", "valid")}
         losses, metrics = {}, {}
         for name, task in parts.items():
@@ -119,8 +120,7 @@ def build(config: ml_collections.ConfigDict) -> Task:
         return sum(config.parts[name].weight * losses[name] for name in parts), of_parts(metrics)
 
     def panels(record: dict, inputs: dict, targets: dict, outputs: Any = None) -> list[Panel]:
-        boxes: list[tasks.Box] = []
-        shown: list[Panel] = []
+        boxes, shown = list[tasks.Box](), list[Panel]()
         for name, task in parts.items():
             answer = outputs and outputs[name]
             whole, *rest = task.panels(own(name, record), inputs[name], targets[name], answer)
