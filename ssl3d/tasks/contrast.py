@@ -29,9 +29,6 @@ from ssl3d.tasks import Box, Metrics, Panel, Targets, Task, retrieval
 
 Loss = tuple[Float[Array, " B"], Metrics]
 
-# Keeps the logarithm in `overlap` finite where a similarity of 1 should be 0.
-_GUARD = 1e-3
-
 
 class Network(nn.Module):
     """Crops -> embeddings, of length 1 if `unit`."""
@@ -51,10 +48,7 @@ class Network(nn.Module):
 def views(
     key: PRNGKeyArray, record: dict[str, Array], train: bool, task: Any, rim: int
 ) -> tuple[Float[Array, "K *S C"], dict[str, Float[Array, " N"]]]:
-    """Crops with a rim for the zoom [K, *(V + 2 rim), C] -> augmented [K, *V / coarsen, C].
-
-    The target `overlap` [K - 1] is the share of the first crop's voxels in each of the others.
-    """
+    """Crops, with a rim for the zoom -> augmented; the share of the first in each of the others."""
 
     def transform(key: PRNGKeyArray, crop: Array) -> Array:
         zoom, curve, noise = jax.random.split(key, 3)
@@ -90,7 +84,8 @@ def overlap_loss(x: Float[Array, "B K E"], targets: Targets) -> Loss:
     similarity = jnp.einsum("be,bne->bn", x[:, 0], jax.lax.stop_gradient(bases))
     error = jnp.abs(jax.nn.relu(similarity) - targets["overlap"])
     among = jax.nn.relu(jnp.einsum("bne,bme->bnm", bases, bases)) * (1 - jnp.eye(count))
-    loss = -jnp.log(1 + _GUARD - error).mean(axis=1) + among.sum((1, 2)) / (count * (count - 1))
+    # Finite where a similarity of 1 should be 0.
+    loss = -jnp.log(1.001 - error).mean(axis=1) + among.sum((1, 2)) / (count * (count - 1))
     hits = losses.ranked_first(similarity, targets["overlap"].argmax(axis=1))
     ones = jnp.ones_like(hits)
     return loss, {"accuracy": (hits, ones), "chance": (ones / count, ones)}
@@ -132,14 +127,15 @@ def build(config: ml_collections.ConfigDict) -> Task:
         names = names if grid else ["view 1", "view 2"]
         starts = [tuple(start) for start in record["starts"]]
         boxes = map(Box, names, starts, [tuple(view)] * len(names))
-        shown = [Panel(name, seen) for name, seen in zip(names, inputs, strict=True)]
-        return [Panel("whole image", None, tuple(boxes)), *shown]
+        return [Panel("whole image", None, tuple(boxes)), *map(Panel, names, inputs)]
 
     return Task(
         record=record,
         views=lambda key, record, train: views(key, record, train, task, rim),
         network=Network(
-            encoder=encoders.build(config.encoder, tuple(view // task.coarsen)),
+            encoder=encoders.build(
+                config.encoder, tuple(side // task.coarsen for side in task.view)
+            ),
             head=heads.build(config.head, out=task.code),
             pool=config.head.pool,
             unit=task.objective != "vicreg",

@@ -25,7 +25,7 @@ def embeddings(batch, views=2, size=6, seed=0):
 
 
 def everyone(batch):
-    return {"subject": np.arange(batch), "valid": np.ones(batch, bool)}
+    return {"subject": jnp.arange(batch), "valid": jnp.ones(batch, bool)}
 
 
 def build(tiny, objective, **overrides):
@@ -239,6 +239,7 @@ def test_views_differ_from_each_other_and_from_key_to_key(tiny, rank):
     task = tasks.build(tiny(f"contrast{rank}d"))
     image = np.random.default_rng(0).normal(size=(*(24,) * rank, 2)).astype(np.float16)
     record = task.record(np.random.default_rng(0), Example(image, None), True)
+    record = jax.tree.map(jnp.asarray, record)
     view = jax.jit(lambda key: task.views(key, record, True)[0])
     one, other = (np.asarray(view(jax.random.key(seed))) for seed in (0, 1))
     assert np.isfinite(one).all()
