@@ -85,6 +85,18 @@ def write_dataset(folder, rank, channels, seed=0, splits=SPLITS, side=SIDE):
 DOWNSTREAM = {"segment": "segmentation", "classify": "classification"}
 
 
+def tiny_task(task, rank):
+    """Key -> value of a task's section, for crops of `SIDE` voxels."""
+    patches = {"jitter": 0 if (task, rank) == ("cpc", 2) else 1}
+    return {
+        "contrast": {"code": 8, "pool": 4, "view": (16,) * rank},
+        "cpc": patches | {"code": 8, "context": 8, "overlap": 0 if rank == 3 else SIDE // 6},
+        "exemplar": {"code": 8, "pool": 4},
+        "jigsaw": patches | {"puzzles": 2, "code": 8},
+        "rpl": patches | {"queries": 3},
+    }.get(task, {})
+
+
 def tiny_overrides(name):
     """Key -> value: what makes the shipped config `name` one of seconds on the shared data."""
     stem, rank = name[:-2], int(name[-2])
@@ -108,15 +120,11 @@ def tiny_overrides(name):
     if task == "segmentation":
         del overrides["head.hidden"]
         overrides["predict.mirror"] = False
-    if task in ("cpc", "jigsaw", "rpl"):
-        overrides["task.jitter"] = 1 if name != "cpc2d" else 0
-    return overrides | {
-        "cpc": {"task.code": 8, "task.context": 8, "task.overlap": 0 if rank == 3 else SIDE // 6},
-        "exemplar": {"task.code": 8, "task.pool": 4},
-        "jigsaw": {"task.puzzles": 2, "task.code": 8},
-        "rotation": {},
-        "rpl": {"task.queries": 3},
-    }.get(task, {})
+    if task == "joint":
+        for part in ("contrast", "cpc", "exemplar", "jigsaw", "rpl"):
+            for key, value in tiny_task(part, rank).items():
+                overrides[f"parts.{part}.task.{key}"] = value
+    return overrides | {f"task.{key}": value for key, value in tiny_task(task, rank).items()}
 
 
 def tiny_config(name, path="", argument="phantom", **overrides):

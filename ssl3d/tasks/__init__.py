@@ -116,9 +116,11 @@ class Task(NamedTuple):
 TASKS = {
     name: f"ssl3d.tasks.{name}"
     for name in (
+        "contrast",
         "cpc",
         "exemplar",
         "jigsaw",
+        "joint",
         "rotation",
         "rpl",
         "segmentation",

@@ -13,17 +13,28 @@ from configs import default
 from ssl3d import tasks, xla
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
+from ssl3d.tasks import joint
 from ssl3d.tasks.grid import patch_grid
-from tests.support.shipped_configs import PRESETS, PROXY_CONFIGS, get_config
+from tests.support.shipped_configs import PRESETS, PROXY_CONFIGS, PUBLISHED_CONFIGS, get_config
 
-ARGUMENTS = [
-    f"{preset},{variant}".rstrip(",")
-    for preset, variant in itertools.product(PRESETS, default.VARIANTS)
-]
+
+def arguments(name):
+    """DATASET[,VARIANT] of every preset and variant of a config."""
+    variants = default.VARIANTS if name in PUBLISHED_CONFIGS else ("",)
+    pairs = itertools.product(PRESETS, variants)
+    return [f"{preset},{variant}".rstrip(",") for preset, variant in pairs]
+
+
+def encoded_sizes(config):
+    """*S of what the encoder is shown by the task, or by each part of a joint one."""
+    if "parts" in config:
+        return [encoded_size(part) for part in joint.configs(config).values()]
+    return [encoded_size(config)]
 
 
 def encoded_size(config):
-    """*S of what the encoder is shown."""
+    if "view" in config.task:
+        return tuple(side // config.task.coarsen for side in config.task.view)
     if "coarsen" in config.task:
         return tuple(side // config.task.coarsen for side in config.data.crop)
     overlap = config.task.get("overlap", 0)
@@ -32,15 +43,15 @@ def encoded_size(config):
 
 @pytest.mark.parametrize("name", PROXY_CONFIGS)
 def test_every_preset_and_variant_builds_and_no_norm_sees_fewer_than_8_voxels(name):
-    for argument in ARGUMENTS:
+    for argument in arguments(name):
         config = get_config(name, argument)
         if config.rank == 3 and config.data.phantom.kind == "fundus":
             continue  # pictures: refused when the data are opened
         tasks.build(config)
-        size = encoded_size(config)
         # The densenet's norms see 128 channels at once, or the whole batch.
         least = 4 if config.encoder.kind == "densenet121" else 8
-        assert encoders.smallest_norm(config.encoder, size) >= least, (argument, size)
+        for size in encoded_sizes(config):
+            assert encoders.smallest_norm(config.encoder, size) >= least, (argument, size)
 
 
 @pytest.mark.parametrize("file", ["segment3d", "segment2d", "classify2d", "classify3d"])
@@ -179,7 +190,9 @@ def test_the_papers_encoders():
 
 
 def test_names_tell_runs_apart():
-    names = [get_config(name, argument).name for name in PROXY_CONFIGS for argument in ARGUMENTS]
+    names = [
+        get_config(name, argument).name for name in PROXY_CONFIGS for argument in arguments(name)
+    ]
     assert len(set(names)) == len(names)
 
 
@@ -250,5 +263,5 @@ def test_two_images_have_two_pooled_features_in_every_preset(preset):
     for name in PROXY_CONFIGS:
         config = get_config(name, preset)
         encoder = tuple(sorted(config.encoder.to_dict().items()))
-        difference = pooled_difference(encoder, encoded_size(config), config.head.pool)
-        assert difference > 0.02, name
+        for size in encoded_sizes(config):
+            assert pooled_difference(encoder, size, config.head.pool) > 0.02, name
