@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ssl3d.models import decoders, encoders
+from tests.support.random_weights import random_variables
 
 SETTINGS = {
     "residual": {"kind": "resunet", "width": 4, "depth": 3},
@@ -33,8 +34,8 @@ def test_every_level_of_the_encoder_reaches_the_logits():
     encoder = encoders.build(SETTINGS["residual"])
     decoder = decoders.build(encoder, 2)
     x = jax.random.normal(jax.random.key(0), (1, 16, 16, 1))
-    features, _ = jax.jit(encoder.init_with_output)(jax.random.key(1), x)
-    variables = jax.jit(decoder.init)(jax.random.key(2), features)
+    features = jax.jit(encoder.apply)(random_variables(encoder, x), x)
+    variables = random_variables(decoder, features)
 
     def total(levels):
         return decoder.apply(variables, encoders.Features(levels))[0].sum()

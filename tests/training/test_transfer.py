@@ -9,28 +9,15 @@ import pytest
 from flax import traverse_util
 
 from ssl3d.errors import UserError
-from ssl3d.models import encoders, export
+from ssl3d.models import export
 from ssl3d.training import loop, trained_model, transfer
-
-# Another depth than the downstream config's: the architecture is taken from the encoder.
-ENCODER = {"kind": "resunet", "width": 4, "depth": 3, "norm": "group"}
-
-
-def write_encoder(folder, settings=ENCODER, rank=2, channels=3, seed=5):
-    encoder = encoders.build(settings)
-    x = jnp.zeros((1, *(16,) * rank, channels))
-    variables = jax.jit(encoder.init)(jax.random.key(seed), x)
-    export.save_encoder(
-        folder / "encoder",
-        jax.device_get(variables),
-        {"encoder": settings, "rank": rank, "channels": channels},
-    )
-    return folder
+from tests.support.random_weights import ENCODER, random_variables, write_encoder
 
 
 @pytest.fixture
 def pretrained(tmp_path):
-    return write_encoder(tmp_path / "pretrained")
+    """Of another depth than the downstream config's: the architecture is taken from the encoder."""
+    return write_encoder(tmp_path / "pretrained", 2, 3)
 
 
 def flat(tree):
@@ -74,7 +61,7 @@ class Spied(NamedTuple):
 def runs(tiny, pictures, tmp_path_factory):
     """Mode -> a run of three steps from the same encoder."""
     folder = tmp_path_factory.mktemp("modes")
-    pretrained = write_encoder(folder / "pretrained")
+    pretrained = write_encoder(folder / "pretrained", 2, 3)
     seen = []
     real = loop.make_step, loop.validate
 
@@ -134,7 +121,7 @@ def test_a_frozen_encoder_stays_bit_for_bit(runs):
 
 
 def test_statistics_of_a_frozen_encoder_stay_bit_for_bit(tiny, pictures, tmp_path):
-    pretrained = write_encoder(tmp_path / "pretrained", ENCODER | {"norm": "batch"})
+    pretrained = write_encoder(tmp_path / "pretrained", 2, 3, ENCODER | {"norm": "batch"})
     config = downstream(
         tiny, pictures, pretrained, "frozen", optimizer__weight_decay=0.1, optimizer__ema=0.9
     )
@@ -176,16 +163,17 @@ def test_fine_tuning_says_what_it_loaded_and_begins_after_the_warm_up(
 
 def test_more_channels_repeat_the_first_layer(tmp_path):
     """With the same values in all channels the encoder answers as it did to the one."""
-    folder = write_encoder(tmp_path, channels=1)
+    folder = write_encoder(tmp_path, 2, 1)
     module, loaded = export.load_encoder(folder)
     x = jax.random.normal(jax.random.key(0), (1, 16, 16, 1))
     wide = jnp.repeat(x, 3, axis=-1)
-    own = {"params": {"encoder": module.init(jax.random.key(1), wide)["params"]}}
+    own = {"params": {"encoder": random_variables(module, wide)["params"]}}
     merged, said = transfer.load_into(own, loaded, str(folder))
     assert "level_0/first/conv/kernel" in said
     assert "shortcut" in said
-    before = module.apply(loaded, x).levels[-1]
-    after = module.apply({"params": merged["params"]["encoder"]}, wide).levels[-1]
+    apply = jax.jit(module.apply)
+    before = apply(loaded, x).levels[-1]
+    after = apply({"params": merged["params"]["encoder"]}, wide).levels[-1]
     np.testing.assert_allclose(after, before, atol=1e-4)
 
 
@@ -201,7 +189,7 @@ def test_the_wrong_encoder_is_refused_before_anything_is_compiled(
     tiny, pictures, tmp_path, monkeypatch, rank, channels, mode, message
 ):
     monkeypatch.setattr(loop, "init_state", lambda *_: pytest.fail("too late"))
-    folder = write_encoder(tmp_path / "pretrained", rank=rank, channels=channels)
+    folder = write_encoder(tmp_path / "pretrained", rank, channels)
     config = downstream(tiny, pictures, folder, mode)
     with pytest.raises(UserError, match=message):
         loop.train(config, tmp_path / "run")
