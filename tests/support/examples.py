@@ -1,6 +1,8 @@
 """Batches of a shared data set, and the first state of a network."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from ssl3d import tasks
 from ssl3d.data import pipeline
@@ -31,3 +33,28 @@ def initial(config, dataset):
     batch = next(batches(config, dataset, task))
     record = jax.tree.map(lambda leaf: leaf[0], batch["record"])
     return task, steps.init_state(config, task, steps.make_optimizers(config), record, mesh), batch
+
+
+def traced_step(config, dataset):
+    """Shapes of loss and metrics of a training step with four examples.
+
+    Whether settings and shapes fit; to compile the step takes far longer.
+    """
+    task = tasks.build(config)
+    example = pipeline.open_example(
+        dataset, dataset.cases[0], config.rank, 2, 0, np.random.default_rng(0)
+    )
+    record = task.record(np.random.default_rng(0), example, True)
+    records = jax.tree.map(lambda leaf: jnp.zeros((4, *leaf.shape), leaf.dtype), record)
+
+    def step(key, records):
+        keys = jax.random.split(key, 4)
+        inputs, targets = jax.vmap(lambda k, r: task.views(k, r, True))(keys, records)
+        variables = task.network.init({"params": key}, inputs, train=False)
+        outputs, _ = task.network.apply(
+            variables, inputs, train=True, mutable=["batch_stats"], rngs={"dropout": key}
+        )
+        labels = {"subject": jnp.arange(4), "valid": jnp.ones(4, bool)}
+        return task.loss(outputs, targets | labels)
+
+    return jax.eval_shape(step, jax.random.key(0), records)

@@ -203,7 +203,7 @@ def test_a_threshold_is_learned(tiny, volumes, tmp_path, name):
 
 def test_regions_deep_supervision_and_accumulation_train_together(tiny, volumes, tmp_path):
     config = tiny(
-        "segment3d", volumes.path, task__regions=((1,),), task__deep=1, encoder__depth=3,
+        "segment2d", volumes.path, task__regions=((1,),), task__deep=1, encoder__depth=3,
         optimizer__accumulate=2, optimizer__ema=0.5, transfer__mode="frozen",
     )  # fmt: skip
     assert loop.train(config, tmp_path)
