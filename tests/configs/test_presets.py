@@ -3,11 +3,9 @@ import importlib
 import itertools
 import operator
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
 
 from configs import default
 from ssl3d import tasks, xla
@@ -15,6 +13,7 @@ from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
 from ssl3d.tasks import joint
 from ssl3d.tasks.grid import patch_grid
+from tests.support.random_weights import random_variables
 from tests.support.shipped_configs import PRESETS, PROXY_CONFIGS, PUBLISHED_CONFIGS, get_config
 
 
@@ -226,20 +225,6 @@ def test_phantoms_are_drawn_as_large_as_the_crop_and_suit_the_rank(name):
         assert config.data.phantom.val >= 8
 
 
-def random_variables(encoder, shape):
-    """Kernels as at initialisation, without compiling one: NumPy is faster."""
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros(shape))
-    flat = traverse_util.flatten_dict(shapes)
-    for path, leaf in flat.items():
-        if leaf.ndim > 1:
-            fan_in = np.prod(leaf.shape[:-1])
-            flat[path] = rng.normal(0, np.sqrt(2 / fan_in), leaf.shape).astype(np.float32)
-        else:
-            flat[path] = np.full(leaf.shape, float(path[-1] in ("scale", "var")), np.float32)
-    return traverse_util.unflatten_dict(flat)
-
-
 @functools.cache
 def pooled_difference(encoder, size, pool):
     """How far apart the pooled features of two images are, in units of their own spread.
@@ -250,7 +235,7 @@ def pooled_difference(encoder, size, pool):
     images = np.broadcast_to(rng.normal(size=(1, *size, 1)), (2, *size, 1)).copy()
     images[(1, *(slice(0, side // 2) for side in size))] += 2
     module = encoders.build(dict(encoder))
-    variables = random_variables(module, (1, *size, 1))
+    variables = random_variables(module, np.zeros((1, *size, 1), np.float32))
     features = xla.jit(lambda v, x: heads.pooled(module.apply(v, x, False), pool))(
         variables, jnp.asarray(images, jnp.float32)
     )

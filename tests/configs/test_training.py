@@ -3,7 +3,6 @@
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -13,6 +12,7 @@ from ssl3d import tasks
 from ssl3d.data import pipeline
 from ssl3d.training import checkpoint, loop, run_log, sharding
 from ssl3d.training import step as steps
+from tests.support.examples import traced_step
 from tests.support.shipped_configs import PROXY_CONFIGS, PUBLISHED_CONFIGS
 
 
@@ -120,24 +120,7 @@ def test_variants_trace(tiny, datasets, name, variant):
     """Shapes and settings of the step fit; to compile it takes far longer."""
     dataset = datasets[int(name[-2])]
     config = tiny(name, dataset.path, argument=f"phantom,{variant}")
-    task = tasks.build(config)
-    example = pipeline.open_example(
-        dataset, dataset.cases[0], config.rank, 2, 0, np.random.default_rng(0)
-    )
-    record = task.record(np.random.default_rng(0), example, True)
-    records = jax.tree.map(lambda leaf: jnp.zeros((4, *leaf.shape), leaf.dtype), record)
-
-    def step(key, records):
-        keys = jax.random.split(key, 4)
-        inputs, targets = jax.vmap(lambda k, r: task.views(k, r, True))(keys, records)
-        variables = task.network.init({"params": key}, inputs, train=False)
-        outputs, _ = task.network.apply(
-            variables, inputs, train=True, mutable=["batch_stats"], rngs={"dropout": key}
-        )
-        labels = {"subject": jnp.arange(4), "valid": jnp.ones(4, bool)}
-        return task.loss(outputs, targets | labels)
-
-    loss, metrics = jax.eval_shape(step, jax.random.key(0), records)
+    loss, metrics = traced_step(config, dataset)
     assert loss.shape == (4,)
     assert {"accuracy", "chance"} <= metrics.keys()
     for total, count in metrics.values():

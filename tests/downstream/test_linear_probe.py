@@ -11,7 +11,7 @@ from ssl3d.downstream import linear_probe, voxel_features
 from ssl3d.errors import UserError
 from ssl3d.models import export, heads
 from ssl3d.training.cases import choose_cases
-from tests.support.encoders import write_encoder
+from tests.support.random_weights import write_encoder
 
 
 def modified(dataset, folder, change, label=None):

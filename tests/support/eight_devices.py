@@ -18,7 +18,7 @@ from ssl3d.errors import UserError
 from ssl3d.training import loop, sharding
 from ssl3d.training import step as steps
 from ssl3d.training.cases import labels_of
-from tests.conftest import tiny_config
+from tests.support.tiny_configs import tiny_config
 
 
 def gradients_on(mesh, config, dataset):

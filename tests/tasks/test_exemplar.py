@@ -6,6 +6,7 @@ import pytest
 from ssl3d import augment, tasks
 from ssl3d.errors import UserError
 from ssl3d.tasks import exemplar, retrieval
+from tests.support.random_weights import random_variables
 
 MARGIN = 1.0
 margin_loss = jax.jit(exemplar.margin_loss, static_argnums=2)
@@ -90,7 +91,7 @@ def test_a_perfect_encoder_reaches_zero():
 def test_gradients_at_identical_and_at_zero_features_are_finite(tiny):
     task = tasks.build(tiny("exemplar2d"))
     blank = jnp.zeros((3, 2, 8, 8, 1))
-    variables = jax.jit(task.network.init)(jax.random.key(0), blank)
+    variables = random_variables(task.network, blank)
 
     def loss(params, crops):
         return task.loss(task.network.apply({"params": params}, crops), everyone(3))[0].mean()
@@ -104,7 +105,7 @@ def test_gradients_at_identical_and_at_zero_features_are_finite(tiny):
 def test_one_head_of_unit_length_serves_both(tiny):
     task = tasks.build(tiny("exemplar2d"))
     crops = jnp.asarray(np.random.default_rng(0).normal(size=(2, 2, 8, 8, 1)), jnp.float32)
-    variables = jax.jit(task.network.init)(jax.random.key(0), crops)
+    variables = random_variables(task.network, crops)
     apply = jax.jit(task.network.apply)
     x = apply(variables, crops)
     assert x.shape == (2, 2, 8)
