@@ -134,7 +134,8 @@ def test_panels_of_all_parts(tiny):
     task = tasks.build(config)
     image = np.random.default_rng(0).normal(size=(24, 24, 3)).astype(np.float16)
     record = task.record(np.random.default_rng(0), pipeline.Example(image, None), True)
-    inputs, targets = jax.device_get(task.views(jax.random.key(0), record, True))
+    on_device = jax.tree.map(jnp.asarray, record)
+    inputs, targets = jax.device_get(task.views(jax.random.key(0), on_device, True))
     panels = task.panels(record, inputs, targets)
     assert [panel.title.partition(":")[0] for panel in panels] == [
         "whole image", *["rpl"] * 4, "rotation",
