@@ -59,7 +59,7 @@ def relative_difference(one, other):
 
 
 def compare(name, space, folder):
-    """Prints how far eight devices are from one; `space` of the eight share a volume.
+    """Prints how far eight devices are from one; `space` of the eight share an image.
 
     The smallest difference among three draws: where some activation is as good as zero, at the
     ReLU's kink, rounding alone moves the gradient by 1e-3 or more, on a single device too.

@@ -67,6 +67,7 @@ def runs(tiny, pictures, tmp_path_factory):
 
     def make_step(config, task, optimizers, mesh, frozen=False):
         function = real[0](config, task, optimizers, mesh, frozen)
+        augmented = jax.jit(jax.vmap(lambda key, one: task.views(key, one, True)))
 
         def step(state, batch):
             number = int(state["step"])
@@ -74,7 +75,7 @@ def runs(tiny, pictures, tmp_path_factory):
                 rest = {k: v for k, v in state["params"].items() if k != "encoder"}
                 seen.append(("head", flat(jax.device_get(rest))))
             keys = jax.random.split(jax.random.key(number), len(batch["case"]))
-            views = jax.vmap(lambda key, one: task.views(key, one, True))(keys, batch["record"])
+            views = augmented(keys, batch["record"])
             seen.append((number, jax.device_get((batch, views))))
             return function(state, batch)
 
