@@ -55,7 +55,7 @@ class Network(nn.Module):
 
 
 def transform(key: Array, volume: Array, task: ml_collections.ConfigDict) -> Array:
-    """Flips, quarter turns, zoom and a monotone map of intensities: [*S, C] -> [*S, C]."""
+    """Flips, quarter turns, zoom and a change of intensities: [*S, C] -> [*S, C]."""
     flip, turn, which, zoom, intensity = jax.random.split(key, 5)
     volume = augment.flips(flip, volume, task.flip)
     if len(set(volume.shape[:-1])) == 1:
@@ -64,7 +64,13 @@ def transform(key: Array, volume: Array, task: ml_collections.ConfigDict) -> Arr
         index = jnp.where(turned, jax.random.randint(which, (), 0, choices), 0)
         volume = augment.rotate(volume, index, "all")
     volume = augment.zoom(zoom, volume, task.zoom, task.zoom_amount)
-    return augment.monotone(intensity, volume, task.intensity)
+    if task.intensity > 0:
+        volume = augment.monotone(intensity, volume, task.intensity)
+    if task.brightness_contrast > 0:
+        key = jax.random.fold_in(intensity, 1)
+        amounts = task.brightness_contrast, task.brightness, task.contrast
+        volume = augment.brightness_and_contrast(key, volume, *amounts)
+    return volume
 
 
 def views(
@@ -92,10 +98,10 @@ def margin_loss(
       is closer than every other, ties lost.
     """
     originals, transformed = embeddings[:, 0], embeddings[:, 1]
+    others = _others(targets)
     squared = jnp.sum(jnp.square(transformed[:, None] - originals[None]), axis=-1)
     distance = jnp.sqrt(squared + _GUARD)
     own = jnp.diagonal(distance)[:, None]
-    others = (targets["subject"][:, None] != targets["subject"]) & targets["valid"][None, :]
     hinge = jnp.where(others, jax.nn.relu(own - distance + margin), 0.0)
     count = others.sum(axis=1)
     loss = hinge.sum(axis=1) / jnp.maximum(count, 1)
@@ -105,19 +111,29 @@ def margin_loss(
     return loss, {"accuracy": (hits, ones), "chance": (1 / (1.0 + count), ones)}
 
 
+def _others(targets: dict[str, Array]) -> Array:
+    """Bool [B, B]: the volumes of other subjects, without padding."""
+    return (targets["subject"][:, None] != targets["subject"]) & targets["valid"][None, :]
+
+
 def original_loss(
     embeddings: Array, targets: dict[str, Array], margin: float
 ) -> tuple[Array, dict[str, Any]]:
-    """The released code's triplet loss: mean squared differences, the next volume as negative.
+    """The released code's triplet loss: mean squared differences, one volume as negative.
 
-    Kept fault: outputs lie in (0, 1), so no distance exceeds 1, the margin, and the biases of the
-    three heads alone reach a loss of 0. [B, 3, E] -> loss [B], metrics as in `margin_loss`.
+    It is the last one before, cyclically, of another subject. Kept fault: outputs lie in (0, 1), so
+    no distance exceeds 1, the margin, and the biases of the three heads alone reach a loss of 0.
+    [B, 3, E] -> loss [B], zero without another subject in the batch; metrics as in `margin_loss`.
     """
     positive, anchor, negative = embeddings[:, 0], embeddings[:, 1], embeddings[:, 2]
+    rows = jnp.arange(len(embeddings))
+    before = (rows[:, None] - rows[1:]) % len(rows)  # [B, B - 1]
+    allowed = jnp.take_along_axis(_others(targets), before, axis=1)
+    chosen = before[rows, allowed.argmax(axis=1)]
     near = jnp.mean(jnp.square(anchor - positive), axis=-1)
-    far = jnp.mean(jnp.square(anchor - jnp.roll(negative, 1, axis=0)), axis=-1)
+    far = jnp.mean(jnp.square(anchor - negative[chosen]), axis=-1)
     _, metrics = margin_loss(embeddings, targets, margin)
-    return jax.nn.relu(near - far + margin), metrics
+    return jnp.where(allowed.any(axis=1), jax.nn.relu(near - far + margin), 0.0), metrics
 
 
 def collect(inputs: Array, embeddings: Array, targets: dict[str, Array]) -> dict[str, Array]:

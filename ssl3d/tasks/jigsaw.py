@@ -72,17 +72,20 @@ def permutations(count: int, patches: int, seed: int, spread: bool) -> np.ndarra
 class Network(nn.Module):
     """(patches [B, N, *P, C], orders int [B, K, N]) -> logits [B, K, P].
 
-    Place i of puzzle k holds patch orders[k, i].
+    Place i of puzzle k holds patch orders[k, i]. Without `code`, the released code's network, the
+    head sees the pooled features.
     """
 
     encoder: nn.Module
-    code: nn.Module
+    code: nn.Module | None
     head: nn.Module
     pool: str
 
     def __call__(self, inputs: tuple[Array, Array], train: bool = False) -> Array:
         patches, orders = inputs
-        codes = self.code(heads.encode_patches(self.encoder, patches, self.pool, train))
+        codes = heads.encode_patches(self.encoder, patches, self.pool, train)
+        if self.code is not None:
+            codes = self.code(codes)
         puzzles = jnp.take_along_axis(codes[:, None], orders[..., None], axis=2)
         return self.head(puzzles.reshape(*orders.shape[:2], -1), train)
 
@@ -136,7 +139,7 @@ def build(config: ml_collections.ConfigDict) -> Task:
         ),
         network=Network(
             encoder=encoders.build(config.encoder, grid.patch),
-            code=nn.Dense(task.code),
+            code=nn.Dense(task.code) if task.code else None,
             head=heads.build(config.head, out=task.permutations),
             pool=config.head.pool,
         ),
