@@ -64,7 +64,7 @@ def get_config(
       task: a file of ssl3d/tasks/, or the module of a task elsewhere, e.g. "my_package.my_task".
       rank: 2 for pictures or slices, 3 for volumes.
       arg: DATASET[,VARIANT], what follows the colon of --config=configs/rpl3d.py:...
-      kind: "patches", "whole", "segmentation" or "classification"; see `datasets`.
+      kind: "patches", "whole", "label_map" or "grade"; see `datasets`.
       sizes: what the task changes in the presets, by entry of `datasets.PRESETS` and rank.
       variants: those of the task; ("",) for none.
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Bool, Float, Float32, Int
+
+# Sums and counts of each example by the name of the metric.
+Metrics = dict[str, tuple[Float[Array, " B"], Float[Array, " B"]]]
 
 
-def cross_entropy(logits: Array, labels: Array, candidates: Array | None = None) -> Array:
+def cross_entropy(
+    logits: Float[Array, "*B K"],
+    labels: Int[Array, "*B"],
+    candidates: Bool[Array, "*#B K"] | None = None,
+) -> Float32[Array, "*B"]:
     """Softmax cross-entropy in float32.
 
-    Args:
-      logits: [..., K].
-      labels: int [...].
-      candidates: bool [..., K], the classes that take part (default: all), the label among them.
-
-    Returns:
-      [...]
+    `candidates` are the classes that take part (default: all), the label among them.
     """
     logits = logits.astype(jnp.float32)
     if candidates is not None:
@@ -25,11 +27,14 @@ def cross_entropy(logits: Array, labels: Array, candidates: Array | None = None)
     return jax.nn.logsumexp(logits, axis=-1) - chosen
 
 
-def ranked_first(logits: Array, labels: Array, candidates: Array | None = None) -> Array:
-    """Whether the label's logit exceeds every other candidate's; ties are lost.
+def ranked_first(
+    logits: Float[Array, "*B K"],
+    labels: Int[Array, "*B"],
+    candidates: Bool[Array, "*#B K"] | None = None,
+) -> Float32[Array, "*B"]:
+    """Whether the label's logit exceeds every other candidate's, 1 or 0; ties are lost.
 
     A network that gives all classes the same logit is therefore never right, not always.
-    Shapes as in `cross_entropy`; -> float32 [...], 1 or 0.
     """
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)
@@ -39,24 +44,18 @@ def ranked_first(logits: Array, labels: Array, candidates: Array | None = None) 
     return jnp.all(jnp.where(others, logits < chosen, True), axis=-1).astype(jnp.float32)
 
 
-def per_example(values: Array) -> tuple[Array, Array]:
-    """Sum and count over all axes but the first: [B, ...] -> ([B], [B])."""
+def per_example(values: Float[Array, "B ..."]) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    """Sum and count over all axes but the first."""
     flat = values.reshape(values.shape[0], -1)
     return flat.sum(axis=1), jnp.full(flat.shape[0], flat.shape[1], jnp.float32)
 
 
-def classified(logits: Array, labels: Array) -> tuple[Array, dict[str, tuple[Array, Array]]]:
-    """Mean cross-entropy per example, with accuracy and chance.
-
-    Args:
-      logits: [B, Q, K].
-      labels: int [B, Q].
-
-    Returns:
-      loss [B] and the metrics `accuracy` and `chance`.
-    """
+def classified(
+    logits: Float[Array, "B Q K"], labels: Int[Array, "B Q"]
+) -> tuple[Float32[Array, " B"], Metrics]:
+    """Mean cross-entropy per example, with the metrics `accuracy` and `chance`."""
     total, count = per_example(cross_entropy(logits, labels))
-    metrics = {
+    metrics: Metrics = {
         "accuracy": per_example(ranked_first(logits, labels)),
         "chance": (count / logits.shape[-1], count),
     }

@@ -13,8 +13,16 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_opti
 
 import hypothesis
 import jax
+import jaxtyping
 import numpy as np
 import pytest
+
+# Before ssl3d is imported: its annotations, shapes included, are checked at every call.
+CHECKED = ("augment", "losses", "metrics", "intervals", "models", "tasks")
+jaxtyping.install_import_hook(
+    [f"ssl3d.{name}" for name in CHECKED],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",  # an int is a float
+)
 
 from ssl3d import cli, tasks
 from ssl3d.data import store

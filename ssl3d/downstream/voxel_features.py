@@ -354,5 +354,5 @@ def choose_voxels(
     present = (truth > 0)[:, None, None]
     dice = np.where(present, 2 * correct / np.maximum(predicted + truth[:, None, None], 1), 0)
     dice = (dice.sum(-1)[some] / present.sum(-1)[some]).mean(0)
-    number, threshold = np.unravel_index(dice.argmax(), dice.shape)
-    return readouts[int(number)], float(THRESHOLDS[threshold]), float(dice.max())
+    best, threshold = np.unravel_index(np.argmax(dice), dice.shape)
+    return readouts[int(best)], float(THRESHOLDS[threshold]), float(np.max(dice))

@@ -9,20 +9,19 @@ intensities, so that the histogram does not identify a volume.
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Int, PRNGKeyArray
 
 from ssl3d import augment, losses
 from ssl3d.data.pipeline import Example, crop
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
-from ssl3d.tasks import Box, Panel, Task
+from ssl3d.tasks import Box, Collected, Metrics, Panel, Scores, Targets, Task
 
 # Enough to order the triplets of unchanged z-scored volumes without any network.
 _QUANTILES = 33
@@ -32,9 +31,9 @@ _GUARD = 1e-6
 
 
 class Network(nn.Module):
-    """(original, transformed) crops [B, 2, *S, C] -> embeddings [B, 2, E] of unit length.
+    """(original, transformed) crops -> V = 2 embeddings of unit length.
 
-    `heads` is one shared head, or the released code's three with sigmoids -> [B, 3, E]: the first
+    `heads` is one shared head, or the released code's three with sigmoids (V = 3): the first
     and third see the original, as a positive and as another volume's negative, the second the
     transformed volume.
     """
@@ -43,7 +42,9 @@ class Network(nn.Module):
     heads: tuple[nn.Module, ...]
     pool: str
 
-    def __call__(self, crops: Array, train: bool = False) -> Array:
+    def __call__(
+        self, crops: Float[Array, "B 2 *S C"], train: bool = False
+    ) -> Float[Array, "B V E"]:
         features = heads.encode_patches(self.encoder, crops, self.pool, train)
         if len(self.heads) == 1:
             embeddings = self.heads[0](features, train)
@@ -54,8 +55,10 @@ class Network(nn.Module):
         return jax.nn.sigmoid(jnp.stack([head(x, train) for head, x in parts], axis=1))
 
 
-def transform(key: Array, volume: Array, task: ml_collections.ConfigDict) -> Array:
-    """Flips, quarter turns, zoom and a change of intensities: [*S, C] -> [*S, C]."""
+def transform(
+    key: PRNGKeyArray, volume: Float[Array, "*S C"], task: ml_collections.ConfigDict
+) -> Float[Array, "*S C"]:
+    """Flips, quarter turns, zoom and a change of intensities."""
     flip, turn, which, zoom, intensity = jax.random.split(key, 5)
     volume = augment.flips(flip, volume, task.flip)
     if len(set(volume.shape[:-1])) == 1:
@@ -74,28 +77,28 @@ def transform(key: Array, volume: Array, task: ml_collections.ConfigDict) -> Arr
 
 
 def views(
-    key: Array, record: dict[str, Array], train: bool, task: ml_collections.ConfigDict
-) -> tuple[Array, dict[str, Array]]:
-    """Crop [*S, C] -> the original and its transformed version [2, *S / coarsen, C]."""
+    key: PRNGKeyArray, record: dict[str, Array], train: bool, task: ml_collections.ConfigDict
+) -> tuple[Float[Array, "2 *S C"], dict[str, Array]]:
+    """The crop, coarser, and its transformed version."""
     original = augment.coarsen(record["volume"].astype(jnp.float32), task.coarsen)
     return jnp.stack([original, transform(key, original, task)]), {}
 
 
 def margin_loss(
-    embeddings: Array, targets: dict[str, Array], margin: float
-) -> tuple[Array, dict[str, Any]]:
+    embeddings: Float[Array, "B V E"], targets: Targets, margin: float
+) -> tuple[Float[Array, " B"], Metrics]:
     """Mean over the other subjects of max(0, d(transformed, own) - d(transformed, other) + margin).
 
     d is the L2 distance, as in the paper, guarded because its gradient at zero is NaN. The gradient
     of the squared distance would vanish where all embeddings are equal, and training would stall.
 
     Args:
-      embeddings: [B, 2, E], originals first, of unit length.
+      embeddings: originals first, of unit length.
       targets: subject int [B], valid bool [B].
 
     Returns:
-      loss [B], zero without another subject in the batch; the metric `accuracy`: the own original
-      is closer than every other, ties lost.
+      The loss, zero without another subject in the batch, and the metric `accuracy`: the own
+      original is closer than every other, ties lost.
     """
     originals, transformed = embeddings[:, 0], embeddings[:, 1]
     others = _others(targets)
@@ -117,13 +120,13 @@ def _others(targets: dict[str, Array]) -> Array:
 
 
 def original_loss(
-    embeddings: Array, targets: dict[str, Array], margin: float
-) -> tuple[Array, dict[str, Any]]:
+    embeddings: Float[Array, "B 3 E"], targets: Targets, margin: float
+) -> tuple[Float[Array, " B"], Metrics]:
     """The released code's triplet loss: mean squared differences, one volume as negative.
 
-    It is the last one before, cyclically, of another subject. Kept fault: outputs lie in (0, 1), so
-    no distance exceeds 1, the margin, and the biases of the three heads alone reach a loss of 0.
-    [B, 3, E] -> loss [B], zero without another subject in the batch; metrics as in `margin_loss`.
+    It is the last one before, cyclically, of another subject; without any, the loss is zero. Kept
+    fault: outputs lie in (0, 1), so no distance exceeds 1, the margin, and the biases of the three
+    heads alone reach a loss of 0. Metrics as in `margin_loss`.
     """
     positive, anchor, negative = embeddings[:, 0], embeddings[:, 1], embeddings[:, 2]
     rows = jnp.arange(len(embeddings))
@@ -136,7 +139,9 @@ def original_loss(
     return jnp.where(allowed.any(axis=1), jax.nn.relu(near - far + margin), 0.0), metrics
 
 
-def collect(inputs: Array, embeddings: Array, targets: dict[str, Array]) -> dict[str, Array]:
+def collect(
+    inputs: Float[Array, "B 2 *S C"], embeddings: Float[Array, "B V E"], targets: Targets
+) -> dict[str, Float[Array, "B 2 _"]]:
     """What `score` needs: embeddings [B, 2, E] and intensity quantiles [B, 2, 33 C]."""
     axes = tuple(range(2, inputs.ndim - 1))
     quantiles = jnp.quantile(inputs, jnp.linspace(0, 1, _QUANTILES), axis=axes)
@@ -145,8 +150,11 @@ def collect(inputs: Array, embeddings: Array, targets: dict[str, Array]) -> dict
 
 
 def score(
-    collected: dict[str, np.ndarray], subjects: np.ndarray, repeats: np.ndarray, pool: int
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    collected: Collected,
+    subjects: Int[np.ndarray, " M"],
+    repeats: Int[np.ndarray, " M"],
+    pool: int,
+) -> Scores:
     """Whether the own original is the closest of `pool` originals of different subjects, ties lost.
 
     The pool of a case holds its own original and those of the next subjects in the order of the
@@ -154,13 +162,14 @@ def score(
 
     Args:
       collected: arrays [M, 2, ...] from `collect`, originals first.
-      subjects, repeats: int [M].
+      subjects, repeats: of each example.
+      pool: originals to choose from.
 
     Returns:
       (hits [M], ones [M]): `accuracy` of the embeddings, `accuracy_histogram` of 33 quantiles of
       the intensities, which need no network, and `chance`.
     """
-    results: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    results: Scores = {}
     ones = np.ones(len(subjects))
     sizes = np.ones(len(subjects))
     for name, key in (("accuracy", "embeddings"), ("accuracy_histogram", "histogram")):
@@ -176,10 +185,12 @@ def score(
     return results | {"chance": (1 / sizes, ones)}
 
 
-def _rivals(i: int, subjects: np.ndarray, repeats: np.ndarray, count: int) -> list[int]:
+def _rivals(
+    i: int, subjects: Int[np.ndarray, " M"], repeats: Int[np.ndarray, " M"], count: int
+) -> list[int]:
     """The next `count` cases after i, cyclically, of the same repeat and of other subjects."""
     taken = {int(subjects[i])}
-    rivals = []
+    rivals: list[int] = []
     for step in range(1, len(subjects)):
         j = (i + step) % len(subjects)
         if repeats[j] == repeats[i] and int(subjects[j]) not in taken and len(rivals) < count:
