@@ -9,6 +9,7 @@ segment3d.py and classify2d.py.
 in `ssl3d.training.config_checks`.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,6 +38,7 @@ _ORIGINAL = {
     "head.pool": "max",
     "optimizer.warmup_steps": 0,
     "optimizer.weight_decay": 0.0,
+    "optimizer.clip_norm": 1e9,  # no clipping
 }
 PUBLISHED: dict[str, datasets.Ranks] = {
     "paper": {3: {"optimizer.learning_rate": 1e-3}, 2: {"optimizer.learning_rate": 5e-4}},
@@ -178,8 +180,9 @@ def downstream(config: Config) -> None:
 
     # Augmentation of every training example, on the device.
     config.augment = Config()
-    # Probability of a mirror image, for each of these axes of the network's input. The first axis
-    # of a volume and of its axial and coronal slices is left-right.
+    # Probability of a mirror image, for each of these axes of the network's input: 0 unless the
+    # preset knows axes on which it is as likely as the image, see `datasets.Preset.augment`. The
+    # first axis of a volume and of its axial and coronal slices is left-right.
     config.augment.flip = bounded(0.0, PROBABILITY)
     config.augment.flip_axes = tuple(range(config.rank))
     config.augment.spatial = bounded(0.5, PROBABILITY)  # of a rotation and scaling
@@ -188,7 +191,9 @@ def downstream(config: Config) -> None:
     config.augment.intensity = bounded(0.2, PROBABILITY)  # of a random monotone intensity change
     # Largest deviation of the Gaussian noise, in units of the image's deviation.
     config.augment.noise = bounded(0.05, at_least(0))
-    config.augment.update(_augmentation(config))
+    augmentation = _augmentation(config)
+    config.augment.update(augmentation)
+    config.augment.flip = derived(config, functools.partial(_flip, dict(augmentation)))
 
     config.predict = Config()
 
@@ -198,6 +203,14 @@ def _augmentation(config: Config) -> datasets.Settings:
     name = config.data.preset
     entry = name if name in datasets.PRESETS else f"phantom_{config.data.phantom.kind}"
     return datasets.PRESETS[entry].augment
+
+
+def _flip(augmentation: datasets.Settings, config: Config) -> float:
+    """The preset's; 0 for slices without the left-right axis that it names."""
+    sagittal = config.rank == 2 and config.data.slice_axis == 0
+    if sagittal and augmentation.get("flip_axes") == (0,):
+        return 0.0
+    return augmentation.get("flip", 0.0)
 
 
 def _set(config: Config, settings: datasets.Settings) -> None:
@@ -211,8 +224,10 @@ def jitter(config: Config, variant: str) -> Any:
     """Voxels of play of a patch in its cell, derived from the crop and `task.per_side`.
 
     A quarter of the cell, at most 8: with less, neighbours in small cells would touch. The
-    published variants: 3 of 42 voxels.
+    published variants: 3 of 42 voxels; the released code in 2D: 8 of 74 pixels, 4 of 42.
     """
+    if variant == "original" and config.rank == 2:
+        return derived(config, _original_jitter_of_pictures)
     return derived(config, _published_jitter if variant else _quarter_of_a_cell)
 
 
@@ -222,6 +237,10 @@ def _cell(config: Config) -> int:
 
 def _quarter_of_a_cell(config: Config) -> int:
     return max(min(_cell(config) // 4, 8), 1)
+
+
+def _original_jitter_of_pictures(config: Config) -> int:
+    return max(_cell(config) * 8 // 74, 1)
 
 
 def _published_jitter(config: Config) -> int:

@@ -65,6 +65,29 @@ def monotone(key: PRNGKeyArray, x: Float[Array, "*S C"], strength: float) -> Flo
     return scale_and_shift(affine_key, low + width * ((1 - share) * u + share * curve), strength)
 
 
+def brightness_and_contrast(
+    key: PRNGKeyArray,
+    x: Float[Array, "*S C"],
+    probability: float,
+    brightness: float,
+    contrast: float,
+) -> Float[Array, "*S C"]:
+    """With the given probability, shifts x and scales it about its mean, all channels alike.
+
+    The order of voxels and, but for shift and scale, the histogram are kept, unlike by `monotone`.
+
+    Args:
+      brightness: the shift is sampled in ± this share of the range of x.
+      contrast: the factor is sampled in 1 ± this.
+    """
+    chance, shift_key, factor_key = jax.random.split(key, 3)
+    shift = jax.random.uniform(shift_key, minval=-brightness, maxval=brightness)
+    factor = jax.random.uniform(factor_key, minval=1 - contrast, maxval=1 + contrast)
+    mean = x.mean()
+    changed = factor * (x - mean) + mean + shift * (x.max() - x.min())
+    return jnp.where(jax.random.bernoulli(chance, probability), changed, x)
+
+
 def flips(
     key: PRNGKeyArray, x: Real[Array, "*S C"], probability: float = 0.5
 ) -> Real[Array, "*S C"]:

@@ -45,7 +45,9 @@ class Decoder(nn.Module):
             if any(2 * a < b for a, b in zip(x.shape[1:-1], skip.shape[1:-1], strict=True)):
                 # The encoder has pooled once more after its last level (`final_pool`).
                 x = layers.upsample_nearest(x)
-            x = layers.Upsample(channels, dtype=dtype, name=f"up_{i}")(x)
+            # With a bias in the released code's network, which is told by its order of norms.
+            up = layers.Upsample(channels, self.activation_first, dtype, name=f"up_{i}")
+            x = up(x)
             # An odd side was rounded up on the way down.
             x = x[:, *(slice(0, side) for side in skip.shape[1:-1])]
             x = jnp.concatenate([skip, x], axis=-1)

@@ -137,15 +137,18 @@ def info_nce(
     predictions = _normalised(outputs["predictions"].astype(jnp.float32))
     batch, count, _ = codes.shape
     logits = jnp.einsum("bale,cne->balcn", predictions, codes) / temperature
-    # Patches of the same subject elsewhere in the batch are no negatives, nor is padding.
-    own = jnp.eye(batch, dtype=bool)
-    other = (targets["subject"][:, None] != targets["subject"]) & targets["valid"][None, :]
-    candidates = jnp.repeat(own | other, count, axis=1)[:, None, None, :]
+    candidates = jnp.repeat(_volumes_with_negatives(targets), count, axis=1)[:, None, None, :]
     labels = jnp.arange(batch)[:, None, None] * count + goals
     flat = logits.reshape(*logits.shape[:3], batch * count)
     total, terms = losses.per_example(losses.cross_entropy(flat, labels, candidates))
     metrics = _accuracy(jnp.einsum("bale,bne->baln", predictions, codes), goals)
     return total / terms, metrics
+
+
+def _volumes_with_negatives(targets: dict[str, Array]) -> Array:
+    """Bool [B, B]: the own volume and those of other subjects, without padding."""
+    other = (targets["subject"][:, None] != targets["subject"]) & targets["valid"][None, :]
+    return other | jnp.eye(len(other), dtype=bool)
 
 
 def binary(
@@ -154,16 +157,19 @@ def binary(
     """The released code's loss: a binary classification of one true and one false column.
 
     The logit is the mean product of predicted and actual codes over dimensions and rows. Kept
-    faults: a single negative, from any volume, its own included, and always a whole column.
-    Arguments and metrics as in `info_nce`.
+    faults: a single negative, sampled from all columns, also those of the own volume, and always a
+    whole column. Arguments and metrics as in `info_nce`.
     """
     codes, predictions = outputs["codes"], outputs["predictions"]
     batch, anchors = predictions.shape[:2]
     columns = codes[:, goals]  # [B, A, L, E]
     own = jnp.arange(batch * anchors)
-    pair = targets["pair"][:, :anchors].reshape(-1)
-    step = 1 + jnp.floor(pair * (batch * anchors - 1)).astype(jnp.int32)
-    wrong = columns.reshape(batch * anchors, *columns.shape[2:])[(own + step) % (batch * anchors)]
+    others = (own[:, None] + own[1:]) % (batch * anchors)  # [B A, B A - 1]
+    allowed = _volumes_with_negatives(targets)[own[:, None] // anchors, others // anchors]
+    pair = targets["pair"][:, :anchors].reshape(-1, 1)
+    number = jnp.floor(pair * allowed.sum(1, keepdims=True))
+    place = (allowed.cumsum(1) > number).argmax(1)
+    wrong = columns.reshape(batch * anchors, *columns.shape[2:])[others[own, place]]
     true = (predictions * columns).mean((-2, -1))
     false = (predictions * wrong.reshape(columns.shape)).mean((-2, -1))
     loss = (jax.nn.softplus(-true) + jax.nn.softplus(false)).mean(axis=1) / 2

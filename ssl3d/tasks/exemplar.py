@@ -57,7 +57,7 @@ class Network(nn.Module):
 def transform(
     key: PRNGKeyArray, volume: Float[Array, "*S C"], task: ml_collections.ConfigDict
 ) -> Float[Array, "*S C"]:
-    """Flips, quarter turns, zoom and a monotone map of intensities."""
+    """Flips, quarter turns, zoom and a change of intensities."""
     flip, turn, which, zoom, intensity = jax.random.split(key, 5)
     volume = augment.flips(flip, volume, task.flip)
     if len(set(volume.shape[:-1])) == 1:
@@ -66,7 +66,13 @@ def transform(
         index = jnp.where(turned, jax.random.randint(which, (), 0, choices), 0)
         volume = augment.rotate(volume, index, "all")
     volume = augment.zoom(zoom, volume, task.zoom, task.zoom_amount)
-    return augment.monotone(intensity, volume, task.intensity)
+    if task.intensity > 0:
+        volume = augment.monotone(intensity, volume, task.intensity)
+    if task.brightness_contrast > 0:
+        key = jax.random.fold_in(intensity, 1)
+        amounts = task.brightness_contrast, task.brightness, task.contrast
+        volume = augment.brightness_and_contrast(key, volume, *amounts)
+    return volume
 
 
 def views(
@@ -94,10 +100,10 @@ def margin_loss(
       original is closer than every other, ties lost.
     """
     originals, transformed = embeddings[:, 0], embeddings[:, 1]
+    others = retrieval.negatives(targets)
     squared = jnp.sum(jnp.square(transformed[:, None] - originals[None]), axis=-1)
     distance = jnp.sqrt(squared + _GUARD)
     own = jnp.diagonal(distance)[:, None]
-    others = retrieval.negatives(targets)
     hinge = jnp.where(others, jax.nn.relu(own - distance + margin), 0.0)
     count = others.sum(axis=1)
     loss = hinge.sum(axis=1) / jnp.maximum(count, 1)
@@ -110,16 +116,21 @@ def margin_loss(
 def original_loss(
     embeddings: Float[Array, "B 3 E"], targets: Targets, margin: float
 ) -> tuple[Float[Array, " B"], Metrics]:
-    """The released code's triplet loss: mean squared differences, the next volume as negative.
+    """The released code's triplet loss: mean squared differences, one volume as negative.
 
-    Kept fault: outputs lie in (0, 1), so no distance exceeds 1, the margin, and the biases of the
-    three heads alone reach a loss of 0. Metrics as in `margin_loss`.
+    It is the last one before, cyclically, of another subject; without any, the loss is zero. Kept
+    fault: outputs lie in (0, 1), so no distance exceeds 1, the margin, and the biases of the three
+    heads alone reach a loss of 0. Metrics as in `margin_loss`.
     """
     positive, anchor, negative = embeddings[:, 0], embeddings[:, 1], embeddings[:, 2]
+    rows = jnp.arange(len(embeddings))
+    before = (rows[:, None] - rows[1:]) % len(rows)  # [B, B - 1]
+    allowed = jnp.take_along_axis(retrieval.negatives(targets), before, axis=1)
+    chosen = before[rows, allowed.argmax(axis=1)]
     near = jnp.mean(jnp.square(anchor - positive), axis=-1)
-    far = jnp.mean(jnp.square(anchor - jnp.roll(negative, 1, axis=0)), axis=-1)
+    far = jnp.mean(jnp.square(anchor - negative[chosen]), axis=-1)
     _, metrics = margin_loss(embeddings, targets, margin)
-    return jax.nn.relu(near - far + margin), metrics
+    return jnp.where(allowed.any(axis=1), jax.nn.relu(near - far + margin), 0.0), metrics
 
 
 def build(config: ml_collections.ConfigDict) -> Task:

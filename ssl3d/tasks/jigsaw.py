@@ -72,10 +72,13 @@ def permutations(
 
 
 class Network(nn.Module):
-    """Patches and orders of Q puzzles -> logits; place i of puzzle q holds patch orders[q, i]."""
+    """Patches and orders of Q puzzles -> logits; place i of puzzle q holds patch orders[q, i].
+
+    Without `code`, as in the released code, the head sees the pooled features.
+    """
 
     encoder: nn.Module
-    code: nn.Module
+    code: nn.Module | None
     head: nn.Module
     pool: str
 
@@ -83,7 +86,9 @@ class Network(nn.Module):
         self, inputs: tuple[Float[Array, "B N *P C"], Int[Array, "B Q N"]], train: bool = False
     ) -> Float[Array, "B Q K"]:
         patches, orders = inputs
-        codes = self.code(heads.encode_patches(self.encoder, patches, self.pool, train))
+        codes = heads.encode_patches(self.encoder, patches, self.pool, train)
+        if self.code is not None:
+            codes = self.code(codes)
         puzzles = jnp.take_along_axis(codes[:, None], orders[..., None], axis=2)
         return self.head(puzzles.reshape(*orders.shape[:2], -1), train)
 
@@ -144,7 +149,7 @@ def build(config: ml_collections.ConfigDict) -> Task:
         ),
         network=Network(
             encoder=encoders.build(config.encoder, grid.patch),
-            code=nn.Dense(task.code),
+            code=nn.Dense(task.code) if task.code else None,
             head=heads.build(config.head, out=task.permutations),
             pool=config.head.pool,
         ),

@@ -7,6 +7,7 @@ the global batch: a resume restores no generator, and the number of devices chan
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -39,7 +40,8 @@ class State(TypedDict):
       batch_stats: running statistics of batch norms, empty without.
       optimizer: states of the `Optimizers`, by name.
       step: int32 scalar, steps taken.
-      ema: exponential moving average of `params`, if config.optimizer.ema is above 0.
+      ema: bias-corrected exponential moving average of `params`, see `average`, if
+        config.optimizer.ema is above 0.
     """
 
     params: Tree
@@ -52,14 +54,19 @@ class State(TypedDict):
 def schedule(config: ml_collections.ConfigDict, start: int = 0) -> optax.Schedule:
     """The learning rate: linear warm-up, then cosine decay to zero at `config.steps`.
 
+    The first step has 1 / `warmup_steps` of the peak, not zero: no step is lost.
+
     Args:
       start: the step at which an optimiser starts: it warms up from there, then joins the cosine.
     """
     peak, warmup = config.optimizer.learning_rate, config.optimizer.warmup_steps
-    whole = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(config.steps, warmup + 1))
-    if start == 0:
-        return whole
-    return lambda count: whole(count + start) * jnp.minimum(1.0, (count + 1) / max(warmup, 1))
+    cosine = optax.cosine_decay_schedule(peak, max(config.steps - warmup, 1))
+
+    def rate(count: Any) -> Any:
+        rising = jnp.minimum(1.0, (count + 1) / max(warmup, 1))
+        return rising * cosine(jnp.maximum(count + start - warmup, 0))
+
+    return rate
 
 
 def make_optimizers(config: ml_collections.ConfigDict) -> Optimizers:
@@ -194,6 +201,16 @@ def make_gradients(
     return gradients
 
 
+def average(mean: Tree, params: Tree, decay: float, step: jax.Array) -> Tree:
+    """The bias-corrected exponential moving average after `step` steps, from that before.
+
+    The weight of a step k is decay^(step - k), normalised to a sum of 1 over the steps taken, so
+    that the initial parameters have none.
+    """
+    weight = (1 - decay) / -jnp.expm1(step * math.log(decay))
+    return optax.incremental_update(params, mean, jnp.minimum(weight, 1.0))
+
+
 def make_step(
     config: ml_collections.ConfigDict,
     task: tasks.Task,
@@ -224,10 +241,10 @@ def make_step(
             "step": state["step"] + 1,
         }
         if "ema" in state:
-            average: Any = optax.incremental_update(params, state["ema"], 1 - config.optimizer.ema)
+            mean = average(state["ema"], params, config.optimizer.ema, new["step"])
             # Averaging equal numbers would still round: the frozen encoder is copied.
             kept = {"encoder": state["ema"]["encoder"]} if frozen else {}
-            new["ema"] = average | kept
+            new["ema"] = mean | kept
         return new, metrics | {"gradient_norm": optax.global_norm(grads)}
 
     whole = sharding.replicated(mesh)

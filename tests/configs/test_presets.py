@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import default
-from ssl3d import tasks, xla
+from configs import datasets, default
+from ssl3d import bounds, tasks, xla
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
 from ssl3d.tasks import joint
@@ -169,6 +169,79 @@ def test_classes_and_patches_of_the_paper():
     assert get_config("rpl3d", "ukb,paper").task.queries == 1
     assert get_config("exemplar3d", "ukb,paper").task.zoom == 0.2
     assert get_config("exemplar3d", "ukb,original").task.zoom == 0.15
+
+
+# What the published variants of a task set; the paper's values, and the released code's by rank.
+PUBLISHED_TASKS = {
+    ("exemplar3d", "paper"): {
+        "flip": 0.5, "turn": 0.5, "zoom": 0.2, "zoom_amount": 0.2, "intensity": 0.0,
+        "brightness_contrast": 0.5, "brightness": 0.125, "contrast": 0.5, "code": 1024,
+        "margin": 1.0, "objective": "margin",
+    },
+    ("exemplar3d", "original"): {
+        "flip": 0.5, "turn": 0.5, "zoom": 0.15, "zoom_amount": 0.2, "intensity": 0.0,
+        "brightness_contrast": 0.5, "brightness": 0.125, "contrast": 0.5, "code": 1024,
+        "margin": 1.0, "objective": "original",
+    },
+    ("exemplar2d", "original"): {
+        "flip": 0.5, "turn": 1.0, "zoom": 0.0, "intensity": 0.0,
+        "brightness_contrast": 1.0, "brightness": 0.2, "contrast": 0.2, "objective": "original",
+    },
+    ("jigsaw3d", "paper"): {"permutations": 1000, "spread": True, "code": 64, "jitter": 3},
+    ("jigsaw3d", "original"): {"permutations": 100, "spread": False, "code": 0, "jitter": 3},
+    ("jigsaw2d", "original"): {"permutations": 100, "spread": False, "code": 0, "jitter": 4},
+    ("rpl2d", "original"): {"queries": 1, "jitter": 4, "intensity": 0.0},
+    ("cpc3d", "original"): {
+        "per_side": 4, "overlap": 0, "jitter": 4, "anchor_row": 1, "border": "mirror",
+        "objective": "binary", "code": 1024, "context": 256, "flip_rows": True,
+    },
+    ("cpc2d", "original"): {
+        "per_side": 5, "overlap": 21, "jitter": 4, "anchor_row": 1, "border": "zero",
+        "objective": "binary", "code": 1024, "context": 256, "flip_rows": False,
+    },
+    ("rotation3d", "paper"): {"turns": 2, "group": "axes", "even": False},
+    ("rotation3d", "original"): {"turns": 1, "group": "axes", "even": False},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "variant"), PUBLISHED_TASKS)
+def test_published_settings_of_the_tasks(name, variant):
+    found = get_config(name, f"ukb,{variant}").task.to_dict()
+    assert PUBLISHED_TASKS[name, variant].items() <= found.items()
+
+
+@pytest.mark.parametrize(("side", "cpc", "rpl"), [(224, 67, 66), (128, 38, 38)])
+def test_patches_of_the_original_in_2d(side, cpc, rpl):
+    for name, patch in (("cpc2d", cpc), ("rpl2d", rpl), ("jigsaw2d", rpl)):
+        config = get_config(name, "ukb,original")
+        config.data.crop = (side, side)
+        bounds.derive(config)
+        assert encoded_size(config) == (patch,) * 2
+
+
+def test_flips_are_off_unless_the_preset_knows_better():
+    """On where the mirror image is as likely, with the axes on which it is."""
+    on = {
+        "phantom_brain": (0,),
+        "hippocampus": (0,),
+        "brats": (0,),
+        "phantom_fundus": (0, 1),
+        "retina": (0, 1),
+    }
+    for file in ("segment3d", "segment2d", "classify2d", "classify3d"):
+        for preset in datasets.PRESETS:
+            augment = get_config(file, preset).augment
+            axes = tuple(augment.flip_axes) if augment.flip else ()
+            assert axes == on.get(preset, ()), (file, preset)
+
+
+@pytest.mark.parametrize(("preset", "flip"), [("phantom_brain", 0.0), ("retina", 0.5)])
+def test_slices_without_a_left_and_a_right_are_not_flipped(preset, flip):
+    config = get_config("classify2d", preset)
+    assert config.augment.flip == 0.5
+    config.data.slice_axis = 0  # sagittal; pictures have no slices
+    bounds.derive(config)
+    assert config.augment.flip == flip
 
 
 def test_the_papers_encoders():

@@ -91,8 +91,7 @@ def one_step(name, variant, tiny, dataset):
     state = steps.init_state(config, task, optimizers, record, mesh)
     step = steps.make_step(config, task, optimizers, mesh)
     before = jax.device_get(state["params"])
-    for _ in range(2):  # the first step of a warm-up has a rate of zero
-        state, metrics = step(state, sharding.to_devices(batch, mesh))
+    state, metrics = step(state, sharding.to_devices(batch, mesh))
     return float(metrics["loss"]), before, jax.device_get(state["params"])
 
 

@@ -45,7 +45,7 @@ def test_every_level_of_the_encoder_reaches_the_logits():
 
 
 def test_the_decoder_of_the_original_has_as_many_parameters():
-    """2,113 thousand with three classes, base 16, in 3D (reference, section 2.1)."""
+    """2,113,411 values with three classes, width 16, in 3D, running statistics included."""
     settings = {
         "kind": "unet", "width": 16, "depth": 5, "norm": "batch", "activation_first": True,
     }  # fmt: skip
@@ -55,4 +55,15 @@ def test_the_decoder_of_the_original_has_as_many_parameters():
     features = jax.eval_shape(lambda x: encoder.init_with_output(jax.random.key(0), x)[0], x)
     shapes = jax.eval_shape(decoder.init, jax.random.key(0), features)
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    assert count == pytest.approx(2_113_000, rel=2e-3)
+    assert count == 2_113_411
+    biases = {f"up_{i}": shapes["params"][f"up_{i}"]["bias"].shape for i in range(4)}
+    assert biases == {f"up_{i}": (16 * 2**i,) for i in range(4)}
+
+
+@pytest.mark.parametrize("kind", ["resunet", "unet"])
+def test_other_decoders_have_no_such_bias(kind):
+    encoder = encoders.build({"kind": kind, "width": 4, "depth": 2})
+    x = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
+    features = jax.eval_shape(lambda x: encoder.init_with_output(jax.random.key(0), x)[0], x)
+    shapes = jax.eval_shape(decoders.build(encoder, 3).init, jax.random.key(0), features)
+    assert list(shapes["params"]["up_0"]) == ["kernel"]

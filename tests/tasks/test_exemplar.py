@@ -126,6 +126,28 @@ def test_the_original_codes_loss_is_won_by_constants(tiny):
     np.testing.assert_array_equal(loss, MARGIN)
 
 
+def original_loss_by_hand(x, subject, valid, margin):
+    losses = []
+    for i, (positive, anchor, _) in enumerate(x.astype(float)):
+        before = [(i - k) % len(x) for k in range(1, len(x))]
+        allowed = [j for j in before if subject[j] != subject[i] and valid[j]]
+        near = np.mean((anchor - positive) ** 2)
+        far = [np.mean((anchor - x[j, 2]) ** 2) for j in allowed[:1]]
+        losses.append(max(0, near - far[0] + margin) if far else 0)
+    return losses
+
+
+@pytest.mark.parametrize("valid", [[True] * 6, [True] * 4 + [False] * 2])
+def test_the_original_codes_negative_is_another_subject_and_no_padding(valid):
+    x = np.random.default_rng(0).uniform(size=(6, 3, 16)).astype(np.float32)
+    for subject in ([4, 4, 4, 9, 5, 7], range(6), [1] * 6):
+        targets = {"subject": np.array(subject), "valid": np.array(valid)}
+        loss, _ = original_loss(x, targets, MARGIN)
+        np.testing.assert_allclose(
+            loss, original_loss_by_hand(x, **targets, margin=MARGIN), rtol=1e-5
+        )
+
+
 def test_the_histogram_orders_untouched_volumes_and_not_changed_ones(tiny):
     """Why intensities are changed: quantiles alone know a volume that was only turned."""
     rng = np.random.default_rng(0)
@@ -191,6 +213,36 @@ def test_turns_are_those_of_the_whole_group(tiny):
     same = np.isclose(moved[:, None], turns, atol=1e-4).all(axis=(2, 3, 4))
     assert (same.sum(axis=1) == 1).all()
     assert same.any(axis=0).all()
+
+
+@pytest.mark.parametrize(
+    ("rank", "variant", "chance", "shift", "factor"),
+    [
+        (3, "paper", 0.5, 0.125, 0.5),
+        (2, "paper", 0.5, 0.125, 0.5),
+        (3, "original", 0.5, 0.125, 0.5),
+        (2, "original", 1.0, 0.2, 0.2),
+    ],
+)
+def test_the_published_variants_change_brightness_and_contrast_alone(
+    tiny, rank, variant, chance, shift, factor
+):
+    config = tiny(f"exemplar{rank}d", argument=f"phantom,{variant}", task__zoom=0.0)
+    config.task.flip = config.task.turn = 0.0
+    volume = jnp.asarray(np.random.default_rng(0).normal(size=(6,) * rank + (2,)) ** 3, jnp.float32)
+    keys = jax.random.split(jax.random.key(0), 200)
+    moved = jax.jit(jax.vmap(lambda key: exemplar.transform(key, volume, config.task)))(keys)
+    x, y = np.asarray(volume, float).ravel(), np.asarray(moved, float).reshape(200, -1)
+    gains = ((y - y.mean(1, keepdims=True)) @ (x - x.mean())) / np.square(x - x.mean()).sum()
+    shifts = (y.mean(1) - x.mean()) / (x.max() - x.min())
+    affine = gains[:, None] * (x - x.mean()) + y.mean(1, keepdims=True)
+    np.testing.assert_allclose(y, affine, atol=1e-5 * np.abs(x).max())
+    changed = np.abs(gains - 1) > 1e-4
+    assert changed.mean() == pytest.approx(chance, abs=0.12)
+    np.testing.assert_allclose(shifts[~changed], 0, atol=1e-5)
+    for found, most in ((gains[changed] - 1, factor), (shifts[changed], shift)):
+        assert 0.9 * most < np.abs(found).max() < 1.001 * most
+        assert abs(found.mean()) < 0.2 * most
 
 
 @pytest.mark.parametrize(

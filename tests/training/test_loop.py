@@ -136,7 +136,10 @@ def raw_state(workdir, step):
 
 def test_averaged_weights_are_exported_and_the_raw_ones_kept(whole):
     before, after = raw_state(whole, 5), raw_state(whole, 6)
-    expected = jax.tree.map(lambda a, b: 0.5 * a + 0.5 * b, before["ema"], after["params"])
+    weight = 0.5 / (1 - 0.5**6)
+    expected = jax.tree.map(
+        lambda a, b: (1 - weight) * a + weight * b, before["ema"], after["params"]
+    )
     for wanted, found in zip(jax.tree.leaves(expected), jax.tree.leaves(after["ema"]), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-7)
     _, variables = export.load_encoder(whole)

@@ -53,10 +53,34 @@ def test_the_schedule_warms_up_and_ends_at_zero_wherever_the_run_is_stopped(tiny
     config = tiny("rpl2d", steps=100)
     config.optimizer.warmup_steps, config.optimizer.learning_rate = 10, 0.5
     rates = np.array([steps.schedule(config)(step) for step in range(101)])
-    np.testing.assert_allclose(rates[:11], np.linspace(0, 0.5, 11), rtol=1e-5)
+    np.testing.assert_allclose(rates[:10], np.linspace(0.05, 0.5, 10), rtol=1e-5)
+    assert rates[10] == pytest.approx(0.5)
     assert (np.diff(rates[10:]) <= 0).all()
     assert rates[55] == pytest.approx(0.25, rel=1e-3)
     assert rates[100] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("start", "warmup"), [(0, 8), (0, 1), (0, 0), (30, 8), (4, 8)])
+def test_no_first_step_has_a_rate_of_zero(tiny, start, warmup):
+    config = tiny("rpl2d", steps=100)
+    config.optimizer.warmup_steps, config.optimizer.learning_rate = warmup, 0.5
+    whole, rate = steps.schedule(config), steps.schedule(config, start)
+    later = float(whole(max(start, warmup)))
+    assert float(rate(0)) == pytest.approx(later / max(warmup, 1), rel=1e-5)
+    assert float(rate(50)) == pytest.approx(float(whole(50 + start)), rel=1e-5)
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9, 0.9999])
+def test_the_average_is_corrected_for_its_bias(decay):
+    """Against its definition: the initial value, far from all later ones, has no weight."""
+    values = np.random.default_rng(0).normal(size=12)
+    mean = {"kernel": jnp.full(2, 1e3)}
+    for step, value in enumerate(values, start=1):
+        now = {"kernel": jnp.full(2, value, jnp.float32)}
+        mean = steps.average(mean, now, decay, jnp.int32(step))
+        weights = decay ** np.arange(step)[::-1]
+        expected = (weights * values[:step]).sum() / weights.sum()
+        np.testing.assert_allclose(mean["kernel"], expected, atol=2e-4)
 
 
 def test_biases_and_norms_are_not_decayed(tiny):
