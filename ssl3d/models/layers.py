@@ -203,7 +203,7 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "B *S C"]) -> Float[Array, "B *S {self.channels}"]:
         shape = (*(self.kernel,) * (x.ndim - 2), x.shape[-1], self.channels)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
-        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype))
+        y = convolve(x.astype(self.dtype), jnp.asarray(kernel, self.dtype))
         if self.bias:
             y += self.param("bias", nn.initializers.zeros, (self.channels,)).astype(self.dtype)
         return y
@@ -282,7 +282,7 @@ class Norm(nn.Module):
             for name, init in (("mean", zeros), ("var", ones))
         ]
         if not train:
-            return running[0].value, running[1].value
+            return jnp.asarray(running[0].value), jnp.asarray(running[1].value)
         now = [s.reshape(-1) for s in _moments(x, tuple(range(x.ndim - 1)))]
         if not self.is_initializing():
             for kept, new in zip(running, now, strict=True):

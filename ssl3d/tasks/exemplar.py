@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Int, PRNGKeyArray
+from jaxtyping import Float, Integer, PRNGKeyArray
 
 from ssl3d import augment, losses
 from ssl3d.data.pipeline import Example, crop
@@ -135,8 +135,8 @@ def collect(
 
 def score(
     collected: Collected,
-    subjects: Int[np.ndarray, " M"],
-    repeats: Int[np.ndarray, " M"],
+    subjects: Integer[np.ndarray, " M"],
+    repeats: Integer[np.ndarray, " M"],
     pool: int,
 ) -> Scores:
     """Whether the own original is the closest of `pool` originals of different subjects, ties lost.
@@ -170,7 +170,7 @@ def score(
 
 
 def _rivals(
-    i: int, subjects: Int[np.ndarray, " M"], repeats: Int[np.ndarray, " M"], count: int
+    i: int, subjects: Integer[np.ndarray, " M"], repeats: Integer[np.ndarray, " M"], count: int
 ) -> list[int]:
     """The next `count` cases after i, cyclically, of the same repeat and of other subjects."""
     taken = {int(subjects[i])}

@@ -21,7 +21,7 @@ def embeddings(batch, size=6, seed=0):
 
 
 def everyone(batch):
-    return {"subject": np.arange(batch), "valid": np.ones(batch, bool)}
+    return {"subject": jnp.arange(batch), "valid": jnp.ones(batch, bool)}
 
 
 def guarded_distance(a, b):
