@@ -60,3 +60,33 @@ def classified(
         "chance": (count / logits.shape[-1], count),
     }
     return total / count, metrics
+
+
+def vicreg(
+    views: Float[Array, "B 2 E"],
+    valid: Bool[Array, " B"],
+    invariance: float,
+    variance: float,
+    covariance: float,
+) -> Float32[Array, " B"]:
+    """VICReg (Bardes et al. 2022), scaled as in its released code.
+
+    Args:
+      views: two embeddings of each example.
+      valid: false for padding, which the statistics of the batch leave out.
+      invariance, variance, covariance: weights of the mean squared difference of the two views, of
+        the shortfall of each channel's standard deviation from 1, and of the squared covariances.
+
+    Returns:
+      The loss; its last two terms are the same for all examples.
+    """
+    views = views.astype(jnp.float32)
+    weight = valid.astype(jnp.float32)[:, None, None]
+    count = weight.sum()
+    centred = weight * (views - (weight * views).sum(axis=0) / count)
+    covariances = jnp.einsum("bve,bvf->vef", centred, centred) / jnp.maximum(count - 1, 1)
+    variances = jnp.diagonal(covariances, axis1=1, axis2=2)  # [2, E]
+    short = jax.nn.relu(1 - jnp.sqrt(variances + 1e-4)).mean()
+    mixed = (jnp.square(covariances).sum() - jnp.square(variances).sum()) / views.shape[-1]
+    apart = jnp.square(views[:, 0] - views[:, 1]).mean(axis=-1)
+    return invariance * apart + variance * short + covariance * mixed

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
-from ssl3d import metrics
+from ssl3d import metrics, reference_scores
 from ssl3d.data import geometry, readers, store
 from ssl3d.data.preparation.case import check_label_values, settings_of_dataset
 from ssl3d.downstream import predictor
@@ -239,7 +239,9 @@ def summarise(
         "regions": {name: list(region) for name, region in regions.items()},
         "mean_foreground": classes.pop(MEAN_FOREGROUND),
         "scores": classes,
-        "reference": metrics.reference_segmentation_scores(confusion, dataset.classes, regions),
+        "reference": reference_scores.reference_segmentation_scores(
+            confusion, dataset.classes, regions
+        ),
     }
 
 

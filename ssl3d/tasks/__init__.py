@@ -118,9 +118,11 @@ class Task(NamedTuple):
 TASKS = {
     name: f"ssl3d.tasks.{name}"
     for name in (
+        "contrast",
         "cpc",
         "exemplar",
         "jigsaw",
+        "joint",
         "rotation",
         "rpl",
         "segmentation",

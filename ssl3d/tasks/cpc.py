@@ -27,7 +27,7 @@ from ssl3d import augment, losses
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
 from ssl3d.tasks import Box, Metrics, Panel, Targets, Task
-from ssl3d.tasks.grid import Grid, cut, patch_grid
+from ssl3d.tasks.grid import Cut, Grid, patch_grid
 
 
 def _mirror(i: int, n: int) -> int:
@@ -224,7 +224,7 @@ def build(config: ml_collections.ConfigDict) -> Task:
         ]
 
     return Task(
-        record=lambda rng, example, train: cut(rng, example, config.data.crop, grid, train),
+        record=Cut(tuple(config.data.crop), grid),
         views=lambda key, record, train: views(key, record, train, task.intensity, task.flip_rows),
         network=Network(
             encoder=encoders.build(config.encoder, grid.patch),

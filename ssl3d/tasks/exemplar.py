@@ -9,22 +9,21 @@ intensities, so that the histogram does not identify a volume.
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Integer, PRNGKeyArray
+from jaxtyping import Float, PRNGKeyArray
 
 from ssl3d import augment, losses
 from ssl3d.data.pipeline import Example, crop
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
-from ssl3d.tasks import Box, Collected, Metrics, Panel, Scores, Targets, Task
-
-# Enough to order the triplets of unchanged z-scored volumes without any network.
-_QUANTILES = 33
+from ssl3d.tasks import Box, Metrics, Panel, Targets, Task, retrieval
 
 # Far below the squared distance of different embeddings, far above float32's rounding.
 _GUARD = 1e-6
@@ -98,7 +97,7 @@ def margin_loss(
     squared = jnp.sum(jnp.square(transformed[:, None] - originals[None]), axis=-1)
     distance = jnp.sqrt(squared + _GUARD)
     own = jnp.diagonal(distance)[:, None]
-    others = (targets["subject"][:, None] != targets["subject"]) & targets["valid"][None, :]
+    others = retrieval.negatives(targets)
     hinge = jnp.where(others, jax.nn.relu(own - distance + margin), 0.0)
     count = others.sum(axis=1)
     loss = hinge.sum(axis=1) / jnp.maximum(count, 1)
@@ -121,66 +120,6 @@ def original_loss(
     far = jnp.mean(jnp.square(anchor - jnp.roll(negative, 1, axis=0)), axis=-1)
     _, metrics = margin_loss(embeddings, targets, margin)
     return jax.nn.relu(near - far + margin), metrics
-
-
-def collect(
-    inputs: Float[Array, "B 2 *S C"], embeddings: Float[Array, "B V E"], targets: Targets
-) -> dict[str, Float[Array, "B 2 _"]]:
-    """What `score` needs: embeddings [B, 2, E] and intensity quantiles [B, 2, 33 C]."""
-    axes = tuple(range(2, inputs.ndim - 1))
-    quantiles = jnp.quantile(inputs, jnp.linspace(0, 1, _QUANTILES), axis=axes)
-    histogram = jnp.moveaxis(quantiles, 0, -1).reshape(*inputs.shape[:2], -1)
-    return {"embeddings": embeddings[:, :2], "histogram": histogram}
-
-
-def score(
-    collected: Collected,
-    subjects: Integer[np.ndarray, " M"],
-    repeats: Integer[np.ndarray, " M"],
-    pool: int,
-) -> Scores:
-    """Whether the own original is the closest of `pool` originals of different subjects, ties lost.
-
-    The pool of a case holds its own original and those of the next subjects in the order of the
-    validation set, so the result does not depend on the batch size.
-
-    Args:
-      collected: arrays [M, 2, ...] from `collect`, originals first.
-      subjects, repeats: of each example.
-      pool: originals to choose from.
-
-    Returns:
-      (hits [M], ones [M]): `accuracy` of the embeddings, `accuracy_histogram` of 33 quantiles of
-      the intensities, which need no network, and `chance`.
-    """
-    results: Scores = {}
-    ones = np.ones(len(subjects))
-    sizes = np.ones(len(subjects))
-    for name, key in (("accuracy", "embeddings"), ("accuracy_histogram", "histogram")):
-        originals, transformed = collected[key][:, 0], collected[key][:, 1]
-        hits = np.zeros(len(subjects))
-        for i in range(len(subjects)):
-            rivals = _rivals(i, subjects, repeats, pool - 1)
-            own = np.square(transformed[i] - originals[i]).sum()
-            others = np.square(transformed[i] - originals[rivals]).sum(axis=-1)
-            hits[i] = bool((own < others).all()) and len(rivals) > 0
-            sizes[i] = 1 + len(rivals)
-        results[name] = (hits, ones)
-    return results | {"chance": (1 / sizes, ones)}
-
-
-def _rivals(
-    i: int, subjects: Integer[np.ndarray, " M"], repeats: Integer[np.ndarray, " M"], count: int
-) -> list[int]:
-    """The next `count` cases after i, cyclically, of the same repeat and of other subjects."""
-    taken = {int(subjects[i])}
-    rivals: list[int] = []
-    for step in range(1, len(subjects)):
-        j = (i + step) % len(subjects)
-        if repeats[j] == repeats[i] and int(subjects[j]) not in taken and len(rivals) < count:
-            taken.add(int(subjects[j]))
-            rivals.append(j)
-    return rivals
 
 
 def build(config: ml_collections.ConfigDict) -> Task:
@@ -222,7 +161,7 @@ def build(config: ml_collections.ConfigDict) -> Task:
         headline="accuracy",
         shown=("accuracy_histogram",),
         spatial=("volume",),
-        collect=collect,
-        score=lambda collected, subjects, repeats: score(collected, subjects, repeats, task.pool),
+        collect=retrieval.collect,
+        score=functools.partial(retrieval.score, pool=task.pool),
         needs_whole_batch=True,
     )

@@ -108,3 +108,16 @@ def cut(
     image, origin = crop(rng, example.image, size, train)
     at = starts(grid, rng)
     return {"patches": tile(image, grid, at), "starts": (origin + at).astype(np.int32)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """`cut` as the `record` of a task; equal for tasks that cut the same patches."""
+
+    size: tuple[int, ...]
+    grid: Grid
+
+    def __call__(
+        self, rng: np.random.Generator, example: Example, train: bool
+    ) -> dict[str, np.ndarray]:
+        return cut(rng, example, self.size, self.grid, train)

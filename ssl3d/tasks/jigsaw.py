@@ -23,7 +23,7 @@ from ssl3d import augment, losses
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
 from ssl3d.tasks import Box, Metrics, Panel, Targets, Task
-from ssl3d.tasks.grid import cut, patch_grid
+from ssl3d.tasks.grid import Cut, patch_grid
 
 # Random candidates among which each permutation is chosen.
 _CANDIDATES = 20
@@ -138,7 +138,7 @@ def build(config: ml_collections.ConfigDict) -> Task:
         ]
 
     return Task(
-        record=lambda rng, example, train: cut(rng, example, config.data.crop, grid, train),
+        record=Cut(tuple(config.data.crop), grid),
         views=lambda key, record, train: views(
             key, record, train, jnp.asarray(chosen), task.puzzles, task.intensity
         ),
