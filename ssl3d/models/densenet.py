@@ -97,7 +97,7 @@ class Stem(nn.Module):
         blocks = layers.space_to_depth(
             jnp.pad(x.astype(self.dtype), [(0, 0), *[(1, 0)] * rank, (0, 0)])
         )
-        taps = layers.space_to_depth(kernel.astype(self.dtype).reshape(1, *(7,) * rank, -1))
+        taps = layers.space_to_depth(jnp.asarray(kernel, self.dtype).reshape(1, *(7,) * rank, -1))
         y = layers.convolve(blocks, taps.reshape(*(4,) * rank, blocks.shape[-1], self.channels))
         return jax.lax.slice(y, (0,) * y.ndim, (y.shape[0], *halved, self.channels))
 

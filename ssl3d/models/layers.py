@@ -206,7 +206,7 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "B *S C"]) -> Float[Array, "B *S {self.channels}"]:
         shape = (*(self.kernel,) * (x.ndim - 2), x.shape[-1], self.channels)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
-        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype))
+        y = convolve(x.astype(self.dtype), jnp.asarray(kernel, self.dtype))
         if self.bias:
             y += self.param("bias", nn.initializers.zeros, (self.channels,)).astype(self.dtype)
         return y
@@ -289,7 +289,8 @@ class Norm(nn.Module):
             for name, init in (("mean", zeros), ("var", ones))
         ]
         if not train:
-            return jnp.zeros_like(running[0].value), running[0].value, running[1].value
+            mean, variance = (jnp.asarray(kept.value) for kept in running)
+            return jnp.zeros_like(mean), mean, variance
         moments = _moments(x, tuple(range(x.ndim - 1)), x.shape[-1])
         shift, mean, variance = (m.reshape(-1) for m in moments)
         if not self.is_initializing():

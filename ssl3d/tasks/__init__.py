@@ -33,7 +33,7 @@ import flax.linen as nn
 import ml_collections
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Int, Real, Shaped
+from jaxtyping import Float, Integer, Real, Shaped
 
 from ssl3d import extensions
 from ssl3d.losses import Metrics
@@ -106,7 +106,9 @@ class Task(NamedTuple):
     shown: tuple[str, ...] = ()
     spatial: tuple[str, ...] = ()
     collect: Callable[[Any, Any, Targets], dict[str, Shaped[Array, "B ..."]]] | None = None
-    score: Callable[[Collected, Int[np.ndarray, " M"], Int[np.ndarray, " M"]], Scores] | None = None
+    score: (
+        Callable[[Collected, Integer[np.ndarray, " M"], Integer[np.ndarray, " M"]], Scores] | None
+    ) = None
     needs_whole_batch: bool = False
     best_by: str = ""
     predict: Callable[[Any], Float[Array, "B ... K"]] | None = None

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Float32, Int, PRNGKeyArray, Real
+from jaxtyping import Float, Float32, Int, Integer, PRNGKeyArray, Real
 
 from ssl3d import augment, losses, metrics
 from ssl3d.data.pipeline import Example, crop
@@ -81,9 +81,9 @@ def grade_of(probability: Float[np.ndarray, "*B K"], ordinal: bool) -> Int[np.nd
 
 
 def loss(
-    logits: Float[Array, "B K-{ordinal}"],
+    logits: Float[Array, "B outputs"],
     targets: Targets,
-    weights: Float[np.ndarray, " K"],
+    weights: Float[np.ndarray, " outputs+{ordinal}"],
     ordinal: bool,
     chance: float,
 ) -> tuple[Float[Array, " B"], Metrics]:
@@ -158,7 +158,9 @@ def build(config: ml_collections.ConfigDict, labels: Labels | None) -> Task:
         return {"probability": probabilities(logits, ordinal), "grade": targets["grade"]}
 
     def score(
-        collected: Collected, subjects: Int[np.ndarray, " M"], repeats: Int[np.ndarray, " M"]
+        collected: Collected,
+        subjects: Integer[np.ndarray, " M"],
+        repeats: Integer[np.ndarray, " M"],
     ) -> Scores:
         grades = collected["grade"]
         answers = grade_of(collected["probability"], ordinal)

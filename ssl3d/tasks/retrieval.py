@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 
 from ssl3d import losses
 from ssl3d.tasks import Collected, Metrics, Scores, Targets
@@ -53,8 +53,8 @@ def collect(
 
 def score(
     collected: Collected,
-    subjects: Int[np.ndarray, " M"],
-    repeats: Int[np.ndarray, " M"],
+    subjects: Integer[np.ndarray, " M"],
+    repeats: Integer[np.ndarray, " M"],
     pool: int,
 ) -> Scores:
     """Whether the own original is the closest of `pool` originals of different subjects, ties lost.
@@ -88,7 +88,7 @@ def score(
 
 
 def _rivals(
-    i: int, subjects: Int[np.ndarray, " M"], repeats: Int[np.ndarray, " M"], count: int
+    i: int, subjects: Integer[np.ndarray, " M"], repeats: Integer[np.ndarray, " M"], count: int
 ) -> list[int]:
     """The next `count` cases after i, cyclically, of the same repeat and of other subjects."""
     taken = {int(subjects[i])}

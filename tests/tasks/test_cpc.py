@@ -250,12 +250,13 @@ def test_constant_codes_rank_nothing_first_and_true_ones_everything():
 def test_the_original_objective_tells_one_true_column_from_one_false():
     outputs, targets = outputs_and_targets()
     pair = np.random.default_rng(1).uniform(size=(4, 9)).astype(np.float32)
-    loss, metrics = cpc.binary(outputs, targets | {"pair": pair}, GOALS)
+    binary = jax.jit(lambda *arrays: cpc.binary(*arrays, GOALS))
+    loss, metrics = binary(outputs, targets | {"pair": pair})
     assert loss.shape == (4,)
     assert np.isfinite(loss).all()
     # Every score is 0: undecided, and never right.
     outputs["predictions"] = np.zeros_like(outputs["predictions"])
-    loss, metrics = cpc.binary(outputs, targets | {"pair": pair}, GOALS)
+    loss, metrics = binary(outputs, targets | {"pair": pair})
     np.testing.assert_allclose(loss, np.log(2), rtol=1e-6)
     assert metrics["pair_accuracy"][0].sum() == 0
 
@@ -295,7 +296,7 @@ def test_the_original_objective_samples_every_other_column():
 
 def test_the_original_flips_each_patch_on_its_own_along_the_rows():
     patches = np.random.default_rng(0).normal(size=(16, 3, 4, 1)).astype(np.float32)
-    shown, _ = cpc.views(jax.random.key(0), {"patches": patches}, True, 0.0, True)
+    shown, _ = cpc.views(jax.random.key(0), {"patches": jnp.asarray(patches)}, True, 0.0, True)
     flipped = [np.array_equal(a, b[::-1]) for a, b in zip(shown, patches, strict=True)]
     kept = [np.array_equal(a, b) for a, b in zip(shown, patches, strict=True)]
     assert np.logical_xor(flipped, kept).all()

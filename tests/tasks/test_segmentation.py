@@ -33,7 +33,9 @@ def random_labels(seed=0, shape=(2, 6, 6, 6), classes=4):
 
 def test_the_right_answer_costs_nothing_and_scores_one():
     label = random_labels()
-    loss, metrics = segmentation.loss((logits_of(label, 4),), {"label": label}, belongs())
+    loss, metrics = segmentation.loss(
+        (logits_of(label, 4),), {"label": jnp.asarray(label)}, belongs()
+    )
     np.testing.assert_allclose(loss, 0, atol=1e-3)
     total, count = metrics["dice"]
     np.testing.assert_array_equal(count, 3)
@@ -51,7 +53,9 @@ def test_loss_and_dice_by_hand():
         (2 * (p[..., k] * truth[..., k]).sum() + 1) / (p[..., k].sum() + truth[..., k].sum() + 1)
         for k in (1, 2, 3)
     ]
-    loss, metrics = segmentation.loss((jnp.asarray(logits),), {"label": label}, belongs())
+    loss, metrics = segmentation.loss(
+        (jnp.asarray(logits),), {"label": jnp.asarray(label)}, belongs()
+    )
     assert float(loss[0]) == pytest.approx(1 - np.mean(dice) + entropy, rel=1e-5)
     answer = logits[0].argmax(-1)
     hard = [
@@ -69,7 +73,8 @@ def test_what_is_outside_changes_nothing(seed):
     logits = rng.normal(size=(2, 1, 4, 4, 4)).astype(np.float32)
     logits[1, :, 2:] = logits[0, :, 2:]
     answers = [
-        segmentation.loss((jnp.asarray(one),), {"label": label}, belongs()) for one in logits
+        segmentation.loss((jnp.asarray(one),), {"label": jnp.asarray(label)}, belongs())
+        for one in logits
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *answers)
 
@@ -77,13 +82,15 @@ def test_what_is_outside_changes_nothing(seed):
 def test_a_class_that_is_not_there_is_fine_and_not_counted():
     label = np.zeros((2, 4, 4), int)
     label[1, 0] = 1
-    loss, metrics = segmentation.loss((jnp.zeros((2, 4, 4, 4)),), {"label": label}, belongs())
+    loss, metrics = segmentation.loss(
+        (jnp.zeros((2, 4, 4, 4)),), {"label": jnp.asarray(label)}, belongs()
+    )
     assert np.isfinite(loss).all()
     np.testing.assert_array_equal(metrics["dice"][1], [0, 1])
     np.testing.assert_array_equal(metrics["dice"][0][0], 0)
-    gradient = jax.grad(lambda x: segmentation.loss((x,), {"label": label}, belongs())[0].sum())(
-        jnp.zeros((2, 4, 4, 4))
-    )
+    gradient = jax.grad(
+        lambda x: segmentation.loss((x,), {"label": jnp.asarray(label)}, belongs())[0].sum()
+    )(jnp.zeros((2, 4, 4, 4)))
     assert np.isfinite(gradient).all()
 
 
@@ -108,7 +115,7 @@ def test_a_class_that_is_not_there_is_the_entropys_alone(seed, regions):
         / (truth[..., k].sum() + answer[..., k].sum() + 1)
         for k in present
     ]
-    loss, _ = segmentation.loss((logits,), {"label": label}, members)
+    loss, _ = segmentation.loss((logits,), {"label": jnp.asarray(label)}, members)
     np.testing.assert_allclose(loss[0], 1 - np.mean(dice) + entropy, rtol=1e-4)
 
 
@@ -118,7 +125,7 @@ def test_regions_overlap():
     members = belongs(BRATS)
     truth = members.T[label]
     right = 20.0 * (truth - 0.5)
-    loss, metrics = segmentation.loss((jnp.asarray(right),), {"label": label}, members)
+    loss, metrics = segmentation.loss((jnp.asarray(right),), {"label": jnp.asarray(label)}, members)
     np.testing.assert_allclose(loss, 0, atol=1e-3)
     np.testing.assert_allclose(metrics["dice"][0], 3, rtol=1e-6)
     own = [segmentation.own_class(BRATS, index) for index in range(3)]
@@ -128,8 +135,8 @@ def test_regions_overlap():
 def test_deep_supervision_weighs_each_resolution_half_as_much():
     label = random_labels(3, (1, 6, 6))
     finest, coarser = jnp.zeros((1, 6, 6, 4)), logits_of(label[:, ::2, ::2], 4)
-    both, _ = segmentation.loss((finest, coarser), {"label": label}, belongs())
-    one, _ = segmentation.loss((finest,), {"label": label}, belongs())
+    both, _ = segmentation.loss((finest, coarser), {"label": jnp.asarray(label)}, belongs())
+    one, _ = segmentation.loss((finest,), {"label": jnp.asarray(label)}, belongs())
     np.testing.assert_allclose(both, one / 1.5, atol=1e-3)
 
 
