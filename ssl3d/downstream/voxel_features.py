@@ -148,5 +148,5 @@ def choose_voxels(
             f"{dataset.path}: no case of the split val has any foreground, so no penalty can be "
             "selected; prepare with another split"
         )
-    number, threshold = np.unravel_index(dice.argmax(), dice.shape)
-    return readouts[int(number)], float(THRESHOLDS[threshold]), float(dice.max())
+    best, threshold = np.unravel_index(np.argmax(dice), dice.shape)
+    return readouts[int(best)], float(THRESHOLDS[threshold]), float(np.max(dice))

@@ -185,8 +185,10 @@ def features_at(levels: Levels, voxels: Array) -> Array:
     full = levels[0].shape[1:-1]
 
     def interpolate(level: Array, voxels: Array) -> Array:
-        sides = np.asarray(level.shape[:-1])
-        place = (voxels + 0.5) / _strides(level.shape[:-1], full) - 0.5
+        sides, strides = np.asarray(level.shape[:-1]), _strides(level.shape[:-1], full)
+        if (strides == 1).all():  # nothing to interpolate, or to compile
+            return level[tuple(jnp.moveaxis(voxels, -1, 0))]
+        place = (voxels + 0.5) / strides - 0.5
         place = jnp.clip(place, 0, sides - 1)
         low = jnp.floor(place).astype(jnp.int32)
         high, part = jnp.minimum(low + 1, sides - 1), place - low

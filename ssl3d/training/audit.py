@@ -97,6 +97,7 @@ def audit(config: ml_collections.ConfigDict, steps: int, network: bool = False) 
                 "log_every": steps,
                 "validate_every": steps,
                 "checkpoint_every": steps,
+                "probe_every": 0,
             }
         )
         with contextlib.redirect_stdout(io.StringIO()):
