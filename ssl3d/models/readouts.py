@@ -14,10 +14,12 @@ E features never exist at full resolution.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+import operator
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -179,27 +181,59 @@ def _strides(level: Sequence[int], full: Sequence[int]) -> np.ndarray:
     return np.asarray(strides)
 
 
-@jax.jit
-def features_at(levels: Levels, voxels: Array) -> Array:
-    """All levels interpolated linearly at given voxels: int [B, M, r] -> [B, M, E]."""
+def corners_of(
+    levels: Sequence[Array | np.ndarray], voxels: np.ndarray
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """What interpolates each level linearly at given voxels of the full resolution.
+
+    Args:
+      levels: [B, *S, C] each, of which only the shapes count.
+      voxels: int [B, M, r].
+
+    Returns:
+      For each level the 2^r voxels of it around each of the given ones, as indices into its
+      flattened space, int32 [B, M, 2^r], and their weights, float32.
+    """
     full = levels[0].shape[1:-1]
+    corners = np.array(list(itertools.product((False, True), repeat=len(full))))
+    found = []
+    for level in levels:
+        sides = level.shape[1:-1]
+        last = np.subtract(sides, 1)
+        place = (voxels[..., None, :] + 0.5) / _strides(sides, full) - 0.5
+        place = np.clip(place, 0, last)
+        low = np.floor(place).astype(np.int32)
+        high, part = np.minimum(low + 1, last), place - low
+        at = np.moveaxis(np.where(corners, high, low), -1, 0)
+        indices = np.ravel_multi_index(tuple(at), sides).astype(np.int32)
+        weights = np.where(corners, part, 1 - part).prod(-1).astype(np.float32)
+        found.append((indices, weights))
+    return found
 
-    def interpolate(level: Array, voxels: Array) -> Array:
-        sides, strides = np.asarray(level.shape[:-1]), _strides(level.shape[:-1], full)
-        if (strides == 1).all():  # nothing to interpolate, or to compile
-            return level[tuple(jnp.moveaxis(voxels, -1, 0))]
-        place = (voxels + 0.5) / strides - 0.5
-        place = jnp.clip(place, 0, sides - 1)
-        low = jnp.floor(place).astype(jnp.int32)
-        high, part = jnp.minimum(low + 1, sides - 1), place - low
-        total = jnp.zeros(())
-        for corner in itertools.product((False, True), repeat=len(full)):
-            at = jnp.where(np.asarray(corner), high, low)
-            weight = jnp.where(np.asarray(corner), part, 1 - part).prod(-1, keepdims=True)
-            total += weight * level[tuple(jnp.moveaxis(at, -1, 0))]
-        return total
 
-    return jnp.concatenate([jax.vmap(interpolate)(level, voxels) for level in levels], axis=-1)
+def interpolate(levels: Sequence[Any], corners: Sequence[tuple[Any, Any]]) -> list[Any]:
+    """Levels [B, *S, C] at the voxels of `corners_of`: [B, M, C] each; in NumPy or in JAX."""
+    found = []
+    for level, (indices, weights) in zip(levels, corners, strict=True):
+        flat = level.reshape(len(level), -1, level.shape[-1])
+        rows = np.arange(len(level))[:, None]
+        # Term by term: all corners at once would take 2^r times the memory.
+        terms = (
+            weights[..., corner, None] * flat[rows, indices[..., corner]]
+            for corner in range(weights.shape[-1])
+        )
+        found.append(functools.reduce(operator.add, terms))
+    return found
+
+
+@jax.jit
+def _interpolated(levels: Levels, corners: Sequence[tuple[Array, Array]]) -> Array:
+    return jnp.concatenate(interpolate(levels, corners), axis=-1)
+
+
+def features_at(levels: Levels, voxels: np.ndarray) -> Array:
+    """All levels interpolated linearly at given voxels: int [B, M, r] -> [B, M, E]."""
+    return _interpolated(levels, corners_of(levels, voxels))
 
 
 @jax.jit

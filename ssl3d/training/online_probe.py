@@ -30,15 +30,16 @@ from jax import Array
 from ssl3d import metrics, tasks, xla
 from ssl3d.data import pipeline, store
 from ssl3d.errors import UserError
-from ssl3d.models import encoders, heads
+from ssl3d.models import encoders
 from ssl3d.models.readouts import (
     THRESHOLDS,
     Levels,
     NormalEquations,
     VoxelSample,
     class_weights,
-    features_at,
+    corners_of,
     foreground_counts,
+    interpolate,
     mean_foreground_dice,
     nearest_neighbours,
     sample_voxels,
@@ -47,11 +48,12 @@ from ssl3d.tasks.segmentation import middle_of_labels
 from ssl3d.training.problem import Problem
 from ssl3d.training.step import Variables
 
-# Voxels of a window, by rank: a fraction of what a training step encodes.
-_WINDOW = {3: 32**3, 2: 128**2}
+# The least voxels of a window, by rank, and the share of the voxels of all training crops that the
+# windows of a probe may have: long runs can afford whole crops.
+_WINDOW, _SHARE = {3: 24**3, 2: 64**2}, 1e-4
 # Voxels that the deepest norm must see.
 _LEAST_NORM = 8
-_SAMPLED = 2048  # voxels of a window whose features are fitted or scored
+_SAMPLED = 1024  # voxels of a window whose features are fitted or scored
 # Of the ridge regression on standardised features. With 4 to 32 hippocampi, penalties of 1e-5 to
 # 0.1 differ by at most 0.01 in Dice.
 _PENALTY = 1e-2
@@ -178,11 +180,18 @@ def _first(
 
 
 def window_size(config: ml_collections.ConfigDict) -> tuple[int, ...]:
-    """*S of a window, in voxels: the config's crop, shrunk as far as the encoder allows."""
+    """*S of a window, in voxels: the config's crop, or less where the run is short."""
     crop, rank = tuple(config.data.crop), config.rank
-    factor = min((_WINDOW[rank] / math.prod(crop)) ** (1 / rank), 1.0)
-    size = tuple(round(side * factor) for side in crop)
-    return size if encoders.smallest_norm(config.encoder, size) >= _LEAST_NORM else crop
+    whole = math.prod(crop)
+    trained = config.steps * config.batch_size * whole
+    voxels = max(_SHARE * trained / (2 * config.probe.cases), _WINDOW[rank])
+    while voxels < whole:
+        factor = (voxels / whole) ** (1 / rank)
+        size = tuple(max(round(side * factor), 1) for side in crop)
+        if encoders.smallest_norm(config.encoder, size) >= _LEAST_NORM:
+            return size
+        voxels *= 2
+    return crop
 
 
 def read_windows(
@@ -271,8 +280,12 @@ def score_images(
 
 
 def _voxel_features(levels: Levels, sample: VoxelSample) -> np.ndarray:
-    """All levels of one window at the sampled voxels: -> [M, E]."""
-    return np.asarray(features_at(levels, jnp.asarray(sample.voxels)[None])[0])
+    """All levels of one window at the sampled voxels: -> [M, E].
+
+    In NumPy: of so few voxels, compiling the interpolation would be the most expensive part.
+    """
+    own = [np.asarray(level) for level in levels]
+    return np.concatenate(interpolate(own, corners_of(own, sample.voxels[None])), axis=-1)[0]
 
 
 def _voxel_intensities(image: np.ndarray, sample: VoxelSample) -> np.ndarray:
@@ -281,8 +294,8 @@ def _voxel_intensities(image: np.ndarray, sample: VoxelSample) -> np.ndarray:
 
 
 def _image_features(levels: Levels, _: int) -> np.ndarray:
-    """The pooled bottleneck of one image: -> [E]."""
-    return np.asarray(heads.pooled(encoders.Features(levels))[0])
+    """The bottleneck of one image, averaged: -> [E]."""
+    return np.asarray(levels[-1]).reshape(-1, levels[-1].shape[-1]).mean(0)
 
 
 def _image_intensities(image: np.ndarray, _: int) -> np.ndarray:
