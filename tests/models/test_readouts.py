@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 from sklearn.linear_model import Ridge
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from ssl3d.data.pipeline import OUTSIDE
@@ -105,10 +106,13 @@ def random_levels(shape, channels=(2, 3, 4), seed=0):
 
 @pytest.mark.parametrize("shape", [(8, 12), (7, 13), (5, 6, 9)])
 def test_features_are_interpolated_linearly(shape):
-    """Against SciPy; and the readout of interpolated features is the interpolated readout."""
+    """Against SciPy, in JAX and in NumPy; the readout of interpolated features is interpolated."""
     levels = random_levels(shape)
     grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1).reshape(-1, len(shape))
     features = np.asarray(readouts.features_at(levels, np.stack([grid, grid])))
+    host = [np.asarray(level) for level in levels]
+    parts = readouts.interpolate(host, readouts.corners_of(host, np.stack([grid, grid])))
+    np.testing.assert_allclose(np.concatenate(parts, -1), features, atol=1e-6)
     begin = 0
     for i, level in enumerate(levels):
         places = ((grid + 0.5) / 2**i - 0.5).T
@@ -160,3 +164,35 @@ def test_all_thresholds_at_once():
         for index in (1, 2, 3):
             assert predicted[number, index - 1] == (prediction == index).sum()
             assert correct[number, index - 1] == ((prediction == index) & (label == index)).sum()
+    times = rng.integers(0, 4, 500)
+    repeated = readouts.foreground_counts(
+        np.repeat(scores, times, 0), np.repeat(label, times), thresholds
+    )
+    counted = readouts.foreground_counts(scores, label, thresholds, times)
+    np.testing.assert_allclose(counted, repeated)
+
+
+def test_dice_is_averaged_over_present_classes_then_cases():
+    correct = np.array([[4, 1], [3, 0], [0, 0]])[:, None]
+    predicted = np.array([[4, 4], [9, 5], [7, 0]])[:, None]
+    truth = np.array([[4, 4], [3, 0], [0, 0]])
+    # The second case lacks a class, the third has no foreground.
+    expected = ((1 + 0.25) / 2 + 0.5) / 2
+    np.testing.assert_allclose(readouts.mean_foreground_dice(correct, predicted, truth), [expected])
+    nothing = readouts.mean_foreground_dice(correct, predicted, np.zeros((3, 2)))
+    assert np.isnan(nothing).all()
+
+
+# Nearest neighbours.
+
+
+@given(seed=st.integers(0, 1000), known=st.integers(3, 30))
+def test_neighbours_are_scikit_learns(seed, known):
+    rng = np.random.default_rng(seed)
+    x, other, grades = rng.normal(2, 1, (9, 4)), rng.normal(2, 1, (known, 4)), np.arange(known) % 3
+    found = readouts.nearest_neighbours(x, other, grades, 3)
+    model = KNeighborsClassifier(
+        min(5, known), metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07)
+    )
+    model.fit(other - other.mean(0), grades)
+    np.testing.assert_array_equal(found, model.predict(x - other.mean(0)))
