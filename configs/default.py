@@ -1,7 +1,8 @@
 """Every key of a config, explained. The presets of `datasets.py` change the sizes.
 
 The keys `config.task.*` are each task's own and are explained in its config file, for both ranks:
-cpc3d.py, exemplar3d.py, jigsaw3d.py, rotation3d.py, rpl3d.py, segment3d.py and classify2d.py.
+contrast3d.py, cpc3d.py, exemplar3d.py, jigsaw3d.py, joint3d.py, rotation3d.py, rpl3d.py,
+segment3d.py and classify2d.py.
 `python -m ssl3d.main --config=FILE --print_config` prints all keys with their values.
 
 `bounded(VALUE, BOUND)` sets VALUE and refuses overrides outside BOUND. Conditions between keys are
@@ -62,7 +63,7 @@ def get_config(
       task: a file of ssl3d/tasks/, or the module of a task elsewhere, e.g. "my_package.my_task".
       rank: 2 for pictures or slices, 3 for volumes.
       arg: DATASET[,VARIANT], what follows the colon of --config=configs/rpl3d.py:...
-      kind: "patches", "whole", "segmentation" or "classification"; see `datasets`.
+      kind: "patches", "whole", "label_map" or "grade"; see `datasets`.
       sizes: what the task changes in the presets, by entry of `datasets.PRESETS` and rank.
       variants: those of the task; ("",) for none.
 

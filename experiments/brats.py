@@ -7,7 +7,7 @@ DIR and UKB as python -m ssl3d.prepare --layout=brats and --layout=ukb write the
 
 from experiments import protocol
 from experiments.analysis.published import BRATS_FIGURE, BRATS_TABLE
-from experiments.engine.study import SCRATCH, SCRATCH_2D, THREE_D, TWO_D, Column, Study
+from experiments.engine.study import BASELINES, SCRATCH_2D, THREE_D, TWO_D, Column, Study
 
 STUDY = Study(
     name="brats",
@@ -16,15 +16,7 @@ STUDY = Study(
     pretraining_preset="ukb",
     downstream="segment",
     rank=3,
-    methods=(
-        SCRATCH,
-        "scratch-long",
-        "untrained-frozen",
-        "supervised",
-        SCRATCH_2D,
-        *TWO_D,
-        *THREE_D,
-    ),
+    methods=(*BASELINES, "supervised", SCRATCH_2D, *TWO_D, *THREE_D),
     labels=("10%", "25%", "50%", "all"),
     repetitions=3,
     columns=(Column("WT", "WT"), Column("ET", "ET"), Column("TC", "TC")),
@@ -36,9 +28,7 @@ STUDY = Study(
     published=BRATS_FIGURE,
     beside="WT",
     published_scores=BRATS_TABLE,
-    notes=(
-        "The test cases are our own split of the training set: the official labels are hidden.",
-    ),
+    notes=("Test cases are our own split of the training set: the official labels are hidden.",),
 )
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ DIR as python -m ssl3d.prepare --layout=msd --source=Task04_Hippocampus writes i
 """
 
 from experiments import protocol
-from experiments.engine.study import SCRATCH, THREE_D, Column, Study
+from experiments.engine.study import BASELINES, THREE_D, Column, Study
 
 STUDY = Study(
     name="hippocampus",
@@ -14,7 +14,7 @@ STUDY = Study(
     preset="hippocampus",
     downstream="segment",
     rank=3,
-    methods=(SCRATCH, "scratch-long", "untrained-frozen", *THREE_D, "rpl2d", "rotation2d"),
+    methods=(*BASELINES, *THREE_D, "rpl2d", "rotation2d"),
     labels=("2", "8", "32", "all"),
     repetitions=3,
     columns=(Column("dice", "mean"), Column("anterior", 1), Column("posterior", 2)),
@@ -42,7 +42,7 @@ STUDY = Study(
     validations=10,
     notes=(
         "The paper has no numbers on these data.",
-        "The source has no subject ids: splits are by case, left and right of one person may be "
+        "Splits are by case, as the source has no subject ids: left and right of one person may be "
         "on both sides.",
     ),
 )

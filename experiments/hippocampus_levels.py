@@ -89,7 +89,7 @@ def _write_slice(
     picture = np.take(image, place, axis=CORONAL)
     name = f"{volume.id}_{place:03d}"
     store.write_arrays(folder, name, picture)
-    kept = [*IN_PLANE, len(volume.shape)]
+    kept = [*IN_PLANE, 3]
     content = volume.extra.get("content")
     return dataclasses.replace(
         volume,

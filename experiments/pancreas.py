@@ -8,7 +8,7 @@ cases are pretrained on too.
 
 from experiments import protocol
 from experiments.analysis.published import PANCREAS_CONVERGENCE, PANCREAS_FIGURE
-from experiments.engine.study import SCRATCH, SCRATCH_2D, THREE_D, TWO_D, Column, Study
+from experiments.engine.study import BASELINES, SCRATCH_2D, THREE_D, TWO_D, Column, Study
 
 STUDY = Study(
     name="pancreas",
@@ -16,18 +16,14 @@ STUDY = Study(
     preset="pancreas",
     downstream="segment",
     rank=3,
-    methods=(SCRATCH, "scratch-long", "untrained-frozen", *THREE_D, SCRATCH_2D, *TWO_D),
+    methods=(*BASELINES, *THREE_D, SCRATCH_2D, *TWO_D),
     labels=("5%", "10%", "25%", "50%", "all"),
     repetitions=3,
     columns=(Column("dice", "mean"), Column("pancreas", 1), Column("tumour", 2)),
     # The paper's network and crops. 400 epochs of 212 cases in batches of two, 25 of warm-up.
     encoder={"width": 32, "depth": 5},
     pretraining={"steps": 100_000},
-    finetuning={
-        "steps": 42_000,
-        "optimizer.learning_rate": 1e-4,
-        "transfer.warmup_steps": 2_600,
-    },
+    finetuning={"steps": 42_000, "optimizer.learning_rate": 1e-4, "transfer.warmup_steps": 2_600},
     finetuning_slices={"batch_size": 64},
     published=PANCREAS_FIGURE,
     beside="reference_dice",

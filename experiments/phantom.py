@@ -5,7 +5,7 @@ python -m experiments.phantom [--output=DIR] [--budget=20]
 
 from configs import datasets
 from experiments import protocol
-from experiments.engine.study import SCRATCH, THREE_D, Column, Study
+from experiments.engine.study import BASELINES, THREE_D, Column, Study
 
 STUDY = Study(
     name="phantom",
@@ -13,7 +13,7 @@ STUDY = Study(
     preset="phantom_brain",
     downstream="segment",
     rank=3,
-    methods=(SCRATCH, "scratch-long", "untrained-frozen", *THREE_D, "rpl2d", "rotation2d"),
+    methods=(*BASELINES, *THREE_D, "rpl2d", "rotation2d"),
     labels=("5%", "all"),
     repetitions=3,
     columns=(Column("WT", "WT"), Column("TC", "TC"), Column("ET", "ET"), Column("dice", "mean")),

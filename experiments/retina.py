@@ -7,7 +7,7 @@ DIR and FUNDUS as python -m ssl3d.prepare --layout=images writes them.
 
 from experiments import protocol
 from experiments.analysis.published import RETINA_CONVERGENCE, RETINA_FIGURE
-from experiments.engine.study import SCRATCH, TWO_D, Column, Study
+from experiments.engine.study import BASELINES, SCRATCH, TWO_D, Column, Study
 
 STUDY = Study(
     name="retina",
@@ -15,7 +15,7 @@ STUDY = Study(
     preset="retina",
     downstream="classify",
     rank=2,
-    methods=(SCRATCH, "scratch-long", "untrained-frozen", *TWO_D),
+    methods=(*BASELINES, *TWO_D),
     labels=("5%", "10%", "25%", "50%", "all"),
     repetitions=5,
     columns=(Column("kappa", "kappa"),),

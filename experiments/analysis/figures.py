@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -16,48 +17,36 @@ from experiments.analysis.findings import Findings, Key
 from experiments.engine.study import DOUBLES, METHODS, SCRATCH, Study
 from ssl3d.atomic import atomic_write
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; one per task, for both ranks.
-_COLOURS = {
-    "cpc": "#0072B2",
-    "exemplar": "#E69F00",
-    "jigsaw": "#009E73",
-    "rotation": "#CC79A7",
-    "rpl": "#D55E00",
-    "supervised": "#56B4E9",
-    "scratch-long": "#777777",
-    "untrained-frozen": "#BBBBBB",
-}
 # 2D or not, frozen or not.
 _LINES = {(False, False): "-", (True, False): "--", (False, True): ":", (True, True): "-."}
-_BAND = {"alpha": 0.12, "linewidth": 0}
 
 
 def data_efficiency(study: Study, findings: Findings) -> Figure:
     """The test score over the number of labels, with 95 % intervals as bands."""
     figure, (axes,) = _figure(1)
-    places = np.arange(len(findings.labels), dtype=float)
-    lines = list(_styles(findings))
+    name, labels, lines = study.columns[0].name, findings.labels, list(_styles(findings))
     for number, (key, style) in enumerate(lines):
-        shown = [i for i, a in enumerate(findings.labels) if (key, a) in findings.entries]
-        entries = [findings.entries[key, findings.labels[i]] for i in shown]
+        found = {i: findings.scores.get((key, amount)) for i, amount in enumerate(labels)}
+        points = {i: (score.value, *score.interval()) for i, score in found.items() if score}
+        table = pd.DataFrame(points, index=["mean", "low", "high"], dtype=float).T
         # A band of one amount of labels would have no width: bars side by side.
-        bars = len(places) == 1
-        at = places[shown] + (number - (len(lines) - 1) / 2 if bars else 0)
-        axes.plot(at, [entry.mean for entry in entries], **style)
-        low, high = [entry.low for entry in entries], [entry.high for entry in entries]
+        bars = len(labels) == 1
+        at = table.index.to_numpy(float) + (number - (len(lines) - 1) / 2 if bars else 0)
+        axes.plot(at, table["mean"], **style)
         if bars:
-            axes.vlines(at, low, high, color=style["color"], linestyle=style["linestyle"])
+            colour, line = style["color"], style["linestyle"]
+            axes.vlines(at, table["low"], table["high"], color=colour, linestyle=line)
         else:
-            axes.fill_between(at, low, high, color=style["color"], **_BAND)
+            _band(axes, at, table["low"], table["high"], style)
     # The scores set the axis: bands of few repetitions are wide.
-    values = np.array([value for entry in findings.entries.values() for value in entry.values])
+    values = np.array([value for place in findings.runs for value in findings.values(*place, name)])
     if np.isfinite(values).any():
         low, high = np.nanmin(values), np.nanmax(values)
         room = 0.1 * (high - low) or 0.01
         axes.set_ylim(low - room, high + room)
-    axes.set_xticks(places, findings.labels)
+    axes.set_xticks(np.arange(len(labels)), labels)
     axes.set_xlabel("labelled training subjects")
-    axes.set_ylabel(f"{study.columns[0].name}, test set")
+    axes.set_ylabel(f"{name}, test set")
     return _finish(figure)
 
 
@@ -68,12 +57,13 @@ def convergence(findings: Findings) -> Figure:
         for key, style in _styles(findings):
             if (key, amount) not in findings.curves:
                 continue
-            steps, scores = findings.curves[key, amount]
+            table = findings.curves[key, amount]
+            steps, scores = table.index.to_numpy(float), table.to_numpy().T
             panel.plot(steps, scores.mean(0), **{**style, "marker": None})
             if len(scores) > 1:
                 # Within the observed range: the band of few repetitions can be far wider.
                 low, high = np.clip(statistics.t_interval(scores), scores.min(), scores.max())
-                panel.fill_between(steps, low, high, color=style["color"], **_BAND)
+                _band(panel, steps, low, high, style)
         panel.set_title(f"labels: {amount}", fontsize="medium")
         panel.set_xlabel("step")
     panels[0].set_ylabel("validation score")
@@ -100,13 +90,18 @@ def _figure(panels: int) -> tuple[Figure, list[Axes]]:
     return figure, list(np.atleast_1d(figure.subplots(1, panels, sharey=True)))
 
 
+def _band(axes: Axes, at: np.ndarray, low: Any, high: Any, style: dict[str, Any]) -> None:
+    axes.fill_between(at, low, high, color=style["color"], alpha=0.12, linewidth=0)
+
+
 def _finish(figure: Figure) -> Figure:
     for axes in figure.axes:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     # Long handles, or dashes look like dots.
-    place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "handlelength": 4}
-    figure.axes[-1].legend(fontsize="small", frameon=False, **place)
+    figure.axes[-1].legend(
+        loc="upper left", bbox_to_anchor=(1.01, 1), fontsize="small", frameon=False, handlelength=4
+    )
     return figure
 
 
@@ -119,11 +114,10 @@ def _styles(findings: Findings) -> Iterator[tuple[Key, dict[str, Any]]]:
     for key in findings.rows:
         if key.method in DOUBLES.values():
             continue
-        colour = _COLOURS.get(key.method, _COLOURS.get(key.method[:-2], "black"))
         yield (
             key,
             {
-                "color": colour,
+                "color": METHODS[key.method].colour,
                 "linestyle": _LINES[METHODS[key.method].rank == 2, key.mode == "frozen"],
                 "linewidth": 2.2 if key.method == SCRATCH else 1.3,
                 "marker": "o",

@@ -17,23 +17,15 @@ _FILE = pd.read_csv(Path(__file__).with_suffix(".csv"), dtype=str, keep_default_
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A table (or figure) of the paper.
+    """A table (or figure) of the paper."""
 
-    Attributes:
-      source: where in the paper.
-      score: the score, as the paper defines it.
-      columns: amounts of labels, or names of scores.
-      rows: method -> column -> number as text, "~" before rough ones.
-      caveats: what a reader must know before comparing.
-      endings: of the names of rows pretrained on the downstream data themselves and on other data,
-        where the paper has both.
-    """
-
-    source: str
-    score: str
-    columns: tuple[str, ...]
-    rows: Mapping[str, Mapping[str, str]]
-    caveats: tuple[str, ...]
+    source: str  # where in the paper
+    score: str  # as the paper defines it
+    columns: tuple[str, ...]  # amounts of labels, or names of scores
+    rows: Mapping[str, Mapping[str, str]]  # method -> column -> number, "~" before rough ones
+    caveats: tuple[str, ...]  # what a reader must know before comparing
+    # Of the names of rows pretrained on the downstream data themselves and on other data, where the
+    # paper has both.
     endings: tuple[str, str] = ("", "")
 
     def like_ours(self, elsewhere: bool) -> Published:

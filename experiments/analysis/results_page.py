@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.analysis import findings, report, results_table, statistics
+from experiments.analysis import findings, results_table, statistics, templates
 from experiments.analysis.findings import Key
 from experiments.analysis.statistics import Comparison
 from experiments.engine.study import METHODS, Study
@@ -21,24 +21,12 @@ class Stored:
 
     def __init__(self, folder: Path, study: Study) -> None:
         self.record = results_table.read(folder)
-        if not self.record.results:
+        if self.record.results.empty:
             raise UserError(f"{folder}: no results.csv; restore the stored study")
-        classes = 1 + max(int(row.get("grade", 0)) for row in self.record.cases)
-        self.cases = findings.Cases(study, self.record, classes)
-        self.arranged = findings.arrange(study, self.record)
-        self._find = functools.partial(findings.find, study, self.record, classes)
+        index = self.record.cases.reset_index()
+        classes = 1 + index["grade"].astype(int).max() if "grade" in index else 0
+        self.facts = findings.find(study, self.record, classes)
         self._score = study.columns[0].name
-
-    @functools.cached_property
-    def facts(self) -> findings.Findings:
-        """All that the study's report compares."""
-        return self._find()
-
-    @property
-    def hours(self) -> float:
-        """Wall time of all runs."""
-        runs = [*self.record.results, *self.record.pretraining]
-        return sum(results_table.numbers(runs, "seconds")) / 3600
 
     def against(self, method: str, amount: str = "2") -> Comparison:
         """A method compared with scratch of the same steps, corrected as in the report."""
@@ -57,34 +45,29 @@ class Stored:
           looks: number of looks at the data, which p and interval are corrected for.
           of: restricts the repetitions to those of this folder.
         """
-        own = self.arranged.runs[_key(method), "2"]
-        rest = others.arranged.runs[_key(other), "2"]
+        own, rest = self.facts.runs[_key(method), "2"], others.facts.runs[_key(other), "2"]
         common = own.index.intersection(rest.index)
         if of:
-            common = common.intersection([int(row["repetition"]) for row in of.record.results])
-        assert self.cases.subjects == others.cases.subjects
-        found = statistics.estimate(
-            self.cases.scores(own.loc[common]),
-            others.cases.scores(rest.loc[common]),
-            self.cases.subjects,
-        )
+            common = common.intersection(of.record.results["repetition"].astype(int).tolist())
+        own, rest, subjects = own.loc[common], rest.loc[common], self.facts.subjects
+        assert subjects == others.facts.subjects
+        found = statistics.estimate(own["weighted"], rest["weighted"], subjects)
         assert found
-        level = found.interval(statistics.ALPHA / looks)
         p = min(1.0, looks * found.p)
-        return Comparison(found.value, *found.interval(), found.p, p, *level, len(common))
+        return Comparison(found, p, statistics.ALPHA / looks, len(common))
 
     def proxy_range(self, amount: str) -> str:
         """The lowest and the highest difference of the 3D proxy tasks to scratch."""
         differences = [
             comparison.difference
-            for (key, a), comparison in self.facts.comparisons.items()
-            if a == amount and METHODS[key.method].task and METHODS[key.method].rank == 3
+            for key, comparison in self.facts.compared(amount).items()
+            if METHODS[key.method].task and METHODS[key.method].rank == 3
         ]
         return f"{min(differences):+.3f} to {max(differences):+.3f}"
 
     def deviation(self, method: str, amount: str) -> str:
         """The standard deviation of the score over repetitions."""
-        return f"{np.std(self.arranged.values(_key(method), amount, self._score), ddof=1):.3f}"
+        return f"{np.std(self.facts.values(_key(method), amount, self._score), ddof=1):.3f}"
 
 
 def render(folder: Path, studies: Sequence[Study]) -> str:
@@ -95,7 +78,7 @@ def render(folder: Path, studies: Sequence[Study]) -> str:
         fitting = [study for study in studies if name.startswith(study.name.replace("_", "-"))]
         return Stored(folder / name, max(fitting, key=lambda study: len(study.name)))
 
-    return report.render("results.md", stored=stored)
+    return templates.render("results.md", stored=stored)
 
 
 def write(folder: Path, studies: Sequence[Study]) -> None:

@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 
 from experiments.engine.study import DOUBLES, METHODS, Column, Settings, Study, label_fraction
 from experiments.engine.study_data import StudyData, case_hash, code_version, digest, fingerprint
+from ssl3d import bounds
 from ssl3d.data import pipeline
 from ssl3d.errors import UserError
 from ssl3d.training.cases import choose_cases
@@ -166,12 +167,13 @@ def cell_job(data: StudyData, cell: Cell, needs: Job | None) -> Job:
 
 
 def load_config(file: str, argument: str, overrides: Settings) -> Any:
-    """The config of configs/FILE.py with overrides. Raises `UserError` for a key it lacks."""
+    """The config of configs/FILE.py with overrides and what follows from them, or `UserError`."""
     config = importlib.import_module(f"configs.{file}").get_config(argument)
     try:
         config.update_from_flattened_dict(dict(overrides))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"configs/{file}.py: {' '.join(str(error).split())}") from None
+    bounds.derive(config)
     return config
 
 
@@ -190,8 +192,8 @@ def _resolve(
     steps = max(scaled["steps"], 1)
     scaled["steps"] = max(round(steps * _times(data.study, method, config.steps)), 1)
     scaled["validate_every"] = max(steps // validations, 1)
-    config.update_from_flattened_dict(scaled)
-    return config, {**settings, **scaled}
+    settings |= scaled
+    return load_config(file, argument, settings), settings
 
 
 def _times(study: Study, method: str, steps: int) -> float:

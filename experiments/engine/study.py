@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pandas as pd
+
 from ssl3d.data import store
 from ssl3d.errors import UserError
 
@@ -16,7 +18,6 @@ if TYPE_CHECKING:  # analysis imports studies, not the reverse
 # Dotted config key -> value, as in `--config.KEY=VALUE`.
 Settings = Mapping[str, Any]
 
-TASKS = ("cpc", "exemplar", "jigsaw", "rotation", "rpl")
 SCRATCH = "scratch"
 # Baseline of 2D networks on the slices of volumes.
 SCRATCH_2D = "scratch2d"
@@ -30,29 +31,17 @@ class Method(NamedTuple):
     task: str  # pretraining config; "" for none
     rank: int  # of the network; 0: that of the data
     mode: str  # the only transfer mode; "" for the modes of the study
+    colour: str  # one per task for both ranks; Okabe and Ito's, which the colour-blind tell apart
     about: str
 
 
-def _random(about: str, rank: int = 0) -> Method:
-    return Method("", rank, "random", f"random weights, {about}")
-
-
-METHODS = {
-    SCRATCH: _random("the same steps as all"),
-    "scratch-long": _random("as many steps as pretraining and fine-tuning together"),
-    DOUBLES[SCRATCH]: _random("twice the steps: is scratch at its plateau?"),
-    SCRATCH_2D: _random("a 2D network on slices", 2),
-    DOUBLES[SCRATCH_2D]: _random("a 2D network on slices, twice the steps", 2),
-    "untrained-frozen": Method("", 0, "frozen", "a random encoder that never learns"),
-    "supervised": Method("segment3d", 3, "", "the encoder of a segmentation of another data set"),
-    **{
-        f"{task}{rank}d": Method(f"{task}{rank}d", rank, "", f"pretrained with {task} in {rank}D")
-        for rank in (3, 2)
-        for task in TASKS
-    },
-}
-THREE_D = tuple(f"{task}3d" for task in TASKS)
-TWO_D = tuple(f"{task}2d" for task in TASKS)
+_FILE = pd.read_csv(Path(__file__).with_name("methods.csv"), keep_default_na=False)
+METHODS = {name: Method(*about) for name, *about in _FILE.itertuples(index=False)}
+BASELINES = (SCRATCH, "scratch-long", "untrained-frozen")
+THREE_D, TWO_D = (
+    tuple(name for name, method in METHODS.items() if method.task == name and method.rank == rank)
+    for rank in (3, 2)
+)
 
 
 class Column(NamedTuple):

@@ -9,7 +9,6 @@ and ends when its standard input closes, i.e. when the process that started it i
 
 from __future__ import annotations
 
-import csv
 import errno
 import fcntl
 import json
@@ -29,12 +28,14 @@ from typing import Any, TextIO
 
 import jax
 import numpy as np
+import pandas as pd
 
 from experiments.engine.grid import load_config
 from ssl3d import cli, evaluate
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
 from ssl3d.training import loop, run_log
+from ssl3d.training.problem import open_problem
 
 JOB, RESULT = "job.json", "result.json"
 STOPPED = 3  # exit status of an interrupted job, which can be resumed
@@ -71,17 +72,16 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     lines = run_log.read_metrics(workdir)
     training = [line for line in lines if line["split"] == "train"]
     validation = [line for line in lines if line["split"] == "val"]
+    task = open_problem(config)[0].task
     result: dict[str, Any] = {"row": dict(job["row"]), "cases": [], "curve": []}
     row = result["row"]
     if job["columns"]:
-        key = "kappa" if job["config"].startswith("classify") else "dice"
-        result["curve"] = [[line["step"], _rounded(line[key])] for line in validation]
+        result["curve"] = [[line["step"], _rounded(line[task.best_by])] for line in validation]
         result["cases"], scores = test(job, workdir)
         row |= scores
     else:
         for name, line in (("untrained", validation[0]), ("trained", validation[-1])):
-            score = line.get("accuracy", line.get("dice"))
-            row |= {f"{name}_score": score, f"{name}_loss": line["loss"]}
+            row |= {f"{name}_score": line[task.headline], f"{name}_loss": line["loss"]}
         row["chance"] = validation[-1].get("chance")
     row |= {
         "seconds": round(job["spent"] + time.time() - job["launched"], 1),
@@ -102,7 +102,7 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def test(job: dict[str, Any], workdir: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def test(job: dict[str, Any], workdir: Path) -> tuple[list[Any], dict[str, Any]]:
     """Scores of the run's last model, per case and on the whole test set.
 
     Not of the best model by validation: those labels are no part of any method's amount, and with
@@ -120,48 +120,32 @@ def test(job: dict[str, Any], workdir: Path) -> tuple[list[dict[str, Any]], dict
 
 def read_evaluation(
     folder: Path, columns: Sequence[Sequence[Any]]
-) -> tuple[list[dict[str, Any]], dict[str, float | None]]:
+) -> tuple[list[Any], dict[str, Any]]:
     """The columns (see `study.Column`) in the files of `ssl3d.evaluate`: per case, and of all.
 
     Cases have `id`, `subject` and their columns, or `grade` and `predicted`; the whole test set
     also has the score as the original code defines it. Raises `UserError` for a missing column.
     """
     summary = json.loads((folder / "summary.json").read_text())
-    with (folder / "cases.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if "predicted" in rows[0]:
-        keys = ("id", "subject", "grade", "predicted")
+    rows = pd.read_csv(folder / "cases.csv", dtype=str, keep_default_na=False)
+    if "predicted" in rows:
         scores = {name: _rounded(summary["scores"][of]["value"]) for name, of in columns}
         scores["reference_kappa"] = _rounded(summary["reference"]["reference_qw_kappa_kaggle"])
-        return [{key: row[key] for key in keys} for row in rows], scores
-    dice: dict[tuple[str, str], dict[str, float]] = {}
-    for row in rows:
-        dice.setdefault((row["id"], row["subject"]), {})[row["class"]] = float(row["dice"])
-    found = {
-        column: [_rounded(_dice(own, of, summary["classes"])) for own in dice.values()]
-        for column, of in columns
-    }
-    cases = [
-        {"id": name, "subject": subject} | {column: found[column][i] for column in found}
-        for i, (name, subject) in enumerate(dice)
-    ]
-    scores = {column: _rounded(_mean(values)) for column, values in found.items()}
+        return rows[["id", "subject", "grade", "predicted"]].to_dict("records"), scores
+    classes, found = summary["classes"], {}
+    dice = rows.set_index(["id", "subject", "class"])["dice"].astype(float).unstack(sort=False)
+    for column, of in columns:
+        name = classes[of] if isinstance(of, int) and of < len(classes) else of
+        if of == "mean":
+            found[column] = dice[classes[1:]].mean(axis=1)
+        elif name in dice:
+            found[column] = dice[name]
+        else:
+            raise UserError(f"no class or region {of!r} among {', '.join(classes)}: other data?")
+    table = pd.DataFrame(found).map(_rounded).astype(object)
+    cases = table.where(table.notna(), None).reset_index().to_dict("records")
+    scores = {str(column): _rounded(table[column].mean()) for column in table}
     return cases, scores | {"reference_dice": _rounded(summary["reference"]["reference_dice"])}
-
-
-def _dice(case: dict[str, float], of: str | int, classes: Sequence[str]) -> float:
-    if of == "mean":
-        return _mean(case[name] for name in classes[1:])
-    name = classes[of] if isinstance(of, int) and of < len(classes) else of
-    if name not in case:
-        raise UserError(f"no class or region {of!r} among {', '.join(classes)}: other data?")
-    return case[name]
-
-
-def _mean(values: Iterable[float | None]) -> float:
-    """The mean of the defined values; NaN without any."""
-    defined = [value for value in values if value is not None and not math.isnan(value)]
-    return float(np.mean(defined)) if defined else math.nan
 
 
 def _rounded(value: float | None) -> float | None:

@@ -99,10 +99,10 @@ def predict(
     total: np.ndarray | None = None
     weight = np.zeros((*shape, 1), np.float32)
     for group, outputs in _one_ahead((group, run(group)) for group in groups):
-        outputs = np.asarray(outputs, np.float32)
+        scores = np.asarray(outputs, np.float32)
         if total is None:
-            total = np.zeros((*shape, outputs.shape[-1]), np.float32)
-        for (start, axes), output in zip(group, outputs, strict=False):  # without the repeated ones
+            total = np.zeros((*shape, scores.shape[-1]), np.float32)
+        for (start, axes), output in zip(group, scores, strict=False):  # without the repeated ones
             box = _box(start, window)
             total[box] += weights * np.flip(output, axes)[inner]
             weight[box] += weights

@@ -10,15 +10,16 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float32
 
 from ssl3d.models import layers, unet
 from ssl3d.models.features import DTYPES, Features
 
 
 class Decoder(nn.Module):
-    """Features -> float32 logits [B, *S, outputs] at 1 + `deep` resolutions, finest first.
+    """Features -> logits at 1 + `deep` resolutions, finest first.
 
     `residual`, `norm`, `activation_first`, `dropout` and `dtype` are the encoder's.
     """
@@ -32,10 +33,13 @@ class Decoder(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, features: Features, train: bool = False) -> tuple[jax.Array, ...]:
+    def __call__(
+        self, features: Features, train: bool = False
+    ) -> tuple[Float32[Array, "B ... {self.outputs}"], ...]:
         dtype = DTYPES[self.dtype]
         *skips, x = features.levels
         logits = []
+        level: unet.PlainLevel | unet.ResidualLevel
         for i, skip in reversed(list(enumerate(skips))):
             channels = skip.shape[-1]
             if any(2 * a < b for a, b in zip(x.shape[1:-1], skip.shape[1:-1], strict=True)):

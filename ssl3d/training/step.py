@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from ssl3d import tasks, xla
 from ssl3d.training import sharding, transfer
 
 Tree = dict[str, Any]  # parameters or running statistics by module
+Part = Literal["encoder", "rest"]
 Variables = dict[str, Tree]  # for `network.apply`: "params" and, with batch norm, "batch_stats"
 
 
@@ -43,7 +44,7 @@ class State(TypedDict):
 
     params: Tree
     batch_stats: Tree
-    optimizer: dict[str, optax.OptState]
+    optimizer: dict[Part, optax.OptState]
     step: jax.Array
     ema: NotRequired[Tree]
 
@@ -78,12 +79,12 @@ def make_optimizers(config: ml_collections.ConfigDict) -> Optimizers:
     return {"encoder": adamw(schedule(config, thaw)), "rest": adamw(schedule(config))}
 
 
-def _parts(tree: Any) -> dict[str, Any]:
+def _parts(tree: Tree) -> dict[Part, Tree]:
     rest = {name: leaf for name, leaf in tree.items() if name != "encoder"}
     return {"encoder": tree["encoder"], "rest": rest}
 
 
-def _whole(parts: dict[str, Any]) -> dict[str, Any]:
+def _whole(parts: dict[Part, Tree]) -> Tree:
     return parts["rest"] | {"encoder": parts["encoder"]}
 
 
@@ -216,9 +217,9 @@ def make_step(
     def step(state: State, batch: Any) -> tuple[State, dict[str, Any]]:
         grads, stats, metrics = gradients(state, batch)
         clipped, _ = clip.update(grads, clip.init(grads))
-        clipped = {"rest": clipped} if frozen else _parts(clipped)
+        moving: dict[Part, Tree] = {"rest": clipped} if frozen else _parts(clipped)
         parts, moments = _parts(state["params"]), dict(state["optimizer"])
-        for name, part in clipped.items():
+        for name, part in moving.items():
             updates, moments[name] = optimizers[name].update(part, moments[name], parts[name])
             parts[name] = optax.apply_updates(parts[name], updates)
         params = _whole(parts)

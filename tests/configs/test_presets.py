@@ -3,27 +3,37 @@ import importlib
 import itertools
 import operator
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
 
 from configs import default
 from ssl3d import tasks, xla
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
+from ssl3d.tasks import joint
 from ssl3d.tasks.grid import patch_grid
-from tests.support.shipped_configs import PRESETS, PROXY_CONFIGS, get_config
+from tests.support.random_weights import random_variables
+from tests.support.shipped_configs import PRESETS, PROXY_CONFIGS, PUBLISHED_CONFIGS, get_config
 
-ARGUMENTS = [
-    f"{preset},{variant}".rstrip(",")
-    for preset, variant in itertools.product(PRESETS, default.VARIANTS)
-]
+
+def arguments(name):
+    """DATASET[,VARIANT] of every preset and variant of a config."""
+    variants = default.VARIANTS if name in PUBLISHED_CONFIGS else ("",)
+    pairs = itertools.product(PRESETS, variants)
+    return [f"{preset},{variant}".rstrip(",") for preset, variant in pairs]
+
+
+def encoded_sizes(config):
+    """*S of what the encoder is shown by the task, or by each part of a joint one."""
+    if "parts" in config:
+        return [encoded_size(part) for part in joint.configs(config).values()]
+    return [encoded_size(config)]
 
 
 def encoded_size(config):
-    """*S of what the encoder is shown."""
+    if "view" in config.task:
+        return tuple(side // config.task.coarsen for side in config.task.view)
     if "coarsen" in config.task:
         return tuple(side // config.task.coarsen for side in config.data.crop)
     overlap = config.task.get("overlap", 0)
@@ -32,15 +42,15 @@ def encoded_size(config):
 
 @pytest.mark.parametrize("name", PROXY_CONFIGS)
 def test_every_preset_and_variant_builds_and_no_norm_sees_fewer_than_8_voxels(name):
-    for argument in ARGUMENTS:
+    for argument in arguments(name):
         config = get_config(name, argument)
         if config.rank == 3 and config.data.phantom.kind == "fundus":
             continue  # pictures: refused when the data are opened
         tasks.build(config)
-        size = encoded_size(config)
         # The densenet's norms see 128 channels at once, or the whole batch.
         least = 4 if config.encoder.kind == "densenet121" else 8
-        assert encoders.smallest_norm(config.encoder, size) >= least, (argument, size)
+        for size in encoded_sizes(config):
+            assert encoders.smallest_norm(config.encoder, size) >= least, (argument, size)
 
 
 @pytest.mark.parametrize("file", ["segment3d", "segment2d", "classify2d", "classify3d"])
@@ -179,7 +189,9 @@ def test_the_papers_encoders():
 
 
 def test_names_tell_runs_apart():
-    names = [get_config(name, argument).name for name in PROXY_CONFIGS for argument in ARGUMENTS]
+    names = [
+        get_config(name, argument).name for name in PROXY_CONFIGS for argument in arguments(name)
+    ]
     assert len(set(names)) == len(names)
 
 
@@ -213,20 +225,6 @@ def test_phantoms_are_drawn_as_large_as_the_crop_and_suit_the_rank(name):
         assert config.data.phantom.val >= 8
 
 
-def random_variables(encoder, shape):
-    """Kernels as at initialisation, without compiling one: NumPy is faster."""
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros(shape))
-    flat = traverse_util.flatten_dict(shapes)
-    for path, leaf in flat.items():
-        if leaf.ndim > 1:
-            fan_in = np.prod(leaf.shape[:-1])
-            flat[path] = rng.normal(0, np.sqrt(2 / fan_in), leaf.shape).astype(np.float32)
-        else:
-            flat[path] = np.full(leaf.shape, float(path[-1] in ("scale", "var")), np.float32)
-    return traverse_util.unflatten_dict(flat)
-
-
 @functools.cache
 def pooled_difference(encoder, size, pool):
     """How far apart the pooled features of two images are, in units of their own spread.
@@ -237,7 +235,7 @@ def pooled_difference(encoder, size, pool):
     images = np.broadcast_to(rng.normal(size=(1, *size, 1)), (2, *size, 1)).copy()
     images[(1, *(slice(0, side // 2) for side in size))] += 2
     module = encoders.build(dict(encoder))
-    variables = random_variables(module, (1, *size, 1))
+    variables = random_variables(module, np.zeros((1, *size, 1), np.float32))
     features = xla.jit(lambda v, x: heads.pooled(module.apply(v, x, False), pool))(
         variables, jnp.asarray(images, jnp.float32)
     )
@@ -250,5 +248,5 @@ def test_two_images_have_two_pooled_features_in_every_preset(preset):
     for name in PROXY_CONFIGS:
         config = get_config(name, preset)
         encoder = tuple(sorted(config.encoder.to_dict().items()))
-        difference = pooled_difference(encoder, encoded_size(config), config.head.pool)
-        assert difference > 0.02, name
+        for size in encoded_sizes(config):
+            assert pooled_difference(encoder, size, config.head.pool) > 0.02, name

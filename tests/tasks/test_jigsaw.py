@@ -12,6 +12,7 @@ from ssl3d import tasks
 from ssl3d.data.pipeline import Example
 from ssl3d.errors import UserError
 from ssl3d.tasks import jigsaw
+from tests.support.random_weights import random_variables
 
 
 def distances(table):
@@ -76,7 +77,7 @@ def test_permuting_embeddings_equals_permuting_patches(tiny, rank):
     rng = np.random.default_rng(0)
     patches = jnp.asarray(rng.normal(size=(batch, count, *(7,) * rank, 1)), jnp.float32)
     orders = np.stack([[rng.permutation(count) for _ in range(2)] for _ in range(batch)])
-    variables = jax.jit(task.network.init)(jax.random.key(0), (patches, orders))
+    variables = random_variables(task.network, (patches, orders))
     apply = jax.jit(task.network.apply)
     logits = apply(variables, (patches, orders))
     assert logits.shape == (batch, 2, 10)

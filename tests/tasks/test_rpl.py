@@ -9,6 +9,7 @@ from ssl3d.data.pipeline import Example
 from ssl3d.errors import UserError
 from ssl3d.tasks import rpl
 from ssl3d.tasks.grid import cut, patch_grid
+from tests.support.random_weights import random_variables
 
 
 @pytest.mark.parametrize(("count", "classes"), [(27, 26), (9, 8)])
@@ -110,7 +111,7 @@ def test_each_query_is_answered_from_the_centre_and_itself_alone(tiny):
     task = tasks.build(tiny("rpl2d"))
     rng = np.random.default_rng(0)
     patches = jnp.asarray(rng.normal(size=(2, 4, 7, 7, 1)), jnp.float32)
-    variables = jax.jit(task.network.init)(jax.random.key(0), patches)
+    variables = random_variables(task.network, patches)
     answer = jax.jit(task.network.apply)
     before = answer(variables, patches)
     after = answer(variables, patches.at[0, 2].add(1.0))  # the second query of the first volume

@@ -1,5 +1,3 @@
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,6 @@ from hypothesis import strategies as st
 
 from ssl3d import tasks
 from ssl3d.data import pipeline, store
-from ssl3d.downstream import predictor
 from ssl3d.errors import UserError
 from ssl3d.tasks import segmentation
 from ssl3d.training import loop, run_log
@@ -206,55 +203,13 @@ def test_a_threshold_is_learned(tiny, volumes, tmp_path, name):
 
 def test_regions_deep_supervision_and_accumulation_train_together(tiny, volumes, tmp_path):
     config = tiny(
-        "segment3d", volumes.path, task__regions=((1,),), task__deep=1, encoder__depth=3,
+        "segment2d", volumes.path, task__regions=((1,),), task__deep=1, encoder__depth=3,
         optimizer__accumulate=2, optimizer__ema=0.5, transfer__mode="frozen",
     )  # fmt: skip
     assert loop.train(config, tmp_path)
     lines = run_log.read_metrics(tmp_path)
     assert all(np.isfinite(line["loss"]) for line in lines)
     assert lines[-1]["loss"] != lines[0]["loss"]
-
-
-@pytest.mark.parametrize("name", ["segment3d", "classify2d"])
-def test_mirrored_predictions_are_means_over_the_flips(tiny, datasets, tmp_path, name):
-    dataset = datasets[3 if name == "segment3d" else 2]
-    flipped = {"segment3d": (0, 2), "classify2d": (0, 1)}[name]
-    config = tiny(name, dataset.path, steps=1, validate_every=1)
-    config.augment.flip, config.augment.flip_axes, config.predict.mirror = 0.5, flipped, False
-    assert loop.train(config, tmp_path)
-    plain, mirrored = predictor.load(tmp_path), predictor.load(tmp_path, mirror=True)
-    image = np.asarray(store.load_image(dataset, dataset.cases[0]))
-
-    def predict(trained, image):
-        if name == "segment3d":
-            return predictor.segment(trained, image)
-        return next(predictor.classify(trained, [image]))
-
-    answers = []
-    for axes in itertools.chain.from_iterable(
-        itertools.combinations(flipped, count) for count in range(len(flipped) + 1)
-    ):
-        answer = predict(plain, np.flip(image, axes))
-        answers.append(np.flip(answer, axes) if name == "segment3d" else answer)
-    np.testing.assert_allclose(predict(mirrored, image), np.mean(answers, 0), atol=1e-5)
-    assert not np.allclose(answers[0], np.mean(answers, 0), atol=1e-5)
-
-
-def test_who_trains_without_mirrored_images_predicts_without(tiny, datasets, tmp_path):
-    """Setting augment.flip=0 is enough: such a network knows no mirror image."""
-    config = tiny("segment3d", datasets[3].path, steps=1, validate_every=1)
-    config.augment.flip, config.augment.flip_axes, config.predict.mirror = 0.0, (0,), True
-    assert loop.train(config, tmp_path)
-    trained = predictor.load(tmp_path)
-    assert trained.model.config.predict.mirror is False  # as summary.json will say
-    size = tuple(config.data.crop)
-    image = np.asarray(store.load_image(datasets[3], datasets[3].cases[0]))
-    image = image[tuple(slice(side) for side in size)]
-    np.testing.assert_allclose(
-        predictor.segment(trained, image), trained.forward(image[None])[0], atol=1e-5
-    )
-    with pytest.raises(UserError, match=r"--mirror: .* without mirrored images .*flip=0"):
-        predictor.load(tmp_path, mirror=True)
 
 
 @pytest.mark.parametrize(

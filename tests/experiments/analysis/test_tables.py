@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 
-from experiments.analysis import figures, findings, report, tables
+from experiments.analysis import figures, findings, tables, templates
 from experiments.analysis.published import PANCREAS_CONVERGENCE
 from experiments.engine.study import Column
-from tests.support.hand_made_study import PUBLISHED, record_of
+from tests.support.hand_made_study import PUBLISHED, record_of, rows_of, with_rows
 
 MARKDOWN = """\
 ## Dice on the test set, by labelled training subjects
@@ -33,7 +33,7 @@ def test_markdown_word_for_word(study, found):
         "summary": ["Words."],
         "about": [("data", "none")],
     }
-    text = report.render("tables.md", tables=[table], **about)
+    text = templates.render("tables.md", tables=[table], **about)
     assert text == f"# {study.title}\n\nA note.\n\nWords.\n\n- data: none\n\n{MARKDOWN}"
 
 
@@ -58,8 +58,8 @@ Somebody et al. & -- & 0.600 & -- & 0.800 \\
 
 def test_latex_word_for_word(study, found):
     table = tables.scores_by_label(study, found)
-    assert report.render("tables.tex", tables=[table], notes=[]) == LATEX
-    two = report.render("tables.tex", tables=[table, table], notes=["Cut down to 5 %."])
+    assert templates.render("tables.tex", tables=[table], notes=[]) == LATEX
+    two = templates.render("tables.tex", tables=[table, table], notes=["Cut down to 5 %."])
     whole = LATEX.replace(r"\end{table}", "\\par\\footnotesize Cut down to 5 \\%.\n\\end{table}")
     assert two == f"{whole}\n{whole}"
 
@@ -92,14 +92,14 @@ def test_scores_of_all_labels_are_not_set_beside_ours_of_fewer(study, record):
             PUBLISHED, columns=("WT",), rows={"scratch": {"WT": ".88"}}
         ),
     )
-    few = record_of([row for row in record.results if row["labels"] == "5%"])
+    few = record_of([row for row in rows_of(record) if row["labels"] == "5%"])
     table = tables.scores_by_column(study, findings.find(study, few, 2, draws=200))
-    assert table.title == "scores with 5% labelled training subjects"
+    assert table.title == "Scores with 5% labelled training subjects"
     assert table.header == ("method", "dice", "WT")
 
 
 def test_fewer_repetitions_than_others_are_counted(study, record):
-    rows = [row for row in record.results if row["cell"] != "rpl3d-5%-2"]
+    rows = [row for row in rows_of(record) if row["cell"] != "rpl3d-5%-2"]
     facts = findings.find(study, record_of(rows), 2, draws=200)
     table = tables.scores_by_label(study, facts)
     assert [row[1] for row in table.rows] == ["0.515 ± 0.007", "0.610 (1)", "–", "–"]
@@ -110,8 +110,8 @@ def test_fewer_repetitions_than_others_are_counted(study, record):
 
 
 def test_an_undefined_score_is_left_out(study, record):
-    rows = [row | {"dice": "" if row["labels"] == "5%" else row["dice"]} for row in record.results]
-    facts = findings.find(study, record._replace(results=rows), 2, draws=200)
+    rows = [row | {"dice": "" if row["labels"] == "5%" else row["dice"]} for row in rows_of(record)]
+    facts = findings.find(study, with_rows(record, rows), 2, draws=200)
     assert {row[1] for row in tables.scores_by_label(study, facts).rows} == {"–"}
     figures.data_efficiency(study, facts)
 
@@ -137,7 +137,7 @@ def test_the_plateau_of_every_score(study, record):
     study = dataclasses.replace(study, columns=(Column("dice", "mean"), Column("WT", "WT")))
     rows = [
         row | {"WT": "0.9"} if row["cell"] == "scratch-double-all-1" else row
-        for row in record.results
+        for row in rows_of(record)
         if row["cell"] != "scratch-double-all-2"
     ]
     table = tables.plateau(study, findings.find(study, record_of(rows), 2, draws=200))
@@ -151,12 +151,10 @@ def test_gains_without_twice_the_steps_have_no_table(study, found):
 
 
 def test_an_undefined_score_has_no_plateau(study, record):
-    rows = [row | {"dice": ""} if row["labels"] == "all" else row for row in record.results]
-    cases = [
-        {key: "nan" if "-all-" in key else text for key, text in row.items()}
-        for row in record.cases
-    ]
-    facts = findings.find(study, record._replace(results=rows, cases=cases), 2, draws=200)
+    rows = [row | {"dice": ""} if row["labels"] == "all" else row for row in rows_of(record)]
+    cases = record.cases.copy()
+    cases.loc[:, cases.columns.str.contains("-all-")] = "nan"
+    facts = findings.find(study, with_rows(record, rows)._replace(cases=cases), 2, draws=200)
     assert tables.plateau(study, facts).rows == (("scratch", "all", "–", "–", "2", "–"),)
 
 
