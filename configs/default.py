@@ -93,6 +93,8 @@ def get_config(
     config.log_every = bounded(20, at_least(1))  # steps between two lines of metrics
     config.validate_every = bounded(200, at_least(1))  # steps between two validations
     config.checkpoint_every = bounded(200, at_least(1))  # steps between two checkpoints
+    # Steps between two probes with a few labels; 0: none.
+    config.probe_every = bounded(derived(config, _quarter_of_the_run), at_least(0))
 
     config.task = Config()
     config.task.name = task
@@ -151,6 +153,12 @@ def get_config(
     config.validation = Config()
     config.validation.repeats = bounded(2, at_least(1))  # samples of each validation case
 
+    # While a proxy task trains, a readout in closed form is fitted to a few labels and scored.
+    config.probe = Config()
+    # Cases to fit it to, and as many of the validation split to score it on.
+    config.probe.cases = bounded(8 if rank == 3 else 32, at_least(1))
+    config.probe.data = ""  # another prepared data set, with labels
+
     config.mesh = Config()
     config.mesh.space = bounded(1, at_least(1))  # devices that share one volume
 
@@ -165,6 +173,7 @@ def get_config(
 def downstream(config: Config) -> None:
     """Adds the keys that downstream tasks have beside those of the proxy tasks."""
     config.data.train_splits = ("train",)
+    del config.probe_every, config.probe  # a validation scores the labels
     del config.data.coverage  # the mirror image continues an image smaller than the crop
     # Share of the training subjects whose labels are used. Larger shares contain the smaller ones.
     config.data.label_fraction = bounded(1.0, NONZERO_SHARE)
@@ -196,6 +205,11 @@ def downstream(config: Config) -> None:
     config.augment.flip = derived(config, functools.partial(_flip, dict(augmentation)))
 
     config.predict = Config()
+
+
+def _quarter_of_the_run(config: Config) -> int:
+    """At most 5000 steps: a long run is watched more closely, at a smaller share of its time."""
+    return min(max(config.steps // 4, 1), 5000)
 
 
 def _augmentation(config: Config) -> datasets.Settings:

@@ -24,10 +24,11 @@ from ssl3d.data import store
 from ssl3d.downstream import contract
 from ssl3d.downstream.contract import Parts, ProbeRow
 from ssl3d.downstream.predictor import Predictor
-from ssl3d.downstream.voxel_features import Encode, Levels
+from ssl3d.downstream.voxel_features import Encode
 from ssl3d.errors import UserError
 from ssl3d.intervals import PerDraw
 from ssl3d.models import export
+from ssl3d.models.readouts import Levels
 from ssl3d.training import config_checks, trained_model, transfer
 from ssl3d.training.cases import choose_cases, labelled, labels_of, open_dataset
 

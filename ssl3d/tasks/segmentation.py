@@ -20,16 +20,13 @@ from jax import Array
 from jaxtyping import Bool, Float, Int, Integer, PRNGKeyArray
 
 from ssl3d import augment
-from ssl3d.data.pipeline import Example, crop_around, cut
+from ssl3d.data.pipeline import OUTSIDE, Example, crop_around, cut
 from ssl3d.errors import UserError
 from ssl3d.models import decoders, encoders
 from ssl3d.tasks import Box, Labels, Metrics, Panel, Targets, Task
 
 NEEDS = "label_map"
 DOWNSTREAM = "ssl3d.downstream.segmentation"
-
-# The label of voxels outside the image: they belong to no class, and the loss ignores them.
-OUTSIDE = 255
 
 # Added to numerator and denominator of the soft Dice, against noise from classes of few voxels.
 _SMOOTH = 1.0

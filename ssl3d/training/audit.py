@@ -118,6 +118,7 @@ def audit(
                 "log_every": steps,
                 "validate_every": steps,
                 "checkpoint_every": steps,
+                "probe_every": 0,
             }
         )
         with contextlib.redirect_stdout(io.StringIO()):

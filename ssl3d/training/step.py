@@ -138,6 +138,12 @@ def variables_of(state: State) -> Variables:
     return _variables(state.get("ema", state["params"]), state["batch_stats"])
 
 
+def encoder_variables(state: State) -> Variables:
+    """The part of `variables_of` that belongs to the encoder."""
+    trees = variables_of(state).items()
+    return {name: tree["encoder"] for name, tree in trees if "encoder" in tree}
+
+
 def _variables(params: Tree, batch_stats: Tree) -> Variables:
     return {"params": params} | ({"batch_stats": batch_stats} if batch_stats else {})
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from ssl3d.data import store
-from ssl3d.downstream import linear_probe, voxel_features
+from ssl3d.downstream import linear_probe
 from ssl3d.errors import UserError
-from ssl3d.models import export, heads
+from ssl3d.models import export, heads, readouts
 from ssl3d.training.cases import choose_cases
 from tests.support.random_weights import write_encoder
 
@@ -37,7 +37,7 @@ def test_what_is_linear_in_the_features_of_voxels_is_found(tiny, volumes, pretra
     def score(case):
         image = np.asarray(store.load_image(volumes, case), np.float32)[None]
         levels = module.apply(variables, image).levels
-        return np.asarray(voxel_features.scores_of(levels, coefficients, jnp.zeros(1)))[0, ..., 0]
+        return np.asarray(readouts.scores_of(levels, coefficients, jnp.zeros(1)))[0, ..., 0]
 
     limit = np.quantile([score(case) for case in volumes.cases], 0.8)
     dataset = modified(

@@ -40,6 +40,8 @@ def tiny_overrides(name):
         "checkpoint_every": 3,
         "validation.repeats": 1,
     }
+    if stem not in DOWNSTREAM:
+        overrides["probe_every"] = 0
     if task == "segmentation":
         del overrides["head.hidden"]
         overrides["predict.mirror"] = False

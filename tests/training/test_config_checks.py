@@ -146,6 +146,8 @@ def test_a_task_outside_the_repository_declares_bounds_of_its_own():
         ("rpl2d", {"batch_size": 0}, "config.batch_size=0"),
         ("rpl2d", {"steps": 0}, "config.steps=0"),
         ("rpl2d", {"log_every": 0}, "config.log_every=0"),
+        ("rpl2d", {"probe_every": -1}, "config.probe_every=-1"),
+        ("rpl2d", {"probe__cases": 0}, "config.probe.cases=0"),
         ("rpl2d", {"seed": -1}, "config.seed"),
         ("rpl2d", {"validation__repeats": 0}, "config.validation.repeats"),
         ("rpl2d", {"head__pool": "sum"}, "head.pool"),
