@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
@@ -36,7 +37,7 @@ def opened(config):
 
 def untrained(config, channels, seed=0):
     shape = (1, *(16,) * config.rank, channels)
-    return encoders.build(config.encoder).init(jax.random.key(seed), np.zeros(shape, np.float32))
+    return encoders.build(config.encoder).init(jax.random.key(seed), jnp.zeros(shape, np.float32))
 
 
 # In a run.
