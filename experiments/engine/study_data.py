@@ -77,25 +77,23 @@ def check(data: StudyData, methods: Sequence[str], labels: Sequence[str] = ()) -
         )
     if not data.elsewhere:
         return
-    held_out = {
-        content: case for case in data.dataset.split("val", "test") for content in _contents(case)
-    }
     seen, remedy = data.corpus.split("train", "unlabelled"), "add --transductive"
     if data.transductive:  # only the labels are hidden from pretraining
         seen = data.corpus.split("train") if "supervised" in methods else ()
         remedy = "leave supervised out of --methods"
-    for case in seen:
-        double = next((held_out[x] for x in _contents(case) if x in held_out), None)
-        if double:
+    held_out = _by_content(data.dataset.split("val", "test"))
+    for content, case in _by_content(seen).items():
+        if double := held_out.get(content):
             raise UserError(
                 f"{data.corpus.path}: {case.id} is the same image as {double.id}, a {double.split} "
                 f"case of {data.dataset.path}; remove it, or {remedy}"
             )
 
 
-def _contents(case: store.Case) -> list[str]:
-    """Checksums of the image and, for a slice, of its volume."""
-    return [case.extra[key] for key in ("content", "volume_content") if key in case.extra]
+def _by_content(cases: Iterable[store.Case]) -> dict[str, store.Case]:
+    """Cases by the checksums of the image and, for a slice, of its volume."""
+    keys = ("content", "volume_content")
+    return {case.extra[key]: case for case in cases for key in keys if key in case.extra}
 
 
 def case_hash(cases: Iterable[store.Case]) -> str:

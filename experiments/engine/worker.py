@@ -47,10 +47,9 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the job of a folder. Raises `UserError` and `RunError`."""
     folder = Path(arguments[0])
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    job = json.loads((folder / JOB).read_text())
     with (folder / ".lock").open("w") as lock:
         wait_for(lock, folder)
-        result = run(job, folder)
+        result = run(json.loads((folder / JOB).read_text()), folder)
     if result is None:
         return STOPPED
     with atomic_write(folder / RESULT) as partial:
@@ -71,11 +70,12 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     training = [line for line in lines if line["split"] == "train"]
     validation = [line for line in lines if line["split"] == "val"]
     task = open_problem(config)[0].task
-    result: dict[str, Any] = {"row": dict(job["row"]), "cases": [], "curve": []}
-    row = result["row"]
+    row: dict[str, Any] = dict(job["row"])
+    cases: list[Any] = []
+    curve: list[Any] = []
     if job["columns"]:
-        result["curve"] = [[line["step"], _rounded(line[task.best_by])] for line in validation]
-        result["cases"], scores = test(job, workdir)
+        curve = [[line["step"], _rounded(line[task.best_by])] for line in validation]
+        cases, scores = test(job, workdir)
         row |= scores
     else:
         for name, line in (("untrained", validation[0]), ("trained", validation[-1])):
@@ -92,7 +92,7 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
         speed = float(np.median([line["volumes_per_second"] for line in training]))
         row["step_seconds"] = config.batch_size / speed
         row["validation_seconds"] = min(line["seconds"] for line in validation)
-    return result
+    return {"row": row, "cases": cases, "curve": curve}
 
 
 def _tuples(value: Any) -> Any:
@@ -106,12 +106,10 @@ def test(job: dict[str, Any], workdir: Path) -> tuple[list[Any], dict[str, Any]]
     Not of the best model by validation: those labels are no part of any method's amount, and with
     few training cases the luck of a checkpoint on crops exceeds the differences between methods.
     """
-    started = time.monotonic()
-    output = workdir / "evaluation"
+    started, output = time.monotonic(), workdir / "evaluation"
     options = [f"--workdir={workdir}", "--split=test", "--model=last", "--no-pictures"]
     options += [f"--data={job['overrides']['data.path']}", f"--output={output}"]
-    options += [f"--source={job['source']}"] if job["source"] else []
-    evaluate.main(options)
+    evaluate.main(options + [f"--source={job['source']}"] * bool(job["source"]))
     cases, scores = read_evaluation(output, job["columns"])
     return cases, scores | {"evaluation_seconds": round(time.monotonic() - started, 1)}
 
