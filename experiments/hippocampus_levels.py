@@ -7,8 +7,6 @@ coronal slice becomes a picture in OUTPUT/data. Its grade comes from the labels:
 hippocampus, anterior part (head), posterior part (body and tail), behind.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 
@@ -16,8 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import hippocampus, protocol
+from experiments.engine.grid import digest
 from experiments.engine.study import SCRATCH, Column, Study
-from experiments.engine.study_data import digest
 from ssl3d.data import store
 from ssl3d.errors import UserError
 

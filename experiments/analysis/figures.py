@@ -1,7 +1,5 @@
 """Figures of a study: data efficiency and convergence with 95 % bands, as PNG and PDF."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

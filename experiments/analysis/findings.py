@@ -1,7 +1,5 @@
 """From the rows of a study to scores, comparisons, convergence and the plateau of scratch."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple

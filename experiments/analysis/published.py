@@ -4,11 +4,10 @@ published.csv has a row per number: its table, method (`entry`) and column; a ti
 reading of a figure. Rows without a column describe the table: `source`, `score` and `note`s.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
 import pandas as pd
 
@@ -28,7 +27,7 @@ class Published:
     # paper has both.
     endings: tuple[str, str] = ("", "")
 
-    def like_ours(self, elsewhere: bool) -> Published:
+    def like_ours(self, elsewhere: bool) -> Self:
         """The rows pretrained on other data, or not, under the names of our methods."""
         ending = self.endings[elsewhere]
         rows = {name.removesuffix(ending): numbers for name, numbers in self.rows.items()}

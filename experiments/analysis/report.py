@@ -1,7 +1,5 @@
 """The report of a study: tables.md, tables.tex, figures/ and report.html."""
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import itertools
@@ -12,8 +10,7 @@ from pathlib import Path
 from experiments.analysis import figures, findings, tables
 from experiments.analysis.results_table import Record
 from experiments.analysis.templates import render, sentences
-from experiments.engine.study import METHODS, Study
-from experiments.engine.study_data import StudyData
+from experiments.engine.study import METHODS, Study, StudyData
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
 

@@ -1,7 +1,5 @@
 """results/README.md: the findings of all stored studies on one page, without their data sets."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +35,7 @@ class Stored:
         return self.facts.beyond[_key(method), amount]
 
     def compare(
-        self, method: str, others: Stored, other: str, looks: int = 1, of: Stored | None = None
+        self, method: str, others: "Stored", other: str, looks: int = 1, of: "Stored | None" = None
     ) -> Comparison:
         """Two methods with two labels, of two folders, in their common repetitions.
 

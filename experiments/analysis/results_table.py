@@ -10,8 +10,6 @@ e.g. in a checkout of the repository. In cases.csv and curves.csv `nan` is an un
 empty field one that does not exist (a step or a case of other cells).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from pathlib import Path

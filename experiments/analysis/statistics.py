@@ -15,8 +15,6 @@ equivalent to scratch, one or more is called different in 41 % of studies of two
 and intervals are up to 1.4 times wider than necessary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 

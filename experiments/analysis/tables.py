@@ -1,7 +1,5 @@
 """Tables in the paper's layout, ours beside the published numbers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

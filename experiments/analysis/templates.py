@@ -1,7 +1,5 @@
 """Pages and sentences from the jinja2 templates of this folder."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 from typing import Any

@@ -6,8 +6,6 @@ when it is given back, its process is dead, or its heartbeat has stopped. No cla
 two processes that find the same stale claim cannot take it away from each other.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

@@ -7,8 +7,6 @@ frees all compiled code and memory, and its peak memory is that of the job. It s
 and ends when its standard input closes, i.e. when the process that started it is gone.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import json

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from experiments.engine import worker
-from experiments.engine.study_data import ROOT
+from experiments.engine.grid import ROOT
 from ssl3d.errors import UserError
 
 
