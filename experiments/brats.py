@@ -14,11 +14,8 @@ STUDY = Study(
     title="BraTS: tumour segmentation (Table 1 and Figure 2)",
     preset="brats",
     pretraining_preset="ukb",
-    downstream="segment",
-    rank=3,
     methods=(*BASELINES, "supervised", SCRATCH_2D, *TWO_D, *THREE_D),
     labels=("10%", "25%", "50%", "all"),
-    repetitions=3,
     columns=(Column("WT", "WT"), Column("ET", "ET"), Column("TC", "TC")),
     # The paper's network and crops; its numbers of steps are not published.
     encoder={"width": 32, "depth": 5},

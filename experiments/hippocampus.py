@@ -12,11 +12,8 @@ STUDY = Study(
     name="hippocampus",
     title="Hippocampus: MR segmentation with few labels",
     preset="hippocampus",
-    downstream="segment",
-    rank=3,
     methods=(*BASELINES, *THREE_D, "rpl2d", "rotation2d"),
     labels=("2", "8", "32", "all"),
-    repetitions=3,
     columns=(Column("dice", "mean"), Column("anterior", 1), Column("posterior", 2)),
     # Small enough for 8 hours on two cores over the whole grid.
     encoder={"width": 8, "depth": 4},

@@ -14,11 +14,8 @@ STUDY = Study(
     name="pancreas",
     title="Pancreas: organ and tumour segmentation in CT (Figures 3 and 5)",
     preset="pancreas",
-    downstream="segment",
-    rank=3,
     methods=(*BASELINES, *THREE_D, SCRATCH_2D, *TWO_D),
     labels=("5%", "10%", "25%", "50%", "all"),
-    repetitions=3,
     columns=(Column("dice", "mean"), Column("pancreas", 1), Column("tumour", 2)),
     # The paper's network and crops. 400 epochs of 212 cases in batches of two, 25 of warm-up.
     encoder={"width": 32, "depth": 5},

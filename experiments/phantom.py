@@ -11,11 +11,8 @@ STUDY = Study(
     name="phantom",
     title="Phantom brain: tumour segmentation with few labels",
     preset="phantom_brain",
-    downstream="segment",
-    rank=3,
     methods=(*BASELINES, *THREE_D, "rpl2d", "rotation2d"),
     labels=("5%", "all"),
-    repetitions=3,
     columns=(Column("WT", "WT"), Column("TC", "TC"), Column("ET", "ET"), Column("dice", "mean")),
     # Small enough for 3 hours on two cores over the whole grid.
     encoder={"width": 8, "depth": 4},

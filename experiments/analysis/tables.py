@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from experiments.analysis.findings import Findings, Place
 from experiments.analysis.published import Published
 from experiments.analysis.results_table import Record
 from experiments.analysis.templates import sentences
-from experiments.engine.study import Study
+from experiments.engine.study import DOUBLES, Study
 
 NONE = "–"
 PAPER = "paper"
@@ -129,13 +130,18 @@ def plateau(study: Study, findings: Findings) -> Table:
     """The effect of doubled steps on scratch."""
     names = [column.name for column in study.columns]
     rows = []
-    for (method, amount), doubled in findings.plateau.items():
-        changes = [NONE if math.isnan(change) else f"{change:+.4f}" for change in doubled.changes]
-        low, high, count = doubled.low, doubled.high, doubled.repetitions
-        interval = NONE if math.isnan(low) else f"[{low:+.4f}, {high:+.4f}]"
-        verdict = f"{'not ' if doubled.moved else ''}at its plateau in {names[0]}"
-        verdict = NONE if changes[0] == NONE else verdict
-        rows.append((method, amount, *changes, interval, str(count), verdict))
+    for key, amount in findings.places:
+        name, own, scratch = findings.with_scratch((key, amount))
+        if name and key.method in DOUBLES.values():
+            change = own[names].apply(pd.to_numeric) - scratch[names].apply(pd.to_numeric)
+            changes = change.mean(skipna=False).map("{:+.4f}".format).replace("+nan", NONE)
+            found = findings.plateau.get((name, amount))
+            interval = NONE
+            if found and len(own) > 1:
+                interval = "[{:+.4f}, {:+.4f}]".format(*found.interval)
+            moved = "not " * (name in findings.moved(amount))
+            verdict = f"{moved}at its plateau in {names[0]}" if found else NONE
+            rows.append((name, amount, *changes, interval, str(len(own)), verdict))
     header = ("method", "labels", *names, "interval", "repetitions", "verdict")
     notes = sentences("plateau", names[0])
     return Table("Scratch with twice the steps", header, tuple(rows), notes)

@@ -50,18 +50,18 @@ class Column(NamedTuple):
     of: str | int  # "mean" over the foreground classes, a class index, a region, or "kappa"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
     """A study of one downstream problem."""
 
     name: str  # of the command, experiments/NAME.py
     title: str  # of the report
     preset: str  # of configs/datasets.py
-    downstream: str  # "segment" or "classify": with the rank, the downstream config
-    rank: int  # of the downstream data
+    downstream: str = "segment"  # or "classify": with the rank, the downstream config
+    rank: int = 3  # of the downstream data
     methods: tuple[str, ...]  # names of METHODS, in the order of the tables
     labels: tuple[str, ...]  # amounts of labelled training subjects: "5%", a number, or "all"
-    repetitions: int  # each with its own label subsets and initial weights
+    repetitions: int = 3  # each with its own label subsets and initial weights
     columns: tuple[Column, ...]  # methods are compared by the first
     # (prepared data, folder) -> downstream data, written on first use; None: the prepared data.
     derive: Callable[[store.Dataset, Path], store.Dataset] | None = None
