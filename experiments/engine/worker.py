@@ -12,24 +12,19 @@ import fcntl
 import json
 import math
 import os
-import platform
-import re
-import resource
 import shutil
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-import jax
 import numpy as np
 import pandas as pd
 
 from experiments.engine.grid import load_config
-from ssl3d import cli, evaluate
+from ssl3d import cli, evaluate, hardware
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
 from ssl3d.training import loop, run_log
@@ -82,8 +77,8 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     row |= {
         "seconds": round(job["spent"] + time.time() - job["launched"], 1),
         "device_seconds": round(device_seconds(training, config.batch_size), 2),
-        "peak_memory_mb": round(peak_memory()),
-        "machine": machine(),
+        "peak_memory_mb": round(hardware.peak_memory()),
+        "machine": hardware.machine(),
     }
     if row.get("probe"):
         # The first step compiles, and so does the first validation.
@@ -158,32 +153,6 @@ def device_seconds(training: Iterable[dict[str, Any]], batch_size: int) -> float
             total += (line["step"] - before) * batch_size / line["volumes_per_second"]
             before = line["step"]
     return total
-
-
-def machine() -> str:
-    """Processor, cores, accelerator if any, and the version of jax."""
-    processor = _find(r"model name.*?:(.*)", "/proc/cpuinfo") or platform.machine()
-    device = jax.devices()[0]
-    kind = "" if device.platform == "cpu" else f", {jax.device_count()} x {device.device_kind}"
-    return f"{processor}, {os.cpu_count()} cores{kind}, jax {jax.__version__}"
-
-
-def peak_memory() -> float:
-    """Peak memory in MB: of an accelerator or, without one, of this process."""
-    found = [device.memory_stats() for device in jax.local_devices()]
-    peaks = [about["peak_bytes_in_use"] for about in found if about]  # a CPU has none
-    if peaks:
-        return max(peaks) / 2**20
-    # Rather than by getrusage, which includes the parent's memory at the fork.
-    own = _find(r"VmHWM:\s*(\d+)", "/proc/self/status")
-    peak = int(own or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def _find(pattern: str, file: str) -> str:
-    """The first match in a file of /proc; "" where there is none."""
-    found = re.search(pattern, Path(file).read_text()) if Path(file).exists() else None
-    return found[1].strip() if found else ""
 
 
 def _end_with_parent() -> None:
