@@ -58,7 +58,7 @@ class Stored:
         self._score = study.columns[0].name
 
     def against(self, method: str, amount: str = "2") -> Comparison:
-        """A method compared with scratch of the same steps, corrected as in the report."""
+        """A method compared with scratch of the same steps, as in the report."""
         return self.facts.comparisons[key(method), amount]
 
     def beyond(self, method: str, amount: str = "2") -> Comparison:
@@ -100,7 +100,7 @@ class Stored:
 
 
 def key(method: str) -> Key:
-    """The row of a method that has one mode."""
+    """The row of a method."""
     return Key(method, METHODS[method].mode or "finetune")
 
 

@@ -135,12 +135,7 @@ class Findings:
 
 
 def find(study: Study, record: Record, classes: int, draws: int = statistics.DRAWS) -> Findings:
-    """The findings of a record, which holds cells of the study alone.
-
-    Args:
-      classes: K of a classification.
-      draws: number of resamplings of the test subjects.
-    """
+    """The findings of a record of the study's cells alone; `classes` is K of a classification."""
     facts = arrange(study, record, classes)
     for amount in facts.labels:
         pairs = {}

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.analysis.findings import Findings, Place
-from experiments.analysis.published import Published
+from experiments.analysis.published import TABLES, Published
 from experiments.analysis.results_table import Record
 from experiments.analysis.templates import sentences
 from experiments.engine.study import DOUBLES, Study
@@ -27,30 +27,31 @@ class Table(NamedTuple):
     bold: frozenset[tuple[int, int]] = frozenset()  # (row, column) of our best in each column
 
 
-def all_tables(study: Study, record: Record, findings: Findings) -> list[Table]:
-    """The tables of a study, without the empty ones."""
-    tables = [scores_by_label(study, findings)]
-    if study.published and study.beside != study.columns[0].name:
-        tables.append(beside_published(study, findings, study.published))
+def all_tables(study: Study, record: Record, findings: Findings, elsewhere: bool) -> list[Table]:
+    """The tables of a study, pretrained on other data or not, without the empty ones."""
+    tables = [scores_by_label(study, findings, elsewhere)]
+    if study.beside not in ("", study.columns[0].name):
+        tables.append(beside_published(study, findings, elsewhere))
     if len(study.columns) > 1:
         tables.append(scores_by_column(study, findings))
     tables += [comparisons(findings), convergence(findings)]
     if study.published_convergence:
-        tables.append(published_convergence(study.published_convergence))
+        tables.append(published_convergence(TABLES[study.published_convergence]))
     tables += [plateau(study, findings), beyond(findings), pretrainings(record), costs(findings)]
     return [table for table in tables if table.rows]
 
 
-def scores_by_label(study: Study, findings: Findings) -> Table:
+def scores_by_label(study: Study, findings: Findings, elsewhere: bool = False) -> Table:
     """Methods x amounts of labels: mean ± deviation over repetitions, and the paper's."""
     score = study.columns[0].name
     title = f"{score} on the test set, by labelled training subjects"
-    published = study.published if study.beside == score else None
+    published = TABLES[study.published].like_ours(elsewhere) if study.beside == score else None
     return _scores(title, findings, {a: (a, score) for a in findings.labels}, published)
 
 
-def beside_published(study: Study, findings: Findings, published: Published) -> Table:
+def beside_published(study: Study, findings: Findings, elsewhere: bool = False) -> Table:
     """The score defined as the published one is, where it is not the compared one."""
+    published = TABLES[study.published].like_ours(elsewhere)
     columns = {amount: (amount, study.beside) for amount in findings.labels}
     return _scores(f"{study.beside}: {published.score}", findings, columns, published)
 
@@ -59,7 +60,7 @@ def scores_by_column(study: Study, findings: Findings) -> Table:
     """Methods x scores at the largest amount of labels, as the paper's Table 1."""
     amount = findings.labels[-1]
     # The paper used all labels: its scores do not compare with ours of fewer.
-    published = study.published_scores if amount == "all" else None
+    published = TABLES.get(study.published_scores) if amount == "all" else None
     columns = {column.name: (amount, column.name) for column in study.columns}
     return _scores(f"Scores with {amount} labelled training subjects", findings, columns, published)
 

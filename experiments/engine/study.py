@@ -2,17 +2,16 @@
 
 import dataclasses
 import difflib
+import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
+from flax.traverse_util import flatten_dict
 
 from ssl3d.data import store
 from ssl3d.errors import UserError
-
-if TYPE_CHECKING:  # analysis imports studies, not the reverse
-    from experiments.analysis.published import Published
 
 # Dotted config key -> value, as in `--config.KEY=VALUE`.
 Settings = Mapping[str, Any]
@@ -36,11 +35,12 @@ class Method(NamedTuple):
 
 _FILE = pd.read_csv(Path(__file__).with_name("methods.csv"), keep_default_na=False)
 METHODS = {name: Method(*about) for name, *about in _FILE.itertuples(index=False)}
-BASELINES = (SCRATCH, "scratch-long", "untrained-frozen")
-THREE_D, TWO_D = (
-    tuple(name for name, method in METHODS.items() if method.task == name and method.rank == rank)
-    for rank in (3, 2)
-)
+# Names for several methods in the files of studies.
+GROUPS = {
+    "baselines": [SCRATCH, "scratch-long", "untrained-frozen"],
+    "3d": [name for name, method in METHODS.items() if (method.task, method.rank) == (name, 3)],
+    "2d": [name for name, method in METHODS.items() if (method.task, method.rank) == (name, 2)],
+}
 
 
 class Column(NamedTuple):
@@ -79,10 +79,10 @@ class Study:
     data: Settings = dataclasses.field(default_factory=dict)  # of every run
     pretraining_preset: str = ""  # of separate pretraining data, if another
     validations: int = 20  # per downstream run, for its curve; the last model is tested
-    published: "Published | None" = None  # the paper's scores by amount of labels,
+    published: str = ""  # table of the paper's scores by amount of labels, see analysis.published,
     beside: str = ""  # our score of the same definition,
-    published_scores: "Published | None" = None  # the paper's by column with all labels,
-    published_convergence: "Published | None" = None  # and by epoch
+    published_scores: str = ""  # the paper's by column with all labels,
+    published_convergence: str = ""  # and by epoch
     brief: tuple[str, ...] = (SCRATCH, "untrained-frozen", "rpl3d")  # least that a budget leaves
     notes: tuple[str, ...] = ()  # on data and sizes, for the report
 
@@ -91,6 +91,29 @@ class Study:
         own = label_fraction(amount, subjects)
         listed = {_share(key, subjects): settings for key, settings in self.finetuning_of.items()}
         return listed.get(max((share for share in listed if share <= own), default=0.0), {})
+
+
+def load(module: str, **more: Any) -> Study:
+    """The study of the TOML file beside a module, whose keys are `Study`'s; `more` are others.
+
+    Settings have dotted keys, e.g. `optimizer.learning_rate = 1e-4`. Methods may be `GROUPS`.
+    """
+    file = Path(module).with_suffix(".toml")
+    keys = as_tuples(tomllib.loads(file.read_text())) | more
+    keys["methods"] = tuple(name for key in keys["methods"] for name in GROUPS.get(key, [key]))
+    keys["columns"] = tuple(Column(*column) for column in keys["columns"].items())
+    for key in {"encoder", "pretraining", "finetuning", "finetuning_slices"} & keys.keys():
+        keys[key] = flatten_dict(keys[key], sep=".")
+    for key in {"pretraining_of", "finetuning_of"} & keys.keys():
+        keys[key] = {name: flatten_dict(own, sep=".") for name, own in keys[key].items()}
+    return Study(name=file.stem, **keys)
+
+
+def as_tuples(value: Any) -> Any:
+    """A document with tuples in place of lists, as in configs."""
+    if isinstance(value, dict):
+        return {key: as_tuples(own) for key, own in value.items()}
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
 
 
 def scratch_of(method: str, rank: int) -> str:

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.engine.grid import load_config
+from experiments.engine.study import as_tuples
 from ssl3d import cli, evaluate, hardware
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
@@ -54,8 +55,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     """The row, the cases and the curve of a job; None if a signal ended it."""
-    overrides = {key: _tuples(value) for key, value in job["overrides"].items()}
-    config = load_config(job["config"], job["argument"], overrides)
+    config = load_config(job["config"], job["argument"], as_tuples(job["overrides"]))
     workdir = folder / "run"
     if not loop.train(config, workdir):
         return None
@@ -86,11 +86,6 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
         row["step_seconds"] = config.batch_size / speed
         row["validation_seconds"] = min(line["seconds"] for line in validation)
     return {"row": row, "cases": cases, "curve": curve}
-
-
-def _tuples(value: Any) -> Any:
-    # JSON has lists where configs have tuples.
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def test(job: dict[str, Any], workdir: Path) -> tuple[list[Any], dict[str, Any]]:
