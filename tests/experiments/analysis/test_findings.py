@@ -116,7 +116,7 @@ def test_intervals_hold_the_means(found):
 
 
 def test_kappa_is_compared_by_cases(study):
-    study = dataclasses.replace(study, columns=(Column("kappa", "kappa"),), published=None)
+    study = dataclasses.replace(study, columns=(Column("kappa", "kappa"),), published="")
     random = np.random.default_rng(0)
     grades = random.integers(0, 3, 200)
     results = []
@@ -142,7 +142,7 @@ def test_kappa_is_compared_by_cases(study):
 
 def test_pictures_have_one_scratch(study):
     """Of rank 2 all networks are 2D ones: scratch is theirs, of plateau and convergence too."""
-    study = dataclasses.replace(study, rank=2, columns=(Column("kappa", "kappa"),), published=None)
+    study = dataclasses.replace(study, rank=2, columns=(Column("kappa", "kappa"),), published="")
     rows = []
     for method, score in (("scratch", 0.5), ("rotation2d", 0.6), ("scratch-double", 0.503)):
         mode = "finetune" if method.endswith("2d") else "random"
