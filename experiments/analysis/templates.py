@@ -10,15 +10,6 @@ from experiments.analysis.findings import PLATEAU
 from experiments.engine.study import DOUBLES
 from ssl3d.data import store
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "±": r"$\pm$",
-    "≈": r"$\approx$",
-    "–": "--",
-    "~": r"\textasciitilde{}",
-    **{character: "\\" + character for character in "%_&#$"},
-}
-
 
 def render(name: str, **values: Any) -> str:
     """The text of the template NAME.j2."""
@@ -41,5 +32,4 @@ def _template(name: str) -> jinja2.Template:
         keep_trailing_newline=True,
     )
     templates.globals |= {"DOUBLES": DOUBLES, "PLATEAU": PLATEAU, "SPLITS": store.SPLITS}
-    templates.filters["latex"] = lambda text: text.translate(str.maketrans(_LATEX))
     return templates.get_template(f"{name}.j2")

@@ -14,15 +14,7 @@ from typing import Any, NamedTuple
 from flax.traverse_util import flatten_dict
 
 import ssl3d
-from experiments.engine.study import (
-    DOUBLES,
-    METHODS,
-    Column,
-    Settings,
-    Study,
-    StudyData,
-    label_fraction,
-)
+from experiments.engine.study import DOUBLES, METHODS, Column, Settings, StudyData, label_fraction
 from ssl3d import bounds
 from ssl3d.data import pipeline, store
 from ssl3d.errors import UserError
@@ -201,18 +193,19 @@ def _resolve(
     lengths = {key: n for key, n in _flat(config).items() if key in _LENGTHS}
     scaled = {key: round(n * data.scale) for key, n in lengths.items()}
     steps = max(scaled["steps"], 1)
-    scaled["steps"] = max(round(steps * _times(data.study, method, config.steps)), 1)
+    scaled["steps"] = max(round(steps * _times(data, method, config.steps)), 1)
     scaled["validate_every"] = max(steps // validations, 1)
     settings |= scaled
     return load_config(file, argument, settings), settings
 
 
-def _times(study: Study, method: str, steps: int) -> float:
+def _times(data: StudyData, method: str, steps: int) -> float:
     """The length of a method's run in multiples of the usual steps."""
     if method in DOUBLES.values():
         return 2.0
     if method != "scratch-long":
         return 1.0
+    study = data.study
     # The longest pretraining of the study, even if this call was narrowed to other methods.
     pretraining = [
         {**study.pretraining, **study.pretraining_of.get(name, {})}.get("steps")
