@@ -6,8 +6,6 @@ Run the command again to continue; several processes on one output share the wor
 results.csv, tables.md, tables.tex, figures/ and report.html in the output.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import math
@@ -21,8 +19,7 @@ from experiments.analysis.results_table import Record
 from experiments.analysis.templates import sentences
 from experiments.engine import budget, claims, grid, runs
 from experiments.engine.grid import Cell, Size
-from experiments.engine.study import METHODS, Study, label_fraction
-from experiments.engine.study_data import StudyData, check
+from experiments.engine.study import METHODS, Study, StudyData, check, label_fraction
 from ssl3d import cli
 from ssl3d.data import store
 from ssl3d.errors import RunError, UserError

@@ -1,7 +1,5 @@
 """From the rows of a study to scores, comparisons, convergence and the plateau of scratch."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -29,25 +27,6 @@ class Key(NamedTuple):
 Place = tuple[Key, str]
 
 
-class Doubled(NamedTuple):
-    """The effect of doubled steps on scratch."""
-
-    repetitions: int  # of those that have both
-    changes: tuple[float, ...]  # of each column, mean over repetitions
-    low: float  # 95 % interval of the first column's change; NaN for a single repetition
-    high: float
-
-    @property
-    def moved(self) -> bool:
-        """Whether scratch is not at its plateau in the first column; False if undefined."""
-        return abs(self.changes[0]) >= PLATEAU
-
-    @property
-    def effect(self) -> str:
-        """The change of the first column and its interval."""
-        return f"{self.changes[0]:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
-
-
 @dataclasses.dataclass(frozen=True)
 class Findings:
     """The findings of a study, by place; the first column is the score compared."""
@@ -66,8 +45,8 @@ class Findings:
     comparisons: dict[Place, Comparison] = dataclasses.field(default_factory=dict)
     # The gains among them again, against that scratch with twice the steps.
     beyond: dict[Place, Comparison] = dataclasses.field(default_factory=dict)
-    # Of a scratch, by name and amount of labels.
-    plateau: dict[tuple[str, str], Doubled] = dataclasses.field(default_factory=dict)
+    # Scratch with twice the steps against scratch, by its name and amount of labels.
+    plateau: dict[tuple[str, str], Comparison] = dataclasses.field(default_factory=dict)
     # For each repetition the validated step at which 95 % of the final validation score of scratch
     # with the same network is reached; infinite if never.
     convergence: dict[Place, list[float]] = dataclasses.field(default_factory=dict)
@@ -95,15 +74,15 @@ class Findings:
     def unchecked(self) -> dict[str, list[str]]:
         """The amounts of labels with which a scratch is not known to be at its plateau, if any."""
         found: dict[str, list[str]] = {}
-        for amount in self.labels:
-            for key in self.run_with(amount):
-                if key.method in DOUBLES and (key.method, amount) not in self.plateau:
-                    found.setdefault(key.method, []).append(amount)
+        for key, amount in self.places:
+            if key.method in DOUBLES and (key.method, amount) not in self.plateau:
+                found.setdefault(key.method, []).append(amount)
         return found
 
-    def run_with(self, amount: str) -> list[Key]:
-        """The rows that were run with an amount of labels."""
-        return [key for key in self.rows if (key, amount) in self.runs]
+    @property
+    def places(self) -> list[Place]:
+        """The places that were run, in the order of the tables, by amount of labels."""
+        return [(key, a) for a in self.labels for key in self.rows if (key, a) in self.runs]
 
     def compared(self, amount: str) -> dict[Key, Comparison]:
         """The comparisons with an amount of labels."""
@@ -114,6 +93,11 @@ class Findings:
         compared = self.compared(amount).items()
         shown = [found.shown() for key, found in compared if METHODS[key.method].task]
         return bool(shown) and max(shown) < 1
+
+    def moved(self, amount: str) -> dict[str, Comparison]:
+        """The scratches that are not at their plateau with an amount of labels."""
+        found = {name: c for (name, a), c in self.plateau.items() if a == amount}
+        return {name: c for name, c in found.items() if abs(c.difference) >= PLATEAU}
 
     def steps(self, amount: str) -> int:
         """The usual steps with an amount of labels: scratch-long and the doubled ones have more."""
@@ -151,34 +135,26 @@ class Findings:
 
 
 def find(study: Study, record: Record, classes: int, draws: int = statistics.DRAWS) -> Findings:
-    """The findings of a record, which holds cells of the study alone.
-
-    Args:
-      classes: K of a classification.
-      draws: number of resamplings of the test subjects.
-    """
+    """The findings of a record of the study's cells alone; `classes` is K of a classification."""
     facts = arrange(study, record, classes)
     for amount in facts.labels:
         pairs = {}
-        for key in facts.run_with(amount):
-            place = key, amount
+        for place in [place for place in facts.places if place[1] == amount]:
             weighted = facts.runs[place]["weighted"]
             facts.scores[place] = statistics.estimate(weighted, None, facts.subjects, draws)
             name, own, scratch = facts.with_scratch(place)
             if not name:
                 continue
-            if (own["draws"] != scratch["draws"]).any() and key not in facts.mixed:
-                facts.mixed.append(key)
-            pair = own["weighted"], scratch["weighted"]
-            if key.method in DOUBLES.values():  # a check of scratch, not a method to be compared
-                found = statistics.estimate(*pair, facts.subjects, draws)
-                interval = found.interval() if found and len(own) > 1 else (np.nan, np.nan)
-                names = [column.name for column in study.columns]
-                change = own[names].apply(pd.to_numeric) - scratch[names].apply(pd.to_numeric)
-                changes = tuple(change.mean(skipna=False))
-                facts.plateau[name, amount] = Doubled(len(own), changes, *interval)
+            if (own["draws"] != scratch["draws"]).any() and place[0] not in facts.mixed:
+                facts.mixed.append(place[0])
+            pair = name, own["weighted"], scratch["weighted"]
+            if (
+                place[0].method in DOUBLES.values()
+            ):  # a check of scratch, not a method to be compared
+                doubled = statistics.compare({(name, amount): pair}, facts.subjects, draws)
+                facts.plateau.update(doubled)
             else:
-                pairs[place] = name, *pair
+                pairs[place] = pair
         compared = statistics.compare(pairs, facts.subjects, draws)
         facts.comparisons.update(compared)
         gains = [place for place, comparison in compared.items() if comparison.shown() > 0]

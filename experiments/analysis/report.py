@@ -1,9 +1,6 @@
 """The report of a study: tables.md, tables.tex, figures/ and report.html."""
 
-from __future__ import annotations
-
 import base64
-import dataclasses
 import itertools
 import re
 from collections.abc import Sequence
@@ -12,8 +9,7 @@ from pathlib import Path
 from experiments.analysis import figures, findings, tables
 from experiments.analysis.results_table import Record
 from experiments.analysis.templates import render, sentences
-from experiments.engine.study import METHODS, Study
-from experiments.engine.study_data import StudyData
+from experiments.engine.study import METHODS, Study, StudyData
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
 
@@ -30,8 +26,6 @@ def write(plan: StudyData, found: Record, limits: Sequence[str], typed: str, out
     if found.results.empty:
         raise UserError(f"{output}: no finished cell yet; run the study first")
     study = plan.study
-    if study.published:
-        study = dataclasses.replace(study, published=study.published.like_ours(plan.elsewhere))
     facts = findings.find(study, found, len(plan.dataset.classes))
     summary = sentences("summary", facts)
     about = sentences("about", study, plan, found, facts, typed)
@@ -47,7 +41,7 @@ def write(plan: StudyData, found: Record, limits: Sequence[str], typed: str, out
             for picture in pictures
         },
         "sliced": facts.sliced,
-        "tables": tables.all_tables(study, found, facts),
+        "tables": tables.all_tables(study, found, facts, plan.elsewhere),
         "unchecked": sentences("unchecked", facts),
         "cells": len(found.results),
     }

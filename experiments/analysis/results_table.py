@@ -10,8 +10,6 @@ e.g. in a checkout of the repository. In cases.csv and curves.csv `nan` is an un
 empty field one that does not exist (a step or a case of other cells).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,7 +26,7 @@ RESULTS, CASES = "results.csv", "cases.csv"
 # The files, and what tells their rows apart. Pictures alone have grades; a score is a column of the
 # study ("dice") or "predicted".
 _TABLES = {
-    RESULTS: ["cell"],
+    RESULTS: ["cell", "method", "mode", "labels", "repetition"],
     "pretraining.csv": ["pretraining"],
     CASES: ["id", "subject", "grade", "score"],
     "curves.csv": ["cell"],

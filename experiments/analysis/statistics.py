@@ -3,8 +3,7 @@
 A score varies with the repetition (label subset, initial weights) and with the test subjects. The
 first variance is estimated from the repetitions, the second by resampling the subjects; their sum
 gives a Student's t with Satterthwaite's degrees of freedom. Differences to scratch are paired by
-repetition and by subject. p-values are corrected by Holm's step-down procedure over the methods
-compared at one amount of labels, and intervals have the level at which Holm's procedure judges.
+repetition and by subject.
 
 Resampling the repetitions as well would look similar and be wrong: with three repetitions it
 underestimates the variance by a third and ignores the tails. Where repetitions differ more than
@@ -14,8 +13,6 @@ equivalent to scratch, one or more is called different in 41 % of studies of two
 20 % of three and 5 % of ten. Where single cases are the only noise, it counts in both variances,
 and intervals are up to 1.4 times wider than necessary.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -103,7 +100,6 @@ class Comparison(NamedTuple):
 
     @property
     def difference(self) -> float:
-        """Mean over repetitions."""
         return self.estimate.value
 
     @property
@@ -112,22 +108,17 @@ class Comparison(NamedTuple):
         return self.estimate.interval(self.level)
 
     def shown(self) -> int:
-        """1 for a gain, -1 for a loss, 0 for neither.
-
-        A single repetition shows nothing about a method: its label subset may be a lucky one.
-        """
+        """1 for a gain, -1 for a loss, 0 for neither, as a single repetition always shows."""
         if self.p_holm > ALPHA or self.repetitions < 2:
             return 0
         return 1 if self.difference > 0 else -1
 
     @property
     def word(self) -> str:
-        """The verdict in a word or three."""
         return {1: "gain", 0: "no gain shown", -1: "loss"}[self.shown()]
 
     @property
     def effect(self) -> str:
-        """The difference and its interval."""
         return "{:+.3f} [{:+.3f}, {:+.3f}]".format(self.difference, *self.interval)
 
     def verdict(self) -> str:
@@ -146,9 +137,7 @@ def estimate(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Estimate | None:
-    """A method's score, or its difference to scratch.
-
-    None where a repetition's score is undefined, or where nothing tells the error.
+    """A method's score, or its difference to scratch; None where that or its error is undefined.
 
     Args:
       method, scratch: the same repetitions in the same order.
@@ -156,8 +145,7 @@ def estimate(
       seed: with the same one, all methods see the same resamplings.
     """
 
-    def paired(weights: np.ndarray) -> np.ndarray:
-        """Scores or differences: [D, M] -> [D, R]."""
+    def paired(weights: np.ndarray) -> np.ndarray:  # [D, M] -> [D, R]
         own = np.stack([score(weights) for score in method], axis=1)
         if scratch is None:
             return own
@@ -195,12 +183,10 @@ def estimate(
 
 
 def holm(p_values: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Holm's step-down correction.
+    """p-values corrected by Holm's step-down procedure, and the level alpha / k it judges each at.
 
-    Returns:
-      The corrected p-values, and for each the level alpha / k at which the procedure judges it. The
-      procedure ends at the first hypothesis it does not reject, whose level holds for the later
-      ones too: otherwise one of their intervals could exclude zero beside "no gain shown".
+    It ends at the first hypothesis it does not reject, whose level holds for the later ones too:
+    otherwise one of their intervals could exclude zero beside "no gain shown".
     """
     count = len(p_values)
     order = sorted(range(count), key=lambda i: p_values[i])
@@ -214,16 +200,13 @@ def holm(p_values: Sequence[float]) -> tuple[list[float], list[float]]:
 
 
 def compare(
-    methods: Mapping[Any, tuple[str, Scores, Scores]],
-    subjects: Sequence[str],
-    draws: int = DRAWS,
+    methods: Mapping[Any, tuple[str, Scores, Scores]], subjects: Sequence[str], draws: int = DRAWS
 ) -> dict[Any, Comparison]:
     """Each method against scratch, corrected for the number of methods.
 
     Args:
       methods: name -> (name of its scratch, its scores, scratch's), of the repetitions that both
         have; left out if there are none.
-      subjects: of the test cases.
     """
     estimates = {
         name: found
@@ -243,10 +226,7 @@ def steps_to_reach(curve: Iterable[tuple[Any, float]], score: float) -> float:
 
 
 def t_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % interval of the mean over repetitions by Student's t: [R, T] -> [T], [T].
-
-    Wide for few repetitions, NaN for a single one.
-    """
+    """95 % interval of the mean over repetitions, [R, T] -> [T], [T]; NaN for a single one."""
     freedom = len(values) - 1
     error = values.std(0) / max(freedom, 1) ** 0.5
     return Estimate(values.mean(0), error, freedom).interval()

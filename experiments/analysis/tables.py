@@ -1,18 +1,17 @@
 """Tables in the paper's layout, ours beside the published numbers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from experiments.analysis.findings import Findings, Place
-from experiments.analysis.published import Published
+from experiments.analysis.published import TABLES, Published
 from experiments.analysis.results_table import Record
 from experiments.analysis.templates import sentences
-from experiments.engine.study import Study
+from experiments.engine.study import DOUBLES, Study
 
 NONE = "–"
 PAPER = "paper"
@@ -28,30 +27,31 @@ class Table(NamedTuple):
     bold: frozenset[tuple[int, int]] = frozenset()  # (row, column) of our best in each column
 
 
-def all_tables(study: Study, record: Record, findings: Findings) -> list[Table]:
-    """The tables of a study, without the empty ones."""
-    tables = [scores_by_label(study, findings)]
-    if study.published and study.beside != study.columns[0].name:
-        tables.append(beside_published(study, findings, study.published))
+def all_tables(study: Study, record: Record, findings: Findings, elsewhere: bool) -> list[Table]:
+    """The tables of a study, pretrained on other data or not, without the empty ones."""
+    tables = [scores_by_label(study, findings, elsewhere)]
+    if study.beside not in ("", study.columns[0].name):
+        tables.append(beside_published(study, findings, elsewhere))
     if len(study.columns) > 1:
         tables.append(scores_by_column(study, findings))
     tables += [comparisons(findings), convergence(findings)]
     if study.published_convergence:
-        tables.append(published_convergence(study.published_convergence))
+        tables.append(published_convergence(TABLES[study.published_convergence]))
     tables += [plateau(study, findings), beyond(findings), pretrainings(record), costs(findings)]
     return [table for table in tables if table.rows]
 
 
-def scores_by_label(study: Study, findings: Findings) -> Table:
+def scores_by_label(study: Study, findings: Findings, elsewhere: bool = False) -> Table:
     """Methods x amounts of labels: mean ± deviation over repetitions, and the paper's."""
     score = study.columns[0].name
     title = f"{score} on the test set, by labelled training subjects"
-    published = study.published if study.beside == score else None
+    published = TABLES[study.published].like_ours(elsewhere) if study.beside == score else None
     return _scores(title, findings, {a: (a, score) for a in findings.labels}, published)
 
 
-def beside_published(study: Study, findings: Findings, published: Published) -> Table:
+def beside_published(study: Study, findings: Findings, elsewhere: bool = False) -> Table:
     """The score defined as the published one is, where it is not the compared one."""
+    published = TABLES[study.published].like_ours(elsewhere)
     columns = {amount: (amount, study.beside) for amount in findings.labels}
     return _scores(f"{study.beside}: {published.score}", findings, columns, published)
 
@@ -60,7 +60,7 @@ def scores_by_column(study: Study, findings: Findings) -> Table:
     """Methods x scores at the largest amount of labels, as the paper's Table 1."""
     amount = findings.labels[-1]
     # The paper used all labels: its scores do not compare with ours of fewer.
-    published = study.published_scores if amount == "all" else None
+    published = TABLES.get(study.published_scores) if amount == "all" else None
     columns = {column.name: (amount, column.name) for column in study.columns}
     return _scores(f"Scores with {amount} labelled training subjects", findings, columns, published)
 
@@ -131,13 +131,18 @@ def plateau(study: Study, findings: Findings) -> Table:
     """The effect of doubled steps on scratch."""
     names = [column.name for column in study.columns]
     rows = []
-    for (method, amount), doubled in findings.plateau.items():
-        changes = [NONE if math.isnan(change) else f"{change:+.4f}" for change in doubled.changes]
-        low, high, count = doubled.low, doubled.high, doubled.repetitions
-        interval = NONE if math.isnan(low) else f"[{low:+.4f}, {high:+.4f}]"
-        verdict = f"{'not ' if doubled.moved else ''}at its plateau in {names[0]}"
-        verdict = NONE if changes[0] == NONE else verdict
-        rows.append((method, amount, *changes, interval, str(count), verdict))
+    for key, amount in findings.places:
+        name, own, scratch = findings.with_scratch((key, amount))
+        if name and key.method in DOUBLES.values():
+            change = own[names].apply(pd.to_numeric) - scratch[names].apply(pd.to_numeric)
+            changes = change.mean(skipna=False).map("{:+.4f}".format).replace("+nan", NONE)
+            found = findings.plateau.get((name, amount))
+            interval = NONE
+            if found and len(own) > 1:
+                interval = "[{:+.4f}, {:+.4f}]".format(*found.interval)
+            moved = "not " * (name in findings.moved(amount))
+            verdict = f"{moved}at its plateau in {names[0]}" if found else NONE
+            rows.append((name, amount, *changes, interval, str(len(own)), verdict))
     header = ("method", "labels", *names, "interval", "repetitions", "verdict")
     notes = sentences("plateau", names[0])
     return Table("Scratch with twice the steps", header, tuple(rows), notes)

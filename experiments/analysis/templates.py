@@ -1,7 +1,5 @@
 """Pages and sentences from the jinja2 templates of this folder."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 from typing import Any
@@ -11,15 +9,6 @@ import jinja2
 from experiments.analysis.findings import PLATEAU
 from experiments.engine.study import DOUBLES
 from ssl3d.data import store
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "±": r"$\pm$",
-    "≈": r"$\approx$",
-    "–": "--",
-    "~": r"\textasciitilde{}",
-    **{character: "\\" + character for character in "%_&#$"},
-}
 
 
 def render(name: str, **values: Any) -> str:
@@ -43,5 +32,4 @@ def _template(name: str) -> jinja2.Template:
         keep_trailing_newline=True,
     )
     templates.globals |= {"DOUBLES": DOUBLES, "PLATEAU": PLATEAU, "SPLITS": store.SPLITS}
-    templates.filters["latex"] = lambda text: text.translate(str.maketrans(_LATEX))
     return templates.get_template(f"{name}.j2")

@@ -6,8 +6,6 @@ labels to the lowest and the highest; methods to the study's brief list; labels 
 amount. The remaining time scales the steps of all runs alike: the comparison is fair at any size.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json
@@ -20,7 +18,7 @@ from typing import NamedTuple
 
 from experiments.engine import claims, grid, runs, worker
 from experiments.engine.grid import Job, Size
-from experiments.engine.study_data import StudyData
+from experiments.engine.study import StudyData
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
 

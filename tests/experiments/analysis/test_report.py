@@ -54,7 +54,7 @@ def test_gains_are_looked_at_against_twice_the_steps(study, record, double, said
     assert verdict.startswith(said)
     words = "rpl3d against scratch-double, scratch with twice the steps, in 2 repetitions"
     assert f"With 5% labels {words}: {verdict}." in sentences("summary", facts)
-    assert facts.plateau["scratch", "5%"].changes == (pytest.approx(double - 0.5),)
+    assert facts.plateau["scratch", "5%"].difference == pytest.approx(double - 0.5)
 
 
 def test_reports_of_stored_tables_are_made_again(stand_in, volumes, tmp_path):

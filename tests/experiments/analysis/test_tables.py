@@ -3,9 +3,10 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
 from experiments.analysis import figures, findings, tables, templates
-from experiments.analysis.published import PANCREAS_CONVERGENCE
+from experiments.analysis.published import TABLES
 from experiments.engine.study import Column
 from tests.support.hand_made_study import PUBLISHED, record_of, rows_of, with_rows
 
@@ -64,17 +65,18 @@ def test_latex_word_for_word(study, found):
     assert two == f"{whole}\n{whole}"
 
 
-def test_scores_beside_one_another(study, record, found):
-    study = dataclasses.replace(
-        study,
-        columns=(Column("dice", "mean"), Column("WT", "WT")),
-        published_scores=dataclasses.replace(
-            PUBLISHED,
-            columns=("WT",),
-            rows={"scratch": {"WT": ".88"}, "Somebody et al.": {"WT": ".9"}},
-        ),
-    )
-    table = tables.scores_by_column(study, found)
+@pytest.fixture
+def two_scores(study, monkeypatch):
+    """The study with two columns, the second also published."""
+    rows = {"scratch": {"WT": ".88"}, "Somebody et al.": {"WT": ".9"}}
+    table = dataclasses.replace(PUBLISHED, columns=("WT",), rows=rows)
+    monkeypatch.setitem(TABLES, "two scores", table)
+    columns = Column("dice", "mean"), Column("WT", "WT")
+    return dataclasses.replace(study, columns=columns, published_scores="two scores")
+
+
+def test_scores_beside_one_another(two_scores, record, found):
+    table = tables.scores_by_column(two_scores, found)
     assert table.header == ("method", "dice", "paper", "WT", "paper")
     assert table.rows == (
         ("scratch", "0.715 ± 0.007", "–", "0.615 ± 0.007", "0.880"),
@@ -84,16 +86,10 @@ def test_scores_beside_one_another(study, record, found):
     )
 
 
-def test_scores_of_all_labels_are_not_set_beside_ours_of_fewer(study, record):
-    study = dataclasses.replace(
-        study,
-        columns=(Column("dice", "mean"), Column("WT", "WT")),
-        published_scores=dataclasses.replace(
-            PUBLISHED, columns=("WT",), rows={"scratch": {"WT": ".88"}}
-        ),
-    )
+def test_scores_of_all_labels_are_not_set_beside_ours_of_fewer(two_scores, record):
     few = record_of([row for row in rows_of(record) if row["labels"] == "5%"])
-    table = tables.scores_by_column(study, findings.find(study, few, 2, draws=200))
+    facts = findings.find(two_scores, few, 2, draws=200)
+    table = tables.scores_by_column(two_scores, facts)
     assert table.title == "Scores with 5% labelled training subjects"
     assert table.header == ("method", "dice", "WT")
 
@@ -159,7 +155,7 @@ def test_an_undefined_score_has_no_plateau(study, record):
 
 
 def test_the_convergence_of_the_paper():
-    table = tables.published_convergence(PANCREAS_CONVERGENCE)
+    table = tables.published_convergence(TABLES["pancreas convergence"])
     assert table.header == ("method", "epoch 0", "epoch 10", "epoch 20", "epoch 400")
     assert table.rows[0] == ("scratch", "≈ 0.165", "≈ 0.120", "≈ 0.350", "≈ 0.550")
     assert table.rows[1][3] == "–"
