@@ -96,8 +96,8 @@ class Findings:
 
     def moved(self, amount: str) -> dict[str, Comparison]:
         """The scratches that are not at their plateau with an amount of labels."""
-        found = {name: c for (name, a), c in self.plateau.items() if a == amount}
-        return {name: c for name, c in found.items() if abs(c.difference) >= PLATEAU}
+        doubled = {name: found for (name, a), found in self.plateau.items() if a == amount}
+        return {name: d for name, d in doubled.items() if abs(d.difference) >= PLATEAU}
 
     def steps(self, amount: str) -> int:
         """The usual steps with an amount of labels: scratch-long and the doubled ones have more."""
@@ -139,33 +139,30 @@ def find(study: Study, record: Record, classes: int, draws: int = statistics.DRA
     facts = arrange(study, record, classes)
     for amount in facts.labels:
         pairs = {}
-        for place in [place for place in facts.places if place[1] == amount]:
-            weighted = facts.runs[place]["weighted"]
+        for key in [key for key, a in facts.places if a == amount]:
+            place, weighted = (key, amount), facts.runs[key, amount]["weighted"]
             facts.scores[place] = statistics.estimate(weighted, None, facts.subjects, draws)
             name, own, scratch = facts.with_scratch(place)
             if not name:
                 continue
-            if (own["draws"] != scratch["draws"]).any() and place[0] not in facts.mixed:
-                facts.mixed.append(place[0])
+            if (own["draws"] != scratch["draws"]).any() and key not in facts.mixed:
+                facts.mixed.append(key)
             pair = name, own["weighted"], scratch["weighted"]
-            if (
-                place[0].method in DOUBLES.values()
-            ):  # a check of scratch, not a method to be compared
+            if key.method in DOUBLES.values():  # a check of scratch, not a method to be compared
                 doubled = statistics.compare({(name, amount): pair}, facts.subjects, draws)
                 facts.plateau.update(doubled)
             else:
                 pairs[place] = pair
         compared = statistics.compare(pairs, facts.subjects, draws)
         facts.comparisons.update(compared)
-        gains = [place for place, comparison in compared.items() if comparison.shown() > 0]
-        if gains:
+        if any(comparison.shown() > 0 for comparison in compared.values()):
             # All methods and not the gains alone, which the same noise has selected.
             pairs = {}
             for place, comparison in compared.items():
                 own, double = facts.both(place, DOUBLES[comparison.against])
                 pairs[place] = DOUBLES[comparison.against], own["weighted"], double["weighted"]
             again = statistics.compare(pairs, facts.subjects, draws)
-            facts.beyond.update({place: again[place] for place in gains if place in again})
+            facts.beyond.update({p: found for p, found in again.items() if compared[p].shown() > 0})
     _converge(facts, record)
     return facts
 

@@ -1,7 +1,6 @@
 """The report of a study: tables.md, tables.tex, figures/ and report.html."""
 
 import base64
-import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,8 +53,8 @@ def write(plan: StudyData, found: Record, limits: Sequence[str], typed: str, out
 def as_typed(study: Study, arguments: Sequence[str]) -> str:
     """The command that continues the study, without the folders of this machine."""
     typed = [text for text in arguments if text != "--report-only"]
-    shown = [re.sub(f"^({'|'.join(_FOLDERS)})=.*", r"\1=DIR", text) for text in typed]
-    for before, folder in itertools.pairwise(range(len(shown))):  # --data DIR
-        if shown[before] in _FOLDERS:
-            shown[folder] = "DIR"
+    shown = [
+        "DIR" if before in _FOLDERS else re.sub(f"^({'|'.join(_FOLDERS)})=.*", r"\1=DIR", text)
+        for before, text in zip(["", *typed], typed, strict=False)
+    ]
     return " ".join([f"python -m experiments.{study.name}", *shown])

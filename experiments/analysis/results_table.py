@@ -52,13 +52,10 @@ class Record(NamedTuple):
 
 
 def read(output: Path) -> Record:
-    """The tables of a folder, merged with the results of its runs.
+    """The tables of a folder, merged with the results of its runs, which replace their rows.
 
-    Where the folder of a run exists, its results replace the rows of the tables: another process
-    may have replaced some of the tables and not yet the others.
-
-    Raises:
-      UserError: a table cannot be read, or lacks the test cases of a cell.
+    Another process may have replaced some of the tables and not yet the others. Raises `UserError`
+    where a table cannot be read, or lacks the test cases of a cell.
     """
     results, pretraining, cases, curves = (_read_table(output, file) for file in _TABLES)
     runs, trained = (

@@ -119,10 +119,9 @@ def choose(
     """The first size that fits, the scale of its steps, and the costs by kind; or `UserError`.
 
     Args:
-      tried: the candidates, see `sizes`.
       jobs_of: the runs of a size at full length, pretraining included.
       measure: the cost of a run; takes time itself, called once per kind.
-      left: seconds, of all processes together, less the time spent on measuring.
+      left: seconds that all processes together still have.
     """
     costs: dict[str, Cost] = {}
 
