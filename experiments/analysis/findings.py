@@ -66,11 +66,6 @@ class Findings:
         return any(scratch_of(key.method, self.rank) == SCRATCH_2D for key in self.rows)
 
     @property
-    def uneven(self) -> bool:
-        """Whether some rows have fewer repetitions than others."""
-        return any(len(rows) < self.repetitions for rows in self.runs.values())
-
-    @property
     def unchecked(self) -> dict[str, list[str]]:
         """The amounts of labels with which a scratch is not known to be at its plateau, if any."""
         found: dict[str, list[str]] = {}
@@ -179,10 +174,11 @@ def arrange(study: Study, record: Record, classes: int) -> Findings:
         for (method, mode, amount), rows in results.groupby(["method", "mode", "labels"])
     }
     methods = [*study.methods, *METHODS]  # and those that were run beyond the study's
-    keys = {key for key, _ in runs}
-    rows = sorted(keys, key=lambda key: (methods.index(key.method), key.mode != "finetune"))
+    order = {key: (methods.index(key.method), key.mode != "finetune") for key, _ in runs}
     labels = results.groupby("labels")["training_cases"].min().sort_values().index
-    return Findings(runs, subjects, rows, labels.tolist(), study.rank)
+    return Findings(
+        runs, subjects, sorted(order, key=order.__getitem__), labels.tolist(), study.rank
+    )
 
 
 def weighted_scores(

@@ -63,16 +63,13 @@ def read(output: Path) -> Record:
         for kind in (CELLS, PRETRAINING)
     )
     tested = [{"cell": run["row"]["cell"]} | case for run in runs for case in run["cases"]]
-    points = [
-        {"cell": run["row"]["cell"], "step": step, "score": score}
-        for run in runs
-        for step, score in run["curve"]
-    ]
+    points = [(run["row"]["cell"], *point) for run in runs for point in run["curve"]]
+    validated = pd.DataFrame(points, columns=["cell", "step", "score"])
     found = Record(
         _with_rows(results, runs, "cell"),
         _with_rows(pretraining, trained, "pretraining"),
         _with_columns(_by_case(cases), _by_case(pd.DataFrame(tested))),
-        _with_columns(_by_step(curves), _by_step(pd.DataFrame(points))).sort_index(),
+        _with_columns(_by_step(curves), _by_step(validated)).sort_index(),
     )
     if lacking := found.known().difference(found.cases):
         raise UserError(

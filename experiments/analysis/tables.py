@@ -148,22 +148,15 @@ def beyond(findings: Findings) -> Table:
 
 def pretrainings(record: Record) -> Table:
     """The pretrainings, and how well the proxy task was learned."""
-    rows = tuple(
-        (
-            row["method"],
-            row["steps"],
-            row["cases"] + (" (transductive)" if row["transductive"] == "True" else ""),
-            *(
-                f"{float(row[key]):.3f}" if row.get(key) else NONE
-                for key in ("trained_score", "untrained_score", "chance")
-            ),
-            f"{float(row['seconds']) / 60:.1f}",
-            f"{float(row['peak_memory_mb']) / 1024:.1f}",
-        )
-        for row in record.pretraining.to_dict("records")
-    )
+    rows = []
+    for row in record.pretraining.to_dict("records"):
+        seen = row["cases"] + " (transductive)" * (row["transductive"] == "True")
+        scores = [row.get(key) for key in ("trained_score", "untrained_score", "chance")]
+        shown = [f"{float(score):.3f}" if score else NONE for score in scores]
+        minutes, memory = float(row["seconds"]) / 60, float(row["peak_memory_mb"]) / 1024
+        rows.append((row["method"], row["steps"], seen, *shown, f"{minutes:.1f}", f"{memory:.1f}"))
     header = ("pretraining", "steps", "cases", "score", "untrained", "chance", "minutes", "GB")
-    return Table("Pretraining", header, rows, sentences("pretraining"))
+    return Table("Pretraining", header, tuple(rows), sentences("pretraining"))
 
 
 def costs(findings: Findings) -> Table:
