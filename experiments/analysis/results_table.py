@@ -26,7 +26,7 @@ RESULTS, CASES = "results.csv", "cases.csv"
 # The files, and what tells their rows apart. Pictures alone have grades; a score is a column of the
 # study ("dice") or "predicted".
 _TABLES = {
-    RESULTS: ["cell", "method", "mode", "labels", "repetition"],
+    RESULTS: ["cell", "method", "mode", "labels", "repetition", "pretraining"],
     "pretraining.csv": ["pretraining"],
     CASES: ["id", "subject", "grade", "score"],
     "curves.csv": ["cell"],
