@@ -1,4 +1,4 @@
-"""The command of every study: options, data, the grid, the report.
+"""A study as a command: runs the missing cells of its grid, and writes the report.
 
     python -m experiments.hippocampus --data=DIR --output=DIR [--budget=20] [--part=1/4] [...]
 

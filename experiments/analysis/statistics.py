@@ -21,6 +21,7 @@ import numpy as np
 from scipy import stats
 
 from ssl3d import metrics
+from ssl3d.intervals import PerDraw
 
 DRAWS = 10_000
 ALPHA = 0.05
@@ -30,7 +31,7 @@ SHARE = 0.95
 _BLOCK = 500
 
 # The score of a repetition: weights of the cases [D, M] -> scores [D].
-Score = Callable[[np.ndarray], np.ndarray]
+Score = Callable[[np.ndarray], PerDraw]
 Scores = Collection[Score]
 
 
@@ -61,7 +62,7 @@ def kappa_score(
     counts = np.zeros((len(np.unique(subject)), len(grades)))
     np.add.at(counts, (subject, pair), 1)
 
-    def score(weights: np.ndarray) -> np.ndarray:
+    def score(weights: np.ndarray) -> PerDraw:
         with np.errstate(invalid="ignore", divide="ignore"):
             return metrics.quadratic_kappa(grades, predicted, classes, weights @ counts)
 

@@ -56,6 +56,8 @@ def main(arguments: Sequence[str]) -> int:
 def run(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     """The row, the cases and the curve of a job; None if a signal ended it."""
     config = load_config(job["config"], job["argument"], as_tuples(job["overrides"]))
+    if "probe_every" in config:
+        config.probe_every = 0  # the test scores the encoder, and a run's time is its method's
     workdir = folder / "run"
     if not loop.train(config, workdir):
         return None
