@@ -21,12 +21,12 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Int, PRNGKeyArray
+from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from ssl3d import augment, losses
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
-from ssl3d.tasks import Box, Metrics, Panel, Targets, Task
+from ssl3d.tasks import Box, Metrics, Panel, Targets, Task, retrieval
 from ssl3d.tasks.grid import Cut, Grid, patch_grid
 
 
@@ -145,9 +145,9 @@ def info_nce(
     return total / terms, metrics
 
 
-def _volumes_with_negatives(targets: dict[str, Array]) -> Array:
-    """Bool [B, B]: the own volume and those of other subjects, without padding."""
-    other = (targets["subject"][:, None] != targets["subject"]) & targets["valid"][None, :]
+def _volumes_with_negatives(targets: Targets) -> Bool[Array, "B B"]:
+    """The own volume of each row and those of other subjects, without padding."""
+    other = retrieval.negatives(targets)
     return other | jnp.eye(len(other), dtype=bool)
 
 

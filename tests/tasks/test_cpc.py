@@ -261,6 +261,9 @@ def test_the_original_objective_tells_one_true_column_from_one_false():
     assert metrics["pair_accuracy"][0].sum() == 0
 
 
+binary = jax.jit(functools.partial(cpc.binary, goals=GOALS))
+
+
 @pytest.mark.parametrize("row", [2, 3], ids=["same subject", "padding"])
 def test_the_original_objective_samples_no_negative_from_the_same_subject_and_padding(row):
     """Whatever number is drawn; anchor 0 of volume 0 has 2 + 3 columns to choose from."""
@@ -268,8 +271,8 @@ def test_the_original_objective_samples_no_negative_from_the_same_subject_and_pa
     changed = with_codes(outputs, row, outputs["codes"][row][::-1] + 1)
     for draw in np.linspace(0, 0.999, 11, dtype=np.float32):
         pair = {"pair": np.full((4, 9), draw)}
-        before, _ = cpc.binary(outputs, targets | pair, GOALS)
-        after, _ = cpc.binary(changed, targets | pair, GOALS)
+        before, _ = binary(outputs, targets | pair)
+        after, _ = binary(changed, targets | pair)
         kept = [0] if row == 2 else [0, 1, 2]
         np.testing.assert_allclose(before[jnp.array(kept)], after[jnp.array(kept)], rtol=1e-6)
 
@@ -285,7 +288,7 @@ def test_the_original_objective_samples_every_other_column():
     rest = 4 * np.log(2)  # of the anchors without a prediction
 
     def negative(draw):
-        loss, _ = cpc.binary(outputs, targets | {"pair": np.full((4, 9), draw)}, GOALS)
+        loss, _ = binary(outputs, targets | {"pair": np.full((4, 9), draw)})
         softplus = float(loss[0]) * 6 - np.log1p(np.exp(-column[0, 1])) - rest
         return np.log(np.expm1(softplus))
 

@@ -89,8 +89,7 @@ def test_biases_and_norms_are_not_decayed(tiny):
     optimizer = steps.make_optimizers(config)["rest"]
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
     state = optimizer.init(params)
-    for _ in range(2):  # the first step of the warm-up has a rate of zero
-        updates, state = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
     assert (np.asarray(updates["kernel"]) < 0).all()
     assert (np.asarray(updates["bias"]) == 0).all()
 
