@@ -115,6 +115,7 @@ TASKS = {
         "cpc",
         "exemplar",
         "jigsaw",
+        "mae",
         "rotation",
         "rpl",
         "segmentation",

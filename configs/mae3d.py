@@ -1,0 +1,38 @@
+"""Masked autoencoder in 3D: reconstruct the masked blocks of a volume.
+
+python -m ssl3d.main --config=configs/mae3d.py
+"""
+
+from configs import datasets, default
+from ssl3d.bounds import SHARE, Config, at_least, bounded, derived
+
+# A decoder at full resolution takes the time and memory of several encoders.
+_SMALL = {3: {"data.crop": (48, 48, 48), "encoder.depth": 4, "batch_size": 4}}
+SIZES: dict[str, datasets.Ranks] = {
+    "phantom_brain": _SMALL,
+    "phantom_abdomen": _SMALL,
+    **{name: {3: {"batch_size": 4}} for name in datasets.PAPER_SIZED},
+    # The preset's encoder has no level at full resolution.
+    "retina": {3: {"batch_size": 4}, 2: {"encoder.kind": "resunet"}},
+}
+
+
+def _eighth_of_the_crop(config: Config) -> int:
+    return max(min(config.data.crop) // 8, 1)
+
+
+def get_config(arg: str = "phantom") -> Config:
+    return configure(arg, rank=3)
+
+
+def configure(arg: str, rank: int) -> Config:
+    """The task's settings for either rank; see `default.get_config`."""
+    config, _ = default.get_config("mae", rank, arg, kind="whole", sizes=SIZES, variants=("",))
+    del config.head  # the decoder replaces it
+    # Share of the blocks that are masked (nnssl, in 3D: 0.75; SparK, in 2D: 0.6).
+    config.task.ratio = bounded(0.75 if rank == 3 else 0.6, SHARE)
+    # Voxels per side of a block (nnssl: 16 of 160).
+    config.task.block = bounded(derived(config, _eighth_of_the_crop), at_least(1))
+    # Whether targets are normalised per block, to mean 0 and variance 1.
+    config.task.normalise = False
+    return config
