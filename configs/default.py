@@ -1,7 +1,8 @@
 """Every key of a config, explained. The presets of `datasets.py` change the sizes.
 
 The keys `config.task.*` are each task's own and are explained in its config file, for both ranks:
-cpc3d.py, exemplar3d.py, jigsaw3d.py, rotation3d.py, rpl3d.py, segment3d.py and classify2d.py.
+cpc3d.py, exemplar3d.py, jigsaw3d.py, mae3d.py, rotation3d.py, rpl3d.py, segment3d.py and
+classify2d.py.
 `python -m ssl3d.main --config=FILE --print_config` prints all keys with their values.
 
 `bounded(VALUE, BOUND)` sets VALUE and refuses overrides outside BOUND. Conditions between keys are

@@ -97,8 +97,9 @@ def tiny_overrides(name):
         "checkpoint_every": 3,
         "validation.repeats": 1,
     }
-    if task == "segmentation":
+    if task in ("segmentation", "mae"):
         del overrides["head.hidden"]
+    if task == "segmentation":
         overrides["predict.mirror"] = False
     if task in ("cpc", "jigsaw", "rpl"):
         overrides["task.jitter"] = 1 if name != "cpc2d" else 0
@@ -106,6 +107,7 @@ def tiny_overrides(name):
         "cpc": {"task.code": 8, "task.context": 8, "task.overlap": 0 if rank == 3 else SIDE // 6},
         "exemplar": {"task.code": 8, "task.pool": 4},
         "jigsaw": {"task.puzzles": 2, "task.code": 8},
+        "mae": {"task.block": 6},
         "rotation": {},
         "rpl": {"task.queries": 3},
     }.get(task, {})

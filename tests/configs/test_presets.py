@@ -1,6 +1,5 @@
 import functools
 import importlib
-import itertools
 import operator
 
 import jax
@@ -14,25 +13,20 @@ from ssl3d import tasks, xla
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
 from ssl3d.tasks.grid import patch_grid
-from tests.support.shipped_configs import PRESETS, PROXY_CONFIGS, get_config
-
-ARGUMENTS = [
-    f"{preset},{variant}".rstrip(",")
-    for preset, variant in itertools.product(PRESETS, default.VARIANTS)
-]
+from tests.support.shipped_configs import PRESETS, PROXY_CONFIGS, arguments, get_config
 
 
 def encoded_size(config):
     """*S of what the encoder is shown."""
-    if "coarsen" in config.task:
-        return tuple(side // config.task.coarsen for side in config.data.crop)
+    if "per_side" not in config.task:
+        return tuple(side // config.task.get("coarsen", 1) for side in config.data.crop)
     overlap = config.task.get("overlap", 0)
     return patch_grid(config.data.crop, config.task.per_side, config.task.jitter, overlap).patch
 
 
 @pytest.mark.parametrize("name", PROXY_CONFIGS)
 def test_every_preset_and_variant_builds_and_no_norm_sees_fewer_than_8_voxels(name):
-    for argument in ARGUMENTS:
+    for argument in arguments(name):
         config = get_config(name, argument)
         if config.rank == 3 and config.data.phantom.kind == "fundus":
             continue  # pictures: refused when the data are opened
@@ -78,6 +72,10 @@ SIZES = [
     ("jigsaw2d", "phantom_fundus", (99, 99), 27, 16, 4, 16, 200, 0.002),
     ("rotation3d", "phantom_abdomen", (56, 56, 56), 0, 8, 5, 24, 100, 0.002),
     ("rotation2d", "phantom_brain", (56, 56), 0, 16, 4, 16, 200, 0.002),
+    ("mae3d", "phantom_brain", (48, 48, 48), 0, 8, 4, 4, 200, 0.002),
+    ("mae2d", "phantom_fundus", (128, 128), 0, 8, 6, 16, 200, 0.002),
+    ("mae3d", "ukb", (128, 128, 128), 0, 32, 5, 4, 100_000, 0.001),
+    ("mae2d", "retina", (224, 224), 0, 32, 5, 32, 100_000, 0.001),
     ("exemplar3d", "phantom_brain", (48, 48, 48), 0, 8, 5, 24, 180, 0.002),
     ("exemplar2d", "phantom_fundus", (128, 128), 0, 8, 6, 16, 200, 0.002),
     ("rpl2d", "phantom_fundus", (99, 99), 27, 16, 4, 16, 400, 0.002),
@@ -179,7 +177,9 @@ def test_the_papers_encoders():
 
 
 def test_names_tell_runs_apart():
-    names = [get_config(name, argument).name for name in PROXY_CONFIGS for argument in ARGUMENTS]
+    names = [
+        get_config(name, argument).name for name in PROXY_CONFIGS for argument in arguments(name)
+    ]
     assert len(set(names)) == len(names)
 
 
@@ -250,5 +250,6 @@ def test_two_images_have_two_pooled_features_in_every_preset(preset):
     for name in PROXY_CONFIGS:
         config = get_config(name, preset)
         encoder = tuple(sorted(config.encoder.to_dict().items()))
-        difference = pooled_difference(encoder, encoded_size(config), config.head.pool)
+        pool = config.head.pool if "head" in config else "mean"
+        difference = pooled_difference(encoder, encoded_size(config), pool)
         assert difference > 0.02, name

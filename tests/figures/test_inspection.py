@@ -11,10 +11,18 @@ from ssl3d.figures import inspection
 
 @pytest.mark.parametrize(
     ("name", "panels"),
-    [("rotation3d", 2), ("rpl2d", 5), ("segment3d", 3), ("segment2d", 3), ("classify2d", 2)],
+    [
+        ("rotation3d", 2),
+        ("rpl2d", 5),
+        ("mae3d", 4),
+        ("mae2d", 4),
+        ("segment3d", 3),
+        ("segment2d", 3),
+        ("classify2d", 2),
+    ],
 )
 def test_every_panel_of_the_task_is_shown(tiny, datasets, name, panels):
-    dataset = datasets[2 if name in ("rpl2d", "classify2d") else 3]
+    dataset = datasets[2 if name in ("rpl2d", "mae2d", "classify2d") else 3]
     config = tiny(name, dataset.path)
     inspected = inspection.examples(config, dataset, dataset.cases[:2])
     figure = inspection.figure(inspected, config.name, config.rank)

@@ -343,7 +343,7 @@ def test_biases_and_norms_are_not_decayed(tiny):
 # Validation.
 
 
-@pytest.mark.parametrize("name", ["rpl2d", "cpc2d", "exemplar2d"])
+@pytest.mark.parametrize("name", ["rpl2d", "cpc2d", "exemplar2d", "mae2d"])
 def test_validation_does_not_depend_on_the_batch_size(tiny, pictures, name):
     """Eight examples: two batches of four, or three of three with one row of padding."""
     config = tiny(name, pictures.path, validation__repeats=2)

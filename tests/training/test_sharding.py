@@ -14,7 +14,7 @@ from ssl3d.training import run_log
 ROOT = Path(__file__).parents[2]
 
 # Configs, and how many of the eight devices share a volume.
-SHARED = [("rpl3d", 1), ("cpc3d", 1), ("rotation3d", 2), ("segment3d", 2)]
+SHARED = [("rpl3d", 1), ("cpc3d", 1), ("rotation3d", 2), ("mae3d", 2), ("segment3d", 2)]
 
 
 def python(arguments, **environment):
