@@ -16,11 +16,8 @@ def get_config(arg: str = "phantom") -> Config:
 
 def configure(arg: str, rank: int) -> Config:
     """The task's settings for either rank; see `default.get_config`."""
-    config, _ = default.get_config(
-        "classification", rank, arg, kind="classification", variants=("",)
-    )
+    config, _ = default.get_config("classification", rank, arg, kind="grade", variants=("",))
     default.downstream(config)
-    config.augment.flip = 0.5  # mirror images have the same grade
     config.task.head = "softmax"  # or ordinal: one output per grade but the first, is it reached?
     config.task.class_weights = "none"  # or balanced: inverse to a class's training cases
     config.predict.batch = bounded(16, at_least(1))  # images at once

@@ -2,10 +2,10 @@
 
 A task's config file states its kind, so that a new task gets sensible sizes without an entry here:
 
-    patches          it looks at the patches of a crop one by one
-    whole            it looks at a crop as a whole
-    segmentation     it labels every voxel
-    classification   it grades an image
+    patches     it looks at the patches of a crop one by one
+    whole       it looks at a crop as a whole
+    label_map   it labels every voxel
+    grade       it grades an image
 
 The phantoms and the hippocampus run on two CPU cores in minutes. The other presets are the
 paper's: crops of 128^3 voxels or 224^2 pixels, five levels from 32 channels.
@@ -22,7 +22,7 @@ from ssl3d.errors import UserError
 Settings = Mapping[str, Any]
 Ranks = Mapping[int, Settings]
 
-KINDS = ("patches", "whole", "segmentation", "classification")
+KINDS = ("patches", "whole", "label_map", "grade")
 
 # Weaker augmentation, for minutes of training: a small network then fits its training cases no
 # better than the others.
@@ -103,7 +103,7 @@ MINUTES = {3: _minutes(width=8, batch_size=8), 2: _minutes(width=16, batch_size=
 PAPER = {3: _paper((128, 128, 128), batch_size=8), 2: _paper((128, 128), batch_size=32)}
 PAPER_224 = {3: _paper((224, 224, 224), batch_size=8), 2: _paper((224, 224), batch_size=32)}
 
-PAPER_KINDS = {"segmentation": {3: {"batch_size": 2}, 2: {"batch_size": 8}}}
+PAPER_KINDS = {"label_map": {3: {"batch_size": 2}, 2: {"batch_size": 8}}}
 
 
 def _volume_kinds(segmentation_steps: int) -> Mapping[str, Ranks]:
@@ -126,7 +126,7 @@ def _volume_kinds(segmentation_steps: int) -> Mapping[str, Ranks]:
             3: {"data.crop": (56, 56, 56), "encoder.depth": 5},
             2: {"data.crop": (56, 56), "encoder.depth": 4},
         },
-        "segmentation": {
+        "label_map": {
             3: {"data.crop": (48, 48, 48), "batch_size": 2, **segmentation},
             2: {"data.crop": (64, 64), **segmentation},
         },
@@ -182,7 +182,7 @@ PRESETS: dict[str, Preset] = {
             # Six levels: the bottleneck compares the places of disc, macula and vessels.
             "whole": both_ranks({"data.crop": (128, 128), "encoder.width": 8, "encoder.depth": 6}),
             # The worst place makes the grade, wherever it lies: the crop is the whole picture.
-            "classification": both_ranks(
+            "grade": both_ranks(
                 {
                     "data.crop": (160, 160),
                     "encoder.width": 8,
@@ -207,7 +207,7 @@ PRESETS: dict[str, Preset] = {
                 2: {"data.crop": (32, 32), "encoder.depth": 4},
             },
             # Most of a volume. At equal voxels per second, more and smaller steps reach more.
-            "segmentation": {
+            "label_map": {
                 3: {"data.crop": (32, 40, 32), "batch_size": 2, "steps": 2400, **_HIPPOCAMPI},
                 2: {"data.crop": (32, 40), "batch_size": 32, "steps": 1000, **_HIPPOCAMPI},
             },
@@ -260,7 +260,7 @@ def find(name: str, kind: str, rank: int) -> str:
     if kind not in KINDS:
         raise UserError(f"kind={kind!r}: no such kind of task; choose {', '.join(KINDS)}")
     if name == "phantom":
-        return "phantom_brain" if rank == 3 or kind == "segmentation" else "phantom_fundus"
+        return "phantom_brain" if rank == 3 or kind == "label_map" else "phantom_fundus"
     if name not in PRESETS:
         choices = ", ".join(("phantom", *PRESETS))
         raise UserError(f"--config=...:{name}: no such data set; choose {choices}")

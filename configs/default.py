@@ -1,14 +1,15 @@
 """Every key of a config, explained. The presets of `datasets.py` change the sizes.
 
 The keys `config.task.*` are each task's own and are explained in its config file, for both ranks:
-cpc3d.py, exemplar3d.py, jigsaw3d.py, mae3d.py, rotation3d.py, rpl3d.py, segment3d.py and
-classify2d.py.
+contrast3d.py, cpc3d.py, exemplar3d.py, jigsaw3d.py, joint3d.py, mae3d.py, rotation3d.py, rpl3d.py,
+segment3d.py and classify2d.py.
 `python -m ssl3d.main --config=FILE --print_config` prints all keys with their values.
 
 `bounded(VALUE, BOUND)` sets VALUE and refuses overrides outside BOUND. Conditions between keys are
 in `ssl3d.training.config_checks`.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,6 +38,7 @@ _ORIGINAL = {
     "head.pool": "max",
     "optimizer.warmup_steps": 0,
     "optimizer.weight_decay": 0.0,
+    "optimizer.clip_norm": 1e9,  # no clipping
 }
 PUBLISHED: dict[str, datasets.Ranks] = {
     "paper": {3: {"optimizer.learning_rate": 1e-3}, 2: {"optimizer.learning_rate": 5e-4}},
@@ -63,7 +65,7 @@ def get_config(
       task: a file of ssl3d/tasks/, or the module of a task elsewhere, e.g. "my_package.my_task".
       rank: 2 for pictures or slices, 3 for volumes.
       arg: DATASET[,VARIANT], what follows the colon of --config=configs/rpl3d.py:...
-      kind: "patches", "whole", "segmentation" or "classification"; see `datasets`.
+      kind: "patches", "whole", "label_map" or "grade"; see `datasets`.
       sizes: what the task changes in the presets, by entry of `datasets.PRESETS` and rank.
       variants: those of the task; ("",) for none.
 
@@ -91,6 +93,8 @@ def get_config(
     config.log_every = bounded(20, at_least(1))  # steps between two lines of metrics
     config.validate_every = bounded(200, at_least(1))  # steps between two validations
     config.checkpoint_every = bounded(200, at_least(1))  # steps between two checkpoints
+    # Steps between two probes with a few labels; 0: none.
+    config.probe_every = bounded(derived(config, _quarter_of_the_run), at_least(0))
 
     config.task = Config()
     config.task.name = task
@@ -149,6 +153,12 @@ def get_config(
     config.validation = Config()
     config.validation.repeats = bounded(2, at_least(1))  # samples of each validation case
 
+    # While a proxy task trains, a readout in closed form is fitted to a few labels and scored.
+    config.probe = Config()
+    # Cases to fit it to, and as many of the validation split to score it on.
+    config.probe.cases = bounded(8 if rank == 3 else 32, at_least(1))
+    config.probe.data = ""  # another prepared data set, with labels
+
     config.mesh = Config()
     config.mesh.space = bounded(1, at_least(1))  # devices that share one volume
 
@@ -163,6 +173,7 @@ def get_config(
 def downstream(config: Config) -> None:
     """Adds the keys that downstream tasks have beside those of the proxy tasks."""
     config.data.train_splits = ("train",)
+    del config.probe_every, config.probe  # a validation scores the labels
     del config.data.coverage  # the mirror image continues an image smaller than the crop
     # Share of the training subjects whose labels are used. Larger shares contain the smaller ones.
     config.data.label_fraction = bounded(1.0, NONZERO_SHARE)
@@ -178,8 +189,9 @@ def downstream(config: Config) -> None:
 
     # Augmentation of every training example, on the device.
     config.augment = Config()
-    # Probability of a mirror image, for each of these axes of the network's input. The first axis
-    # of a volume and of its axial and coronal slices is left-right.
+    # Probability of a mirror image, for each of these axes of the network's input: 0 unless the
+    # preset knows axes on which it is as likely as the image, see `datasets.Preset.augment`. The
+    # first axis of a volume and of its axial and coronal slices is left-right.
     config.augment.flip = bounded(0.0, PROBABILITY)
     config.augment.flip_axes = tuple(range(config.rank))
     config.augment.spatial = bounded(0.5, PROBABILITY)  # of a rotation and scaling
@@ -188,9 +200,16 @@ def downstream(config: Config) -> None:
     config.augment.intensity = bounded(0.2, PROBABILITY)  # of a random monotone intensity change
     # Largest deviation of the Gaussian noise, in units of the image's deviation.
     config.augment.noise = bounded(0.05, at_least(0))
-    config.augment.update(_augmentation(config))
+    augmentation = _augmentation(config)
+    config.augment.update(augmentation)
+    config.augment.flip = derived(config, functools.partial(_flip, dict(augmentation)))
 
     config.predict = Config()
+
+
+def _quarter_of_the_run(config: Config) -> int:
+    """At most 5000 steps: a long run is watched more closely, at a smaller share of its time."""
+    return min(max(config.steps // 4, 1), 5000)
 
 
 def _augmentation(config: Config) -> datasets.Settings:
@@ -198,6 +217,14 @@ def _augmentation(config: Config) -> datasets.Settings:
     name = config.data.preset
     entry = name if name in datasets.PRESETS else f"phantom_{config.data.phantom.kind}"
     return datasets.PRESETS[entry].augment
+
+
+def _flip(augmentation: datasets.Settings, config: Config) -> float:
+    """The preset's; 0 for slices without the left-right axis that it names."""
+    sagittal = config.rank == 2 and config.data.slice_axis == 0
+    if sagittal and augmentation.get("flip_axes") == (0,):
+        return 0.0
+    return augmentation.get("flip", 0.0)
 
 
 def _set(config: Config, settings: datasets.Settings) -> None:
@@ -211,8 +238,10 @@ def jitter(config: Config, variant: str) -> Any:
     """Voxels of play of a patch in its cell, derived from the crop and `task.per_side`.
 
     A quarter of the cell, at most 8: with less, neighbours in small cells would touch. The
-    published variants: 3 of 42 voxels.
+    published variants: 3 of 42 voxels; the released code in 2D: 8 of 74 pixels, 4 of 42.
     """
+    if variant == "original" and config.rank == 2:
+        return derived(config, _original_jitter_of_pictures)
     return derived(config, _published_jitter if variant else _quarter_of_a_cell)
 
 
@@ -222,6 +251,10 @@ def _cell(config: Config) -> int:
 
 def _quarter_of_a_cell(config: Config) -> int:
     return max(min(_cell(config) // 4, 8), 1)
+
+
+def _original_jitter_of_pictures(config: Config) -> int:
+    return max(_cell(config) * 8 // 74, 1)
 
 
 def _published_jitter(config: Config) -> int:

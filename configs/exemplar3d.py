@@ -29,19 +29,30 @@ def configure(arg: str, rank: int) -> Config:
     )  # volumes among which validation seeks the right one
     # Voxels per side averaged into one.
     config.task.coarsen = 1 if variant else default.coarsening(config)
-    # Probabilities of the transformations (paper, appendix A: 0.5, 0.5 and 0.2).
+    # Probabilities of the transformations (paper, appendix A: turns 0.5, zoom 0.2).
     config.task.flip = bounded(0.5, PROBABILITY)
     config.task.turn = bounded(0.5, PROBABILITY)
     config.task.zoom = bounded(0.2, PROBABILITY)
     config.task.zoom_amount = bounded(0.2, SHARE)  # factors in 1 ± this
-    # Strength of the random monotone intensity change.
+    # Strength of the random monotone intensity change, its gain and its shift.
     config.task.intensity = bounded(0.9, PROBABILITY)
+    # Instead, as published: the probability of another brightness and contrast (paper: 0.5), the
+    # shift in ± this share of the range of intensities, and the factor in 1 ± this.
+    config.task.brightness_contrast = bounded(0.0, PROBABILITY)
+    config.task.brightness = bounded(0.125, SHARE)
+    config.task.contrast = bounded(0.5, SHARE)
     if variant:
         config.task.code = 1024
-        config.task.intensity = 0.25  # brightness and contrast alone
+        config.task.intensity = 0.0
+        config.task.brightness_contrast = 0.5
     if variant == "original":
         config.task.objective = "original"
         config.task.zoom = 0.15
+        if rank == 2:
+            config.task.turn = 1.0
+            config.task.zoom = 0.0
+            config.task.brightness_contrast = 1.0
+            config.task.brightness = config.task.contrast = 0.2
         config.head.hidden = ()
         config.head.batch_norm = False
     return config

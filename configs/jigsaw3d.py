@@ -6,15 +6,11 @@ Built-in brain, two CPU cores: about 1 minute, accuracy 1.00 (chance 0.010).
 """
 
 from configs import datasets, default
-from ssl3d.bounds import PROBABILITY, Config, at_least, bounded, derived
+from ssl3d.bounds import PROBABILITY, Config, at_least, bounded
 
 # Learned soonest, in the longest steps: 27 patches of each volume are encoded.
 _SHORT = {3: {"batch_size": 4, "steps": 120}}
 SIZES: dict[str, datasets.Ranks] = {"phantom_brain": _SHORT, "phantom_abdomen": _SHORT}
-
-
-def _bottleneck(config: Config) -> int:
-    return 16 * config.encoder.width
 
 
 def get_config(arg: str = "phantom") -> Config:
@@ -31,7 +27,8 @@ def configure(arg: str, rank: int) -> Config:
     config.task.permutation_seed = bounded(0, at_least(0))
     config.task.spread = True  # permutations far apart in Hamming distance
     config.task.puzzles = 8  # that share one encoding of their patches
-    config.task.code = bounded(64, at_least(1))  # channels per patch (paper, appendix A)
+    # Channels per patch (paper, appendix A); 0: the encoder's, without a layer in between.
+    config.task.code = bounded(64, at_least(0))
     # Gain and shift of each patch, in units of the image's deviation.
     config.task.intensity = bounded(0.2, PROBABILITY)
     if variant:
@@ -41,6 +38,5 @@ def configure(arg: str, rank: int) -> Config:
         config.task.permutations = 1000
     if variant == "original":
         config.task.spread = False
-        # The bottleneck's: no layer lies between.
-        config.task.code = derived(config, _bottleneck)
+        config.task.code = 0
     return config

@@ -7,13 +7,13 @@ from configs import datasets, default
 from ssl3d.bounds import SHARE, Config, at_least, bounded, derived
 
 # Every voxel is a target: at equal voxels per second, more and smaller steps reach more.
-_STEPS = {
+_STEPS: datasets.Settings = {
     "optimizer.learning_rate": 4e-3,
     "steps": 400,
     "validate_every": 100,
     "checkpoint_every": 100,
 }
-_VOLUMES = {
+_VOLUMES: datasets.Ranks = {
     3: {"data.crop": (48, 48, 48), "encoder.depth": 4, "batch_size": 2, **_STEPS},
     2: {"batch_size": 8, **_STEPS},
 }

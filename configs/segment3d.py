@@ -20,7 +20,7 @@ def get_config(arg: str = "phantom") -> Config:
 
 def configure(arg: str, rank: int) -> Config:
     """The task's settings for either rank; see `default.get_config`."""
-    config, _ = default.get_config("segmentation", rank, arg, kind="segmentation", variants=("",))
+    config, _ = default.get_config("segmentation", rank, arg, kind="label_map", variants=("",))
     default.downstream(config)
     del config.head  # the decoder replaces it
     # Whether the pretraining run's decoder is used too, but for its last projection.

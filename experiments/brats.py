@@ -6,40 +6,9 @@ DIR and UKB as python -m ssl3d.prepare --layout=brats and --layout=ukb write the
 """
 
 from experiments import protocol
-from experiments.analysis.published import BRATS_FIGURE, BRATS_TABLE
-from experiments.engine.study import SCRATCH, SCRATCH_2D, THREE_D, TWO_D, Column, Study
+from experiments.engine import study
 
-STUDY = Study(
-    name="brats",
-    title="BraTS: tumour segmentation (Table 1 and Figure 2)",
-    preset="brats",
-    pretraining_preset="ukb",
-    downstream="segment",
-    rank=3,
-    methods=(
-        SCRATCH,
-        "scratch-long",
-        "untrained-frozen",
-        "supervised",
-        SCRATCH_2D,
-        *TWO_D,
-        *THREE_D,
-    ),
-    labels=("10%", "25%", "50%", "all"),
-    repetitions=3,
-    columns=(Column("WT", "WT"), Column("ET", "ET"), Column("TC", "TC")),
-    # The paper's network and crops; its numbers of steps are not published.
-    encoder={"width": 32, "depth": 5},
-    pretraining={"steps": 100_000},
-    finetuning={"steps": 40_000, "optimizer.learning_rate": 1e-4, "transfer.warmup_steps": 4_000},
-    finetuning_slices={"batch_size": 32},
-    published=BRATS_FIGURE,
-    beside="WT",
-    published_scores=BRATS_TABLE,
-    notes=(
-        "The test cases are our own split of the training set: the official labels are hidden.",
-    ),
-)
+STUDY = study.load(__file__)
 
 if __name__ == "__main__":
     protocol.command(STUDY)

@@ -7,8 +7,6 @@ coronal slice becomes a picture in OUTPUT/data. Its grade comes from the labels:
 hippocampus, anterior part (head), posterior part (body and tail), behind.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 
@@ -16,8 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import hippocampus, protocol
-from experiments.engine.study import SCRATCH, Column, Study
-from experiments.engine.study_data import digest
+from experiments.engine import study
+from experiments.engine.grid import digest
 from ssl3d.data import store
 from ssl3d.errors import UserError
 
@@ -89,7 +87,7 @@ def _write_slice(
     picture = np.take(image, place, axis=CORONAL)
     name = f"{volume.id}_{place:03d}"
     store.write_arrays(folder, name, picture)
-    kept = [*IN_PLANE, len(volume.shape)]
+    kept = [*IN_PLANE, 3]
     content = volume.extra.get("content")
     return dataclasses.replace(
         volume,
@@ -104,32 +102,9 @@ def _write_slice(
     )
 
 
-STUDY = Study(
-    name="hippocampus_levels",
-    title="Hippocampus: the level of coronal slices with few labelled cases",
-    preset="hippocampus",
-    downstream="classify",
-    rank=2,
+STUDY = study.load(
+    __file__,
     derive=write_slices,
-    methods=(SCRATCH, "cpc2d"),
-    labels=("2",),
-    # Earlier repetitions suggested the task, the width and the steps (results/).
-    first_repetition=35,
-    repetitions=32,
-    columns=(Column("kappa", "kappa"),),
-    # Small enough to train scratch to its plateau.
-    encoder={"width": 8, "depth": 4},
-    # The preset's crops suit axial slices; coronal ones are about 35 x 36 mm.
-    pretraining={"batch_size": 32},
-    pretraining_of={
-        "cpc2d": {"steps": 800, "data.crop": (35, 35), "batch_size": 16},
-        "jigsaw2d": {"steps": 600, "data.crop": (33, 33)},
-        "rotation2d": {"steps": 600, "data.crop": (36, 36)},
-        "rpl2d": {"steps": 1000, "data.crop": (33, 33)},
-    },
-    finetuning={"data.crop": (36, 36), "batch_size": 32, "steps": 1600, "task.head": "ordinal"},
-    validations=8,
-    brief=(SCRATCH, "cpc2d"),
     notes=(
         *hippocampus.STUDY.notes,
         "Cases are slices, and their grades are derived from label maps.",

@@ -7,32 +7,9 @@ cases are pretrained on too.
 """
 
 from experiments import protocol
-from experiments.analysis.published import PANCREAS_CONVERGENCE, PANCREAS_FIGURE
-from experiments.engine.study import SCRATCH, SCRATCH_2D, THREE_D, TWO_D, Column, Study
+from experiments.engine import study
 
-STUDY = Study(
-    name="pancreas",
-    title="Pancreas: organ and tumour segmentation in CT (Figures 3 and 5)",
-    preset="pancreas",
-    downstream="segment",
-    rank=3,
-    methods=(SCRATCH, "scratch-long", "untrained-frozen", *THREE_D, SCRATCH_2D, *TWO_D),
-    labels=("5%", "10%", "25%", "50%", "all"),
-    repetitions=3,
-    columns=(Column("dice", "mean"), Column("pancreas", 1), Column("tumour", 2)),
-    # The paper's network and crops. 400 epochs of 212 cases in batches of two, 25 of warm-up.
-    encoder={"width": 32, "depth": 5},
-    pretraining={"steps": 100_000},
-    finetuning={
-        "steps": 42_000,
-        "optimizer.learning_rate": 1e-4,
-        "transfer.warmup_steps": 2_600,
-    },
-    finetuning_slices={"batch_size": 64},
-    published=PANCREAS_FIGURE,
-    beside="reference_dice",
-    published_convergence=PANCREAS_CONVERGENCE,
-)
+STUDY = study.load(__file__)
 
 if __name__ == "__main__":
     protocol.command(STUDY)

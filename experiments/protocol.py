@@ -1,12 +1,10 @@
-"""The command of every study: options, data, the grid, the report.
+"""A study as a command: runs the missing cells of its grid, and writes the report.
 
     python -m experiments.hippocampus --data=DIR --output=DIR [--budget=20] [--part=1/4] [...]
 
 Run the command again to continue; several processes on one output share the work. The results are
 results.csv, tables.md, tables.tex, figures/ and report.html in the output.
 """
-
-from __future__ import annotations
 
 import argparse
 import contextlib
@@ -18,10 +16,10 @@ from typing import NoReturn
 
 from experiments.analysis import report, results_table
 from experiments.analysis.results_table import Record
+from experiments.analysis.templates import sentences
 from experiments.engine import budget, claims, grid, runs
 from experiments.engine.grid import Cell, Size
-from experiments.engine.study import METHODS, Study, label_fraction
-from experiments.engine.study_data import StudyData, check
+from experiments.engine.study import METHODS, Study, StudyData, check, label_fraction
 from ssl3d import cli
 from ssl3d.data import store
 from ssl3d.errors import RunError, UserError
@@ -80,14 +78,12 @@ def main(study: Study, arguments: Sequence[str]) -> int:
     if options.budget is not None and not 0 < options.budget < math.inf:
         raise UserError("--budget: give a number of minutes")
     try:
-        options.output.mkdir(parents=True, exist_ok=True)
-        carry_out(study, options, report.as_typed(study, arguments), started)
+        with cli.disk_errors(options.output):
+            options.output.mkdir(parents=True, exist_ok=True)
+            carry_out(study, options, report.as_typed(study, arguments), started)
     except runs.Stopped:
         print("stopped; run the same command again to continue", flush=True)
         return 1
-    except OSError as error:  # a full disk, a folder without permission
-        where = error.filename or options.output
-        raise UserError(f"{where}: {error.strerror or error}; fix this and run again") from None
     return 0
 
 
@@ -104,7 +100,8 @@ def carry_out(study: Study, options: argparse.Namespace, typed: str, started: fl
         full = size
         data, chosen = budget.agree(data, full, minutes, deadline, output, options.part[1])
         size = chosen.size
-        limits = [report.cut_down(minutes, data, size, full)]
+        counts = len(grid.cells(size)), len(grid.cells(full))
+        limits = sentences("cut_down", minutes, data.scale, size, *counts)
     elif before:
         raise UserError(
             f"{output} holds a study that was reduced to a budget; give the same --budget to "
@@ -129,7 +126,7 @@ def carry_out(study: Study, options: argparse.Namespace, typed: str, started: fl
     left = len({job.row["cell"] for job in jobs} - found.known())
     if left:
         limits.append(f"Not complete: {left} of {len(jobs)} cells are missing.")
-    if found.results or not ending:
+    if len(found.results) or not ending:
         report.write(data, found, limits, typed, output)
     if options.report_only:
         results_table.update(output)  # by cells of a process that was killed before it did
@@ -203,12 +200,10 @@ def choose_size(data: StudyData, options: argparse.Namespace) -> Size:
 
 def current(data: StudyData, everything: Record) -> set[str]:
     """Names of the stored cells that were run with the present settings."""
-    cells = dict.fromkeys(
-        Cell(row["method"], row["mode"], row["labels"], int(row["repetition"]))
-        for row in everything.results
-    )
+    table = everything.results.astype({"repetition": int})
+    cells = table[[*Cell._fields]].drop_duplicates().itertuples(index=False)
     allowed = []
-    for cell in cells:
+    for cell in map(Cell._make, cells):
         with contextlib.suppress(UserError):  # of a cell of other data
             check(data, [cell.method], [cell.labels])
             allowed.append(cell)

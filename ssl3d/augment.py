@@ -1,4 +1,4 @@
-"""On-device augmentation of one example, in any rank: functions of a key and x [*S, C].
+"""On-device augmentation of one example, in any rank: functions of a key and an image.
 
 The loop maps them over the batch with a key per example, so an example's augmentation depends
 neither on its neighbours nor on the batch size.
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.scipy.ndimage import map_coordinates
+from jaxtyping import Float, Int, Integer, PRNGKeyArray, Real
 
 from ssl3d.errors import UserError
 
@@ -26,11 +27,13 @@ _TAP_VARIANCE = 0.5
 PLANES = {"xy": (0, 1), "xz": (0, 2), "yz": (1, 2)}
 
 
-def _per_channel(x: Array) -> tuple[int, ...]:
+def _per_channel(x: Real[Array, "*S C"]) -> tuple[int, ...]:
     return (1,) * (x.ndim - 1) + (x.shape[-1],)
 
 
-def scale_and_shift(key: Array, x: Array, strength: float) -> Array:
+def scale_and_shift(
+    key: PRNGKeyArray, x: Float[Array, "*S C"], strength: float
+) -> Float[Array, "*S C"]:
     """x * a + b with a in 1 ± strength and b in ± strength, sampled per channel.
 
     Applied to every patch separately, so that brightness does not reveal which patches are
@@ -42,7 +45,7 @@ def scale_and_shift(key: Array, x: Array, strength: float) -> Array:
     return x * (1 + gain) + shift
 
 
-def monotone(key: Array, x: Array, strength: float) -> Array:
+def monotone(key: PRNGKeyArray, x: Float[Array, "*S C"], strength: float) -> Float[Array, "*S C"]:
     """A random monotone map of the intensities of each channel, then a random gain and shift.
 
     The map is a random convex combination of increasing curves on the range of `x`, mixed with
@@ -62,7 +65,32 @@ def monotone(key: Array, x: Array, strength: float) -> Array:
     return scale_and_shift(affine_key, low + width * ((1 - share) * u + share * curve), strength)
 
 
-def flips(key: Array, x: Array, probability: float = 0.5) -> Array:
+def brightness_and_contrast(
+    key: PRNGKeyArray,
+    x: Float[Array, "*S C"],
+    probability: float,
+    brightness: float,
+    contrast: float,
+) -> Float[Array, "*S C"]:
+    """With the given probability, shifts x and scales it about its mean, all channels alike.
+
+    The order of voxels and, but for shift and scale, the histogram are kept, unlike by `monotone`.
+
+    Args:
+      brightness: the shift is sampled in ± this share of the range of x.
+      contrast: the factor is sampled in 1 ± this.
+    """
+    chance, shift_key, factor_key = jax.random.split(key, 3)
+    shift = jax.random.uniform(shift_key, minval=-brightness, maxval=brightness)
+    factor = jax.random.uniform(factor_key, minval=1 - contrast, maxval=1 + contrast)
+    mean = x.mean()
+    changed = factor * (x - mean) + mean + shift * (x.max() - x.min())
+    return jnp.where(jax.random.bernoulli(chance, probability), changed, x)
+
+
+def flips(
+    key: PRNGKeyArray, x: Real[Array, "*S C"], probability: float = 0.5
+) -> Real[Array, "*S C"]:
     """Mirrors each spatial axis with the given probability."""
     for axis, flip in enumerate(jax.random.bernoulli(key, probability, (x.ndim - 1,))):
         x = jnp.where(flip, jnp.flip(x, axis), x)
@@ -74,11 +102,11 @@ def blur_reach(variance: float) -> int:
     return math.ceil(variance / _TAP_VARIANCE - 1e-6)
 
 
-def blur(x: Array, variances: Sequence[float]) -> Array:
-    """Smooths each axis by a kernel of the given variance (voxels^2), without any border.
+def blur(x: Float[Array, "*S C"], variances: Sequence[float]) -> Float[Array, "*inner C"]:
+    """Smooths each axis by a kernel of the given variance (voxels^2), cutting off `blur_reach`.
 
     The kernel is a binomial-like power of (a, 1 - 2a, a), whose variance is exact where a sampled
-    Gaussian's is not. [*S, C] -> [*(S - 2 reach), C], see `blur_reach`.
+    Gaussian's is not.
     """
     for axis, variance in enumerate(variances):
         x = blur_axis(x, axis, variance)
@@ -98,8 +126,8 @@ def blur_axis(x: Any, axis: int, variance: float) -> Any:
     return x
 
 
-def coarsen(x: Array, factor: int) -> Array:
-    """Means over blocks of factor^r voxels: [*S, C] -> [*S / factor, C], S a multiple of it."""
+def coarsen(x: Float[Array, "*S C"], factor: int) -> Float[Array, "*blocks C"]:
+    """Means over blocks of factor^rank voxels; every side must be a multiple of `factor`."""
     blocks = [size for side in x.shape[:-1] for size in (side // factor, factor)]
     return x.reshape(*blocks, x.shape[-1]).mean(axis=tuple(range(1, 2 * (x.ndim - 1), 2)))
 
@@ -157,8 +185,10 @@ def _parity(axes: tuple[int, ...]) -> int:
     return round(float(np.linalg.det(np.eye(len(axes))[list(axes)])))
 
 
-def rotate(x: Array, index: Array, group: str = "axes") -> Array:
-    """Applies rotation number `index` to the cube (square) x [*S, C], without interpolation.
+def rotate(
+    x: Real[Array, "*S C"], index: Int[Array, ""] | int, group: str = "axes"
+) -> Real[Array, "*S C"]:
+    """Applies rotation number `index` to the cube (square) x, without interpolation.
 
     One of the few transpositions, then each flip or not: cheaper than computing all rotations and
     choosing one. All spatial sides must be equal.
@@ -176,7 +206,9 @@ def rotate(x: Array, index: Array, group: str = "axes") -> Array:
     return turned
 
 
-def zoom(key: Array, x: Array, probability: float, amount: float) -> Array:
+def zoom(
+    key: PRNGKeyArray, x: Float[Array, "*S C"], probability: float, amount: float
+) -> Float[Array, "*S C"]:
     """Scales each axis by its own factor in 1 ± amount, with the given probability.
 
     About the centre, at the same size, with linear interpolation and the border repeated. Scaling
@@ -196,7 +228,9 @@ def zoom(key: Array, x: Array, probability: float, amount: float) -> Array:
     return x
 
 
-def gaussian_noise(key: Array, x: Array, sigma_max: float) -> Array:
+def gaussian_noise(
+    key: PRNGKeyArray, x: Float[Array, "*S C"], sigma_max: float
+) -> Float[Array, "*S C"]:
     """x plus Gaussian noise, with a standard deviation sampled in 0..sigma_max per channel."""
     sigma_key, noise_key = jax.random.split(key)
     sigma = jax.random.uniform(sigma_key, _per_channel(x), x.dtype, maxval=sigma_max)
@@ -204,9 +238,9 @@ def gaussian_noise(key: Array, x: Array, sigma_max: float) -> Array:
 
 
 def spatial(
-    key: Array,
-    image: Array,
-    label: Array,
+    key: PRNGKeyArray,
+    image: Float[Array, "*S C"],
+    label: Integer[Array, "*S"],
     *,
     flip: float,
     flip_axes: Sequence[int],
@@ -214,8 +248,8 @@ def spatial(
     zoom: float,
     probability: float,
     outside: int,
-) -> tuple[Array, Array]:
-    """Transforms an image [*S, C] and its label [*S] together: flips, then rotation and zoom.
+) -> tuple[Float[Array, "*S C"], Integer[Array, "*S"]]:
+    """Transforms an image and its label together: flips, then rotation and zoom.
 
     Args:
       flip, flip_axes: probability of mirroring each of these axes.
@@ -236,9 +270,13 @@ def spatial(
 
 
 def image_and_label(
-    key: Array, image: Array, label: Array, settings: Mapping[str, Any], outside: int
-) -> tuple[Array, Array]:
-    """Augments an image [*S, C] and its label [*S] as `config.augment` says.
+    key: PRNGKeyArray,
+    image: Float[Array, "*S C"],
+    label: Integer[Array, "*S"],
+    settings: Mapping[str, Any],
+    outside: int,
+) -> tuple[Float[Array, "*S C"], Integer[Array, "*S"]]:
+    """Augments an image and its label as `config.augment` says.
 
     `settings`: flip, flip_axes, spatial (a probability), rotate (degrees), zoom, intensity, noise.
     """
@@ -258,8 +296,8 @@ def image_and_label(
     return gaussian_noise(noise, image, settings["noise"]), label
 
 
-def rotation_matrix(angles: Sequence[float] | Array, rank: int) -> Array:
-    """The matrix [rank, rank] from an output voxel to its source, both relative to the centre.
+def rotation_matrix(angles: Float[Array, " planes"], rank: int) -> Float[Array, "{rank} {rank}"]:
+    """The matrix from an output voxel to its source, both relative to the centre.
 
     `angles` (radians) are those of the plane (0, 1) in 2D, of (0, 1), (0, 2), (1, 2) in 3D. A
     quarter turn equals `np.rot90` in that plane.
@@ -273,8 +311,13 @@ def rotation_matrix(angles: Sequence[float] | Array, rank: int) -> Array:
     return matrix
 
 
-def affine(image: Array, label: Array, matrix: Array, outside: int) -> tuple[Array, Array]:
-    """Resamples image [*S, C] and label [*S]: voxel p comes from matrix @ p, from the centre.
+def affine(
+    image: Float[Array, "*S C"],
+    label: Integer[Array, "*S"],
+    matrix: Float[Array, "rank rank"],
+    outside: int,
+) -> tuple[Float[Array, "*S C"], Integer[Array, "*S"]]:
+    """Resamples image and label: voxel p comes from matrix @ p, from the centre.
 
     The image is interpolated linearly with its border repeated; a label is that of the nearest
     voxel, never interpolated, and `outside` beyond the image.
@@ -291,7 +334,7 @@ def affine(image: Array, label: Array, matrix: Array, outside: int) -> tuple[Arr
         for c, row in zip(centre, matrix, strict=True)
     ]
 
-    def interpolate(channel: Array) -> Array:
+    def interpolate(channel: Float[Array, "*S"]) -> Float[Array, "*S"]:
         return map_coordinates(channel, source, order=1, mode="nearest")
 
     moved = jax.vmap(interpolate, in_axes=-1, out_axes=-1)(image)

@@ -135,9 +135,28 @@ class Config(ml_collections.ConfigDict):
 def derive(config: ml_collections.ConfigDict) -> None:
     """Computes the derived values again, in place."""
     for section in _sections(config):
-        for key, rule in list(section._rules.items()):
+        for key, rule in rules(section):
             if key in section:
                 section[key] = Derived(rule(config), rule)
+
+
+def rules(section: Config) -> list[tuple[str, Callable[[Any], Any]]]:
+    """The derived keys of a section, each with its rule."""
+    return list(section._rules.items())
+
+
+def part(config: ml_collections.ConfigDict, name: str) -> Config:
+    """The config as its part `config.parts.NAME` sees it, without rules for the part's values.
+
+    It has the part's `task` for its own, and the part's `crop` where that is smaller.
+    """
+    given = config.parts[name]
+    seen = Config(config.to_dict())
+    del seen.parts
+    seen.task = given.task.to_dict()
+    crop = given.get("crop", config.data.crop)
+    seen.data.crop = tuple(map(min, zip(crop, config.data.crop, strict=True)))
+    return seen
 
 
 def _sections(config: ml_collections.ConfigDict) -> Iterator[Config]:

@@ -2,6 +2,11 @@
 
 python -m ssl3d.inspect --config=configs/rpl3d.py[:DATASET[,VARIANT]] [--output=FILE.png]
                         [--cases=N] [--split=SPLIT] [--config.key=value ...]
+python -m ssl3d.inspect --config=... --audit [--network]
+
+--audit trains on noise in the shape of the data set, where nothing is to be learned: accuracy above
+chance is a shortcut, and the exit status 1. By default the model is linear, with --network it is
+the config's own.
 """
 
 from __future__ import annotations
@@ -13,22 +18,34 @@ from ssl3d import cli
 from ssl3d.data import store
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> int:
     """Runs the command. Raises `UserError`."""
     parser = cli.Parser(prog="python -m ssl3d.inspect", description=__doc__, epilog=cli.CONFIG_HELP)
     add = parser.add_argument
     add("--output", type=Path, help="PNG file (default: inspect_NAME.png)")
     add("--cases", type=int, default=2, help="number of cases (default: 2)")
     add("--split", default="train", choices=store.SPLITS, help="default: train")
+    add("--audit", action="store_true", help="look for shortcuts on noise, instead of pictures")
+    add("--network", action="store_true", help="audit with the config's network")
     options, config = cli.parse_with_config(parser, arguments)
-    from ssl3d.figures import inspection  # loads jax, which --print_config does without
-
+    if options.network and not options.audit:
+        parser.error("--network: is for --audit; add it, or leave this out")
     if options.cases < 1:
         parser.error(f"--cases={options.cases}: must be 1 or more")
+    # These load jax, which --print_config does without.
+    if options.audit:
+        from ssl3d.training import audit
+
+        result = audit.audit(config, options.network)
+        print(f"{config.name}: {result.verdict}")
+        return 0 if result.passed else 1
+    from ssl3d.figures import inspection
+
     output = options.output or Path(f"inspect_{config.name}.png")
     with cli.disk_errors(output):
         inspection.inspect(config, options.split, options.cases, output)
     print(output)
+    return 0
 
 
 if __name__ == "__main__":

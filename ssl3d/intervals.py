@@ -6,6 +6,10 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import Float, Int, Real, Shaped
+
+# A statistic's value for each of R rows of weights; a number for a single row.
+PerDraw = Float[np.ndarray, "*R"] | np.floating
 
 BOOTSTRAP_DRAWS = 2000
 # Draws evaluated together: bounds the memory to this many times the number of cases.
@@ -19,14 +23,17 @@ def ratio(total: np.ndarray, count: np.ndarray) -> float:
 
 
 def ratio_interval(
-    sums: np.ndarray, counts: np.ndarray, units: np.ndarray, seed: int = 0
+    sums: Real[np.ndarray, " M"],
+    counts: Real[np.ndarray, " M"],
+    units: Shaped[np.ndarray, " M"],
+    seed: int = 0,
 ) -> tuple[float, float]:
-    """The 95 % bootstrap interval of sum(sums) / sum(counts) over units; [M] each.
+    """The 95 % bootstrap interval of sum(sums) / sum(counts) over units.
 
     With a single unit, the ratio itself as both ends.
     """
 
-    def weighted(weights: np.ndarray) -> np.ndarray:
+    def weighted(weights: Float[np.ndarray, "*R M"]) -> PerDraw:
         return weights @ sums / np.maximum(weights @ counts, 1e-12)
 
     if np.unique(units).size == 1:
@@ -36,13 +43,15 @@ def ratio_interval(
 
 
 def bootstrap_interval(
-    statistic: Callable[[np.ndarray], np.ndarray], units: np.ndarray, seed: int = 0
+    statistic: Callable[[Float[np.ndarray, "R B"]], PerDraw],
+    units: Shaped[np.ndarray, " B"],
+    seed: int = 0,
 ) -> tuple[float, float]:
     """The 95 % percentile interval of a statistic over units resampled with replacement.
 
     Args:
-      statistic: weights [R, B], how often each of R draws holds each case -> [R].
-      units: [B], what is resampled: the subject of each case, or its own number.
+      statistic: of weights, how often each of R draws holds each case.
+      units: what is resampled: the subject of each case, or its own number.
       seed: of the draws.
 
     Returns:
@@ -61,8 +70,8 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def _draw(rng: np.random.Generator, units: int) -> np.ndarray:
-    """How often each draw with replacement holds each unit: [_BLOCK, units]."""
+def _draw(rng: np.random.Generator, units: int) -> Int[np.ndarray, "R {units}"]:
+    """How often each of `_BLOCK` draws with replacement holds each unit."""
     drawn = rng.integers(0, units, (_BLOCK, units))
     cells = drawn + units * np.arange(_BLOCK)[:, None]
     return np.bincount(cells.ravel(), minlength=drawn.size).reshape(drawn.shape)

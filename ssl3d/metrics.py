@@ -1,31 +1,43 @@
-"""Scores of segmentations and classifications, and those of the paper's released code.
+"""Scores of segmentations and classifications.
 
-An undefined score is NaN and counted as such, never silently 0 or 1. Functions and scores named
-`reference_*` score as the released code does (background included, all voxels pooled): they allow
-a comparison with its numbers and must not be mixed with the others.
+An undefined score is NaN and counted as such, never silently 0 or 1. The scores of the paper's
+released code are in `ssl3d.reference_scores`.
 
-Every classification score takes `weights` [..., B], how often each case counts: a bootstrap draw
-is one row of weights, so that thousands of draws take one pass over the cases.
+Every classification score takes weights, how often each case counts: a bootstrap draw is one of R
+rows of weights, so that thousands of draws take one pass over the cases.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal, TypedDict, get_args
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Integer, Real, Shaped
 from scipy import ndimage, spatial
 
-from ssl3d.intervals import bootstrap_interval
+from ssl3d.intervals import PerDraw, bootstrap_interval
 
 # Unions of the classes background, necrotic core, oedema, enhancing tumour (BraTS 2012-2020).
 BRATS_REGIONS = {"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)}
-SEGMENTATION_SCORES = (
-    "dice",
-    "hd95",
-    "nsd",
-    "truth_volume",
-    "predicted_volume",
-    "false_positive_volume",
+SegmentationScore = Literal[
+    "dice", "hd95", "nsd", "truth_volume", "predicted_volume", "false_positive_volume"
+]
+SEGMENTATION_SCORES: tuple[SegmentationScore, ...] = get_args(SegmentationScore)
+# The scores of one class or region of one case, see `segmentation_scores`.
+MaskRow = TypedDict(
+    "MaskRow",
+    {
+        "class": str,
+        "dice": float,
+        "hd95": float,
+        "nsd": float,
+        "truth_volume": float,
+        "predicted_volume": float,
+        "false_positive_volume": float,
+        "absent": bool,
+        "missed": bool,
+    },
 )
 # A distance that exceeds the tolerance by rounding alone (3 * 0.1 > 0.3) is within it.
 _ROUNDING = 1e-6
@@ -38,7 +50,7 @@ def segmentation_scores(
     spacing: Sequence[float],
     regions: Mapping[str, Sequence[int]] | None = None,
     tolerance: float = 1.0,
-) -> list[dict]:
+) -> list[MaskRow]:
     """The scores of one case: a row per foreground class, then per region.
 
     Args:
@@ -71,19 +83,23 @@ def segmentation_scores(
         raise ValueError(f"regions {sorted(regions)} with the names of classes")
     unions = {name: (index,) for index, name in enumerate(classes) if index > 0} | regions
     return [
-        {"class": name}
-        | _mask_scores(np.isin(prediction, indices), np.isin(truth, indices), spacing, tolerance)
+        _mask_row(name, np.isin(prediction, indices), np.isin(truth, indices), spacing, tolerance)
         for name, indices in unions.items()
     ]
 
 
-def _mask_scores(
-    prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], tolerance: float
-) -> dict[str, float | bool]:
+def _mask_row(
+    name: str,
+    prediction: Bool[np.ndarray, "*S"],
+    truth: Bool[np.ndarray, "*S"],
+    spacing: Sequence[float],
+    tolerance: float,
+) -> MaskRow:
     predicted, true = np.count_nonzero(prediction), np.count_nonzero(truth)
     common = np.count_nonzero(prediction & truth)
     voxel = float(np.prod(np.divide(spacing, 10)))  # cm^3 are ml
-    scores = {
+    row: MaskRow = {
+        "class": name,
         "dice": 2 * common / (predicted + true) if true else np.nan,
         "hd95": np.nan,
         "nsd": 0.0 if true else np.nan,
@@ -95,20 +111,20 @@ def _mask_scores(
     }
     if true and predicted:
         distances = surface_distances(prediction, truth, spacing)
-        scores |= {"hd95": hd95(*distances), "nsd": surface_dice(*distances, tolerance)}
-    return scores
+        row |= {"hd95": hd95(*distances), "nsd": surface_dice(*distances, tolerance)}
+    return row
 
 
 def surface_distances(
-    prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray]:
+    prediction: Bool[np.ndarray, "*S"], truth: Bool[np.ndarray, "*S"], spacing: Sequence[float]
+) -> tuple[Float[np.ndarray, " predicted"], Float[np.ndarray, " true"]]:
     """Distances in mm from each mask's boundary voxels to the nearest ones of the other mask.
 
     A boundary voxel belongs to the mask and shares a face with a voxel that does not; outside the
     image no voxel does. Distances are between voxel centres.
 
-    Masks are bool [*S], not empty; returns the distances from the prediction's boundary voxels and
-    those from the truth's.
+    Masks must not be empty. Returns the distances from the prediction's boundary voxels and those
+    from the truth's.
     """
     # Cropping changes nothing: the part cut away is background in both masks, like the outside.
     (box,) = ndimage.find_objects((prediction | truth).view(np.int8))
@@ -121,7 +137,9 @@ def surface_distances(
     return trees[1].query(points[0])[0], trees[0].query(points[1])[0]
 
 
-def hd95(from_prediction: np.ndarray, from_truth: np.ndarray) -> float:
+def hd95(
+    from_prediction: Float[np.ndarray, " predicted"], from_truth: Float[np.ndarray, " true"]
+) -> float:
     """The larger of the 95th percentiles of the two sets of `surface_distances`, in mm.
 
     Defined as MONAI's `compute_hausdorff_distance(percentile=95)`; others report the percentile of
@@ -130,7 +148,11 @@ def hd95(from_prediction: np.ndarray, from_truth: np.ndarray) -> float:
     return float(max(np.percentile(from_prediction, 95), np.percentile(from_truth, 95)))
 
 
-def surface_dice(from_prediction: np.ndarray, from_truth: np.ndarray, tolerance: float) -> float:
+def surface_dice(
+    from_prediction: Float[np.ndarray, " predicted"],
+    from_truth: Float[np.ndarray, " true"],
+    tolerance: float,
+) -> float:
     """The share of both masks' boundary voxels within `tolerance` mm of the other mask's boundary.
 
     Defined as MONAI's `compute_surface_dice` without subvoxels: boundary voxels are counted, not
@@ -170,7 +192,9 @@ def summarise(rows: Sequence[Mapping], unit: str | None = None, seed: int = 0) -
     return summary
 
 
-def _moments(values: np.ndarray, units: np.ndarray, seed: int) -> dict[str, float]:
+def _moments(
+    values: Float[np.ndarray, " B"], units: Shaped[np.ndarray, " B"], seed: int
+) -> dict[str, float]:
     if not values.size:
         return dict.fromkeys(("mean", "std", "median", "low", "high"), np.nan)
     low, high = bootstrap_interval(lambda weights: _mean(values, weights), units, seed)
@@ -183,7 +207,7 @@ def classification_scores(
     labels: np.ndarray,
     predicted: np.ndarray,
     probabilities: np.ndarray,
-    subjects: Sequence[str] | None = None,
+    subjects: Sequence[str] | np.ndarray | None = None,
     seed: int = 0,
 ) -> list[dict]:
     """Accuracy, quadratically weighted kappa and AUROC of all cases, with intervals.
@@ -223,20 +247,25 @@ def classification_scores(
     return rows
 
 
-def accuracy(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The share of cases predicted correctly: [B], [B], weights [..., B] -> [...]."""
+def accuracy(
+    labels: Integer[np.ndarray, " B"],
+    predicted: Integer[np.ndarray, " B"],
+    weights: Float[np.ndarray, "*R B"],
+) -> PerDraw:
+    """The share of cases predicted correctly."""
     return _mean(labels == predicted, weights)
 
 
 def quadratic_kappa(
-    labels: np.ndarray, predicted: np.ndarray, classes: int, weights: np.ndarray
-) -> np.ndarray:
+    labels: Integer[np.ndarray, " B"],
+    predicted: Integer[np.ndarray, " B"],
+    classes: int,
+    weights: Float[np.ndarray, "*R B"],
+) -> PerDraw:
     """Cohen's kappa with quadratic weights over `classes` grades.
 
     The list of grades is fixed: one that does not occur keeps its place. NaN if labels and
     predictions all have the same class.
-
-    Labels and predictions int [B], weights [..., B] -> [...].
     """
     grades = np.arange(classes)
     penalty = np.subtract.outer(grades, grades) ** 2.0
@@ -247,11 +276,15 @@ def quadratic_kappa(
     return 1 - _ratio(observed * weights.sum(-1), by_chance)
 
 
-def auroc(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def auroc(
+    labels: Integer[np.ndarray, " B"],
+    probabilities: Float[np.ndarray, "B K"],
+    weights: Float[np.ndarray, "*R B"],
+) -> PerDraw:
     """Area under the ROC curve, one class against the rest, averaged over classes.
 
     Classes that all cases or no case have are left out; NaN if none remains. For two classes it is
-    the binary AUROC. Int [B], [B, K], weights [..., B] -> [...].
+    the binary AUROC.
     """
     areas = np.stack(
         [_area(labels == k, column, weights) for k, column in enumerate(probabilities.T)], axis=-1
@@ -260,7 +293,11 @@ def auroc(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) ->
     return _ratio(np.where(defined, areas, 0).sum(-1), defined.sum(-1))
 
 
-def _area(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _area(
+    positive: Bool[np.ndarray, " B"],
+    scores: Float[np.ndarray, " B"],
+    weights: Float[np.ndarray, "*R B"],
+) -> PerDraw:
     """The share of (positive, negative) pairs in the right order; ties count half."""
     order = np.argsort(scores)
     _, starts = np.unique(scores[order], return_index=True)
@@ -271,21 +308,25 @@ def _area(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.n
     return _ratio((positives * below).sum(-1), positives.sum(-1) * negatives.sum(-1))
 
 
-def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _mean(values: Shaped[np.ndarray, " B"], weights: Float[np.ndarray, "*R B"]) -> PerDraw:
     return weights @ values / weights.sum(-1)
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def _ratio(
+    numerator: Real[np.ndarray, "*R"] | np.number, denominator: Real[np.ndarray, "*R"] | np.number
+) -> Float[np.ndarray, "*R"]:
     """NaN where the denominator is 0."""
-    return np.divide(numerator, np.where(denominator > 0, denominator, np.nan))
+    return np.asarray(np.divide(numerator, np.where(denominator > 0, denominator, np.nan)))
 
 
-def confusion_matrix(prediction: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
+def confusion_matrix(
+    prediction: np.ndarray, truth: np.ndarray, classes: int
+) -> Int[np.ndarray, "{classes} {classes}"]:
     """Voxels per true class (row) and predicted class (column).
 
     The matrices of several cases add up to the matrix of their pooled voxels.
 
-    Int [...] and [...] of K `classes`, including the background -> int64 [K, K].
+    Prediction and truth are class indices, int [*S]; `classes` includes the background.
 
     Raises:
       ValueError: different shapes, or an index outside the classes.
@@ -293,66 +334,6 @@ def confusion_matrix(prediction: np.ndarray, truth: np.ndarray, classes: int) ->
     _check_maps(prediction, truth, classes)
     pairs = truth.astype(np.int64).ravel() * classes + prediction.astype(np.int64).ravel()
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
-
-
-def reference_segmentation_scores(
-    confusion: np.ndarray,
-    classes: Sequence[str],
-    regions: Mapping[str, Sequence[int]] | None = None,
-) -> dict[str, float]:
-    """The released code's scores of a test set, from the sum of its confusion matrices.
-
-    Args:
-      confusion: int [K, K] of all voxels of all cases.
-      classes: K names.
-      regions: as in `segmentation_scores`, e.g. `BRATS_REGIONS`.
-
-    Returns:
-      reference_dice, reference_jaccard: mean over the classes **including the background**; a
-        class in neither truth nor prediction is left out.
-      reference_dice_NAME: of one class (there `dice_pancreas_1`); NaN if left out.
-      reference_dice_REGION: mean of the region **and of everything else** (there `brats_wt`), so
-        that a Dice of 0.6 appears as 0.8.
-    """
-    dice, jaccard = _pooled_overlaps(confusion)
-    scores = {"reference_dice": np.nanmean(dice), "reference_jaccard": np.nanmean(jaccard)}
-    scores |= {f"reference_dice_{name}": value for name, value in zip(classes, dice, strict=True)}
-    for name, indices in (regions or {}).items():
-        inside = np.isin(np.arange(len(classes)), indices)
-        membership = np.stack([~inside, inside]).astype(confusion.dtype)
-        halves, _ = _pooled_overlaps(membership @ confusion @ membership.T)
-        scores[f"reference_dice_{name}"] = np.nanmean(halves)
-    return {name: float(value) for name, value in scores.items()}
-
-
-def _pooled_overlaps(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Dice and Jaccard per class, [K] and [K]; NaN for a class in neither map."""
-    common = np.diagonal(confusion)
-    sizes = confusion.sum(0) + confusion.sum(1)
-    return _ratio(2 * common, sizes), _ratio(common, sizes - common)
-
-
-def reference_ordinal_scores(truth: np.ndarray, outputs: np.ndarray) -> dict[str, float]:
-    """The released code's scores of grades encoded as K ordinal bits.
-
-    Grade g is encoded as g + 1 ones followed by zeros, and decoded as the number of outputs above
-    0.5, in any order, minus one: without an output above 0.5 the grade is -1.
-
-    Truth [B, K] of 0 and 1 and sigmoids [B, K] ->
-      reference_qw_kappa_kaggle: **without the cases of grade -1**; NaN if undefined.
-      reference_cat_acc_kaggle: the grade -1 counts as wrong.
-      reference_bin_accuracy: over all bits of all cases.
-    """
-    bits, answers = truth > 0.5, outputs > 0.5
-    grades, answered = bits.sum(-1) - 1, answers.sum(-1) - 1
-    kept = (grades >= 0) & (answered >= 0)
-    grades_kept, answered_kept = grades[kept], answered[kept]
-    kappa = quadratic_kappa(grades_kept, answered_kept, truth.shape[-1], np.ones(kept.sum()))
-    return {
-        "reference_qw_kappa_kaggle": float(kappa),
-        "reference_cat_acc_kaggle": float(np.mean(grades == answered)),
-        "reference_bin_accuracy": float(np.mean(bits == answers)),
-    }
 
 
 def _check_maps(prediction: np.ndarray, truth: np.ndarray, classes: int) -> None:

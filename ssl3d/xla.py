@@ -55,13 +55,13 @@ def jit(f: Callable, **options: Any) -> Callable:
 
 
 def jit_once(f: Callable, **options: Any) -> Callable:
-    """`jax.jit` for what runs only once, such as initialisation: compiled without optimisation.
+    """`jit` for what runs once or a few times: compiled without optimisation.
 
     LLVM would optimise for a minute what initialises a network's parameters in a millisecond.
     """
     if jax.default_backend() == "cpu":
         options["compiler_options"] = {"xla_backend_optimization_level": 0}
-    return jax.jit(f, **options)
+    return jit(f, **options)
 
 
 def keep_memory() -> bool:

@@ -221,10 +221,12 @@ def test_an_affine_map_is_scipys(rank):
     for _ in range(4):
         x, label = example(rank, seed=int(rng.integers(99)))
         angles = rng.uniform(-np.pi, np.pi, rank * (rank - 1) // 2)
-        matrix = np.asarray(augment.rotation_matrix(angles, rank)) / rng.uniform(0.8, 1.2)
+        matrix = np.asarray(augment.rotation_matrix(jnp.asarray(angles), rank)) / rng.uniform(
+            0.8, 1.2
+        )
         centre = (np.array(label.shape) - 1) / 2
         offset = centre - matrix @ centre
-        moved, moved_label = affine(x, label, matrix, outside=0)
+        moved, moved_label = affine(x, label, jnp.asarray(matrix), outside=0)
         for channel in range(2):
             expected = scipy.ndimage.affine_transform(
                 x[..., channel], matrix, offset, order=1, mode="nearest"
@@ -244,7 +246,7 @@ def test_right_angles_are_those_of_rot90(rank):
     for number, plane in enumerate(planes):
         for quarters in range(4):
             angles = [quarters * np.pi / 2 * (number == other) for other in range(len(planes))]
-            matrix = augment.rotation_matrix(angles, rank)
+            matrix = augment.rotation_matrix(jnp.asarray(angles), rank)
             moved, moved_label = affine(x, label, matrix, outside=255)
             np.testing.assert_allclose(moved, np.rot90(x, quarters, plane), atol=1e-5)
             np.testing.assert_array_equal(moved_label, np.rot90(label, quarters, plane))

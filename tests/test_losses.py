@@ -24,7 +24,9 @@ def test_cross_entropy_is_minus_the_log_of_the_labels_share(seed, masked):
         candidates = np.ones_like(candidates)
     weights = np.exp(logits.astype(float)) * candidates
     share = np.take_along_axis(weights / weights.sum(-1, keepdims=True), labels[..., None], -1)
-    loss = losses.cross_entropy(logits, labels, candidates if masked else None)
+    loss = losses.cross_entropy(
+        *jax.tree.map(jnp.asarray, (logits, labels, candidates if masked else None))
+    )
     np.testing.assert_allclose(loss, -np.log(share[..., 0]), rtol=1e-4, atol=1e-5)
 
 
@@ -37,7 +39,8 @@ def test_ranked_first_means_above_every_other_candidate(seed):
         rivals = np.ones_like(candidates) if mask is None else mask.copy()
         np.put_along_axis(rivals, labels[..., None], False, axis=-1)
         expected = ((logits < own) | ~rivals).all(-1)
-        np.testing.assert_array_equal(losses.ranked_first(logits, labels, mask), expected)
+        found = losses.ranked_first(*jax.tree.map(jnp.asarray, (logits, labels, mask)))
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_ties_are_lost():
@@ -66,7 +69,7 @@ def test_sums_and_counts_are_of_each_example():
 
 
 def test_classified_gives_a_mean_loss_and_counts():
-    logits, labels, _ = draw(3, (2, 4, 5))
+    logits, labels = map(jnp.asarray, draw(3, (2, 4, 5))[:2])
     loss, metrics = losses.classified(logits, labels)
     np.testing.assert_allclose(loss, losses.cross_entropy(logits, labels).mean(axis=1), rtol=1e-6)
     hits = (logits.argmax(-1) == labels).sum(axis=1)

@@ -18,11 +18,11 @@ def write_scans(folder, count=3):
     return folder
 
 
-def test_help(as_typed):
-    result = as_typed("ssl3d.prepare", "--help")
-    assert result.returncode == 0
-    assert "--on-error" in result.stdout
-    assert result.stderr == ""
+def test_help(call_command):
+    status, output, errors = call_command(prepare.main, "--help")
+    assert status == 0
+    assert "--on-error" in output
+    assert errors == ""
 
 
 def test_the_exit_status_tells_valid_from_invalid_cases(tmp_path, as_typed, call_command):

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from ssl3d import probe
-from tests.support.encoders import write_encoder
+from tests.support.random_weights import write_encoder
 
 
 @pytest.fixture(scope="module")

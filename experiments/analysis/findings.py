@@ -1,16 +1,15 @@
 """From the rows of a study to scores, comparisons, convergence and the plateau of scratch."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from experiments.analysis import statistics
 from experiments.analysis.results_table import Record
+from experiments.analysis.statistics import Comparison, Estimate
 from experiments.engine.study import DOUBLES, METHODS, SCRATCH, SCRATCH_2D, Study, scratch_of
 
 # At a plateau, doubling the steps of scratch moves its score by less than this.
@@ -28,73 +27,32 @@ class Key(NamedTuple):
 Place = tuple[Key, str]
 
 
-class Entry(NamedTuple):
-    """The compared score at a place: of each repetition, and the 95 % interval of their mean."""
-
-    values: tuple[float, ...]
-    low: float
-    high: float
-
-    @property
-    def mean(self) -> float:
-        return float(np.mean(self.values))
-
-
-class Doubled(NamedTuple):
-    """The effect of doubled steps on scratch.
-
-    Attributes:
-      repetitions: number of those that have both.
-      changes: mean change of each column.
-      low, high: 95 % interval of the first column's change; NaN for a single repetition.
-    """
-
-    repetitions: int
-    changes: tuple[float, ...]
-    low: float
-    high: float
-
-    @property
-    def moved(self) -> bool:
-        """Whether scratch is not at its plateau in the first column; False if undefined."""
-        return abs(self.changes[0]) >= PLATEAU
-
-    @property
-    def effect(self) -> str:
-        """The change of the first column and its interval."""
-        return f"{self.changes[0]:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
-
-
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """The findings of a study, by place; the first column is the score compared.
+    """The findings of a study, by place; the first column is the score compared."""
 
-    Attributes:
-      runs: results.csv at each place, indexed by repetition.
-      rows, labels: of the tables, in order.
-      against: name of the scratch a method is compared with: scratch2d for 2D methods on volumes
-        if it was run, else (and for scratch2d itself) scratch.
-      comparisons: with that scratch.
-      beyond: the gains among them again, against that scratch with twice the steps.
-      plateau: of scratch and scratch2d, by name and amount of labels.
-      convergence: for each repetition the validated step at which 95 % of the final validation
-        score of scratch with the same network is reached; infinite if never.
-      curves: (steps [T], scores [R, T]).
-      mixed: rows whose training data were sampled by another version of the code than those of
-        their scratch.
-    """
-
+    # results.csv at each place, indexed by repetition, with the score of a cell's test cases as a
+    # function of weights in the column `weighted`.
     runs: Mapping[Place, pd.DataFrame]
-    rows: tuple[Key, ...]
-    labels: tuple[str, ...]
-    rank: int
-    entries: dict[Place, Entry] = dataclasses.field(default_factory=dict)
-    against: dict[Place, str] = dataclasses.field(default_factory=dict)
-    comparisons: dict[Place, statistics.Comparison] = dataclasses.field(default_factory=dict)
-    beyond: dict[Place, statistics.Comparison] = dataclasses.field(default_factory=dict)
-    plateau: dict[tuple[str, str], Doubled] = dataclasses.field(default_factory=dict)
-    convergence: dict[Place, tuple[float, ...]] = dataclasses.field(default_factory=dict)
-    curves: dict[Place, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
+    subjects: list[str]  # of the weights
+    rows: list[Key]  # of the tables, in order
+    labels: list[str]  # amounts, ascending
+    rank: int  # of the data
+    # The compared score; None where it is undefined, or nothing tells its error.
+    scores: dict[Place, Estimate | None] = dataclasses.field(default_factory=dict)
+    # With scratch2d for 2D methods on volumes if it was run, else (and for scratch2d itself) with
+    # scratch.
+    comparisons: dict[Place, Comparison] = dataclasses.field(default_factory=dict)
+    # The gains among them again, against that scratch with twice the steps.
+    beyond: dict[Place, Comparison] = dataclasses.field(default_factory=dict)
+    # Scratch with twice the steps against scratch, by its name and amount of labels.
+    plateau: dict[tuple[str, str], Comparison] = dataclasses.field(default_factory=dict)
+    # For each repetition the validated step at which 95 % of the final validation score of scratch
+    # with the same network is reached; infinite if never.
+    convergence: dict[Place, list[float]] = dataclasses.field(default_factory=dict)
+    # Validation scores, a row per step and a column per repetition.
+    curves: dict[Place, pd.DataFrame] = dataclasses.field(default_factory=dict)
+    # Rows whose training data were sampled by another version of the code than their scratch's.
     mixed: list[Key] = dataclasses.field(default_factory=list)
 
     @property
@@ -107,11 +65,50 @@ class Findings:
         """Whether there are 2D networks on the slices of volumes."""
         return any(scratch_of(key.method, self.rank) == SCRATCH_2D for key in self.rows)
 
+    @property
+    def uneven(self) -> bool:
+        """Whether some rows have fewer repetitions than others."""
+        return any(len(rows) < self.repetitions for rows in self.runs.values())
+
+    @property
+    def unchecked(self) -> dict[str, list[str]]:
+        """The amounts of labels with which a scratch is not known to be at its plateau, if any."""
+        found: dict[str, list[str]] = {}
+        for key, amount in self.places:
+            if key.method in DOUBLES and (key.method, amount) not in self.plateau:
+                found.setdefault(key.method, []).append(amount)
+        return found
+
+    @property
+    def places(self) -> list[Place]:
+        """The places that were run, in the order of the tables, by amount of labels."""
+        return [(key, a) for a in self.labels for key in self.rows if (key, a) in self.runs]
+
+    def compared(self, amount: str) -> dict[Key, Comparison]:
+        """The comparisons with an amount of labels."""
+        return {key: found for (key, a), found in self.comparisons.items() if a == amount}
+
+    def shows_no_gain(self, amount: str) -> bool:
+        """Whether pretraining was compared with an amount of labels, and nothing gained."""
+        compared = self.compared(amount).items()
+        shown = [found.shown() for key, found in compared if METHODS[key.method].task]
+        return bool(shown) and max(shown) < 1
+
+    def moved(self, amount: str) -> dict[str, Comparison]:
+        """The scratches that are not at their plateau with an amount of labels."""
+        found = {name: c for (name, a), c in self.plateau.items() if a == amount}
+        return {name: c for name, c in found.items() if abs(c.difference) >= PLATEAU}
+
+    def steps(self, amount: str) -> int:
+        """The usual steps with an amount of labels: scratch-long and the doubled ones have more."""
+        runs = (rows for (_, a), rows in self.runs.items() if a == amount)
+        return min(pd.to_numeric(rows["steps"]).min() for rows in runs)
+
     def label(self, key: Key) -> str:
         """The name of a row: with its mode if the study has several."""
         modes = {row.mode for row in self.rows if not METHODS[row.method].mode}
-        chosen = not METHODS[key.method].mode
-        return f"{key.method}, {key.mode}" if chosen and len(modes) > 1 else key.method
+        several = len(modes) > 1 and not METHODS[key.method].mode
+        return f"{key.method}, {key.mode}" if several else key.method
 
     def values(self, key: Key, amount: str, name: str) -> list[float]:
         """A column of results.csv, by repetition; NaN where undefined, empty if not run."""
@@ -125,144 +122,105 @@ class Findings:
         common = own.index.intersection(others.index)
         return own.loc[common], others.loc[common]
 
+    def with_scratch(self, place: Place) -> tuple[str, pd.DataFrame, pd.DataFrame]:
+        """The name of the scratch that a place is compared with, and `both`; "" for none."""
+        method = place[0].method
+        own = scratch_of(method, self.rank)
+        # Doubled steps of one scratch say nothing of the other.
+        for name in [own] if method in DOUBLES.values() else [own, SCRATCH]:
+            rows, scratch = self.both(place, name)
+            if name != method and len(rows):
+                return name, rows, scratch
+        return "", pd.DataFrame(), pd.DataFrame()
+
 
 def find(study: Study, record: Record, classes: int, draws: int = statistics.DRAWS) -> Findings:
-    """The findings of a record, which holds cells of the study alone.
-
-    Args:
-      classes: K of a classification.
-      draws: number of resamplings of the test subjects.
-    """
-    facts = arrange(study, record)
-    cases = Cases(study, record, classes)
+    """The findings of a record of the study's cells alone; `classes` is K of a classification."""
+    facts = arrange(study, record, classes)
     for amount in facts.labels:
         pairs = {}
-        for key in facts.rows:
-            place = key, amount
-            if place not in facts.runs:
+        for place in [place for place in facts.places if place[1] == amount]:
+            weighted = facts.runs[place]["weighted"]
+            facts.scores[place] = statistics.estimate(weighted, None, facts.subjects, draws)
+            name, own, scratch = facts.with_scratch(place)
+            if not name:
                 continue
-            found = statistics.estimate(
-                cases.scores(facts.runs[place]), None, cases.subjects, draws
-            )
-            interval = found.interval() if found else (np.nan, np.nan)
-            values = facts.values(key, amount, study.columns[0].name)
-            facts.entries[place] = Entry(tuple(values), *interval)
-            name, own, scratch = _against(facts, place)
-            if own.empty:
-                continue
-            if (own["draws"] != scratch["draws"]).any() and key not in facts.mixed:
-                facts.mixed.append(key)
-            if key.method in DOUBLES.values():  # a check of scratch, not a method to be compared
-                facts.plateau[name, amount] = _doubled(study, cases, own, scratch, draws)
-                continue
-            facts.against[place] = name
-            pairs[place] = cases.scores(own), cases.scores(scratch)
-        compared = statistics.compare(pairs, cases.subjects, draws)
+            if (own["draws"] != scratch["draws"]).any() and place[0] not in facts.mixed:
+                facts.mixed.append(place[0])
+            pair = name, own["weighted"], scratch["weighted"]
+            if (
+                place[0].method in DOUBLES.values()
+            ):  # a check of scratch, not a method to be compared
+                doubled = statistics.compare({(name, amount): pair}, facts.subjects, draws)
+                facts.plateau.update(doubled)
+            else:
+                pairs[place] = pair
+        compared = statistics.compare(pairs, facts.subjects, draws)
         facts.comparisons.update(compared)
         gains = [place for place, comparison in compared.items() if comparison.shown() > 0]
         if gains:
             # All methods and not the gains alone, which the same noise has selected.
-            doubled = {
-                place: facts.both(place, DOUBLES[facts.against[place]]) for place in compared
-            }
-            pairs = {
-                place: (cases.scores(own), cases.scores(double))
-                for place, (own, double) in doubled.items()
-                if not own.empty
-            }
-            again = statistics.compare(pairs, cases.subjects, draws)
+            pairs = {}
+            for place, comparison in compared.items():
+                own, double = facts.both(place, DOUBLES[comparison.against])
+                pairs[place] = DOUBLES[comparison.against], own["weighted"], double["weighted"]
+            again = statistics.compare(pairs, facts.subjects, draws)
             facts.beyond.update({place: again[place] for place in gains if place in again})
     _converge(facts, record)
     return facts
 
 
-def arrange(study: Study, record: Record) -> Findings:
+def arrange(study: Study, record: Record, classes: int) -> Findings:
     """The rows, amounts of labels and runs of a record, in order; nothing compared yet."""
-    results = pd.DataFrame([{"draws": ""} | row for row in record.results])
-    results["repetition"] = results["repetition"].astype(int)
+    results = record.results.astype({"repetition": int, "training_cases": int})
     # Rows from before the versions were counted are of the first one.
-    results["draws"] = results["draws"].replace("", "1")
+    results["draws"] = results["draws"].replace("", "1") if "draws" in results else "1"
+    weighted, subjects = weighted_scores(study, record, classes)
+    results["weighted"] = results["cell"].map(weighted.get)
     runs = {
         (Key(str(method), str(mode)), str(amount)): rows.set_index("repetition").sort_index()
         for (method, mode, amount), rows in results.groupby(["method", "mode", "labels"])
     }
     methods = [*study.methods, *METHODS]  # and those that were run beyond the study's
-    keys = sorted(
-        {key for key, _ in runs},
-        key=lambda key: (methods.index(key.method), key.mode != "finetune"),
-    )
-    sizes = pd.to_numeric(results["training_cases"]).groupby(results["labels"]).min()
-    return Findings(runs, tuple(keys), tuple(sizes.sort_values().index), study.rank)
+    keys = {key for key, _ in runs}
+    rows = sorted(keys, key=lambda key: (methods.index(key.method), key.mode != "finetune"))
+    labels = results.groupby("labels")["training_cases"].min().sort_values().index
+    return Findings(runs, subjects, rows, labels.tolist(), study.rank)
 
 
-def _against(facts: Findings, place: Place) -> tuple[str, pd.DataFrame, pd.DataFrame]:
-    """The scratch of a place, and the rows of both; no rows where it was not run."""
-    method = place[0].method
-    own = scratch_of(method, facts.rank)
-    # Doubled steps of one scratch say nothing of the other.
-    for name in [own] if method in DOUBLES.values() else [own, SCRATCH]:
-        both = facts.both(place, name)
-        if name != method and not both[0].empty:
-            return name, *both
-    return "", pd.DataFrame(), pd.DataFrame()
+def weighted_scores(
+    study: Study, record: Record, classes: int
+) -> tuple[dict[Any, statistics.Score], list[str]]:
+    """The compared score of each cell as a function of weights, and the subject of each weight.
 
-
-def _doubled(
-    study: Study, cases: Cases, double: pd.DataFrame, scratch: pd.DataFrame, draws: int
-) -> Doubled:
-    names = [column.name for column in study.columns]
-    change = double[names].apply(pd.to_numeric) - scratch[names].apply(pd.to_numeric)
-    found = statistics.estimate(cases.scores(double), cases.scores(scratch), cases.subjects, draws)
-    interval = found.interval() if found and len(double) > 1 else (np.nan, np.nan)
-    return Doubled(len(double), tuple(change.mean(skipna=False)), *interval)
-
-
-class Cases:
-    """The test cases of each cell, in one order.
-
-    Attributes:
-      subjects: of the weights that the scores take: of each case, or for kappa each subject once.
+    A weight is that of a case or, for kappa, of all cases of a subject.
     """
-
-    def __init__(self, study: Study, record: Record, classes: int) -> None:
-        name, of = study.columns[0]
-        self._classes = classes if of == "kappa" else 0
-        score = "predicted" if self._classes else name
-        rows = [row for row in record.cases if row["score"] == score]
-        self._rows = sorted(rows, key=lambda row: row["id"])
-        self.subjects = [row["subject"] for row in self._rows]
-        if self._classes:
-            names, self._subject = np.unique(self.subjects, return_inverse=True)
-            self.subjects = names.tolist()
-            self._grades = np.array([int(row["grade"]) for row in self._rows])
-
-    def scores(self, results: pd.DataFrame) -> list[statistics.Score]:
-        """The score of each cell as a function of weights."""
-        return [self._score([row[cell] for row in self._rows]) for cell in results["cell"]]
-
-    def _score(self, values: list[str]) -> statistics.Score:
-        if not self._classes:
-            return statistics.mean_score(np.array(values, float))
-        predicted = np.array(values, int)
-        return statistics.kappa_score(self._grades, predicted, self._classes, self._subject)
+    name, of = study.columns[0]
+    score = record.cases.index.get_level_values("score")
+    table = record.cases[score == ("predicted" if of == "kappa" else name)].sort_index(level="id")
+    subjects = table.index.get_level_values("subject").tolist()
+    if of != "kappa":
+        means = {cell: statistics.mean_score(own.to_numpy(float)) for cell, own in table.items()}
+        return means, subjects
+    names, subject = np.unique(subjects, return_inverse=True)
+    grades = table.index.get_level_values("grade").astype(int).to_numpy()
+    kappas = {
+        cell: statistics.kappa_score(grades, own.to_numpy(int), classes, subject)
+        for cell, own in table.items()
+    }
+    return kappas, names.tolist()
 
 
 def _converge(facts: Findings, record: Record) -> None:
-    curves = {
-        row["cell"]: {int(step): float(row[step]) for step in row if step != "cell"}
-        for row in record.curves
-    }
+    curves = {cell: own[own != ""].astype(float) for cell, own in record.curves.items()}
     for place, rows in facts.runs.items():
         # 2D networks are validated on slices: their curves compare with one another alone.
         own, others = facts.both(place, scratch_of(place[0].method, facts.rank))
         pairs = zip(own["cell"], others["cell"], strict=True)
         both = [(curves[a], curves[b]) for a, b in pairs if a in curves and b in curves]
         if both:
-            facts.convergence[place] = tuple(
-                statistics.steps_to_reach(list(a.items()), statistics.SHARE * b[max(b)])
-                for a, b in both
-            )
-        validated = [curves[cell] for cell in rows["cell"] if cell in curves]
-        if steps := sorted(set(validated[0]).intersection(*validated)) if validated else []:
-            scores = [[curve[step] for step in steps] for curve in validated]
-            facts.curves[place] = np.array(steps), np.array(scores)
+            facts.convergence[place] = [
+                statistics.steps_to_reach(a.items(), statistics.SHARE * b.iloc[-1]) for a, b in both
+            ]
+        if validated := [curves[cell] for cell in rows["cell"] if cell in curves]:
+            facts.curves[place] = pd.concat(validated, axis=1, join="inner")

@@ -10,38 +10,45 @@ e.g. in a checkout of the repository. In cases.csv and curves.csv `nan` is an un
 empty field one that does not exist (a step or a case of other cells).
 """
 
-from __future__ import annotations
-
-import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import pandas as pd
 
 from experiments.engine import worker
 from experiments.engine.grid import CELLS, PRETRAINING
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
 
-Row = dict[str, str]
 RESULTS, CASES = "results.csv", "cases.csv"
-_FILES = (RESULTS, "pretraining.csv", CASES, "curves.csv")
-# What tells rows of cases.csv apart; `score` names the column of the study ("dice") or "predicted".
-_CASE = ("id", "subject", "grade")
-_KEYS = (*_CASE, "score")
+# The files, and what tells their rows apart. Pictures alone have grades; a score is a column of the
+# study ("dice") or "predicted".
+_TABLES = {
+    RESULTS: ["cell", "method", "mode", "labels", "repetition"],
+    "pretraining.csv": ["pretraining"],
+    CASES: ["id", "subject", "grade", "score"],
+    "curves.csv": ["cell"],
+}
 
 
 class Record(NamedTuple):
-    """The rows of the four tables, values as text; "" is undefined in the first two."""
+    """The four tables as text; "" is undefined in the first two."""
 
-    results: list[Row]
-    pretraining: list[Row]
-    cases: list[Row]
-    curves: list[Row]
+    results: pd.DataFrame
+    pretraining: pd.DataFrame
+    cases: pd.DataFrame  # indexed by `_TABLES[CASES]`; a column per cell
+    curves: pd.DataFrame  # indexed by step in ascending order; a column per cell
 
     def known(self) -> set[str]:
         """Names of the finished cells."""
-        return {row["cell"] for row in self.results}
+        return set(self.results["cell"])
+
+    @property
+    def hours(self) -> float:
+        """Wall time of all runs."""
+        return pd.to_numeric(pd.concat(self[:2])["seconds"]).sum() / 3600
 
 
 def read(output: Path) -> Record:
@@ -53,47 +60,38 @@ def read(output: Path) -> Record:
     Raises:
       UserError: a table cannot be read, or lacks the test cases of a cell.
     """
-    results, pretraining, cases, curves = (_read_table(output / file) for file in _FILES)
-    # Older versions wrote a row per cell and test case, and per cell and step.
-    if cases and "cell" in cases[0]:
-        cases = _wide_cases((row["cell"], row) for row in cases)
-    if curves and "step" in curves[0]:
-        curves = _wide_curves((row["cell"], row["step"], row["score"]) for row in curves)
-    runs, trained = _results(output / CELLS), _results(output / PRETRAINING)
-    own = {run["row"]["cell"] for run in runs}
-    results = [row for row in results if row["cell"] not in own]
-    cases = [{key: row[key] for key in row if row[key] and key not in own} for row in cases]
-    curves = [{key: row[key] for key in row if row[key]} for row in curves]
-    lacking = {row["cell"] for row in results}.difference(*cases)
-    if lacking:
+    results, pretraining, cases, curves = (_read_table(output, file) for file in _TABLES)
+    runs, trained = (
+        [json.loads(file.read_text()) for file in sorted(output.glob(f"{kind}/*/{worker.RESULT}"))]
+        for kind in (CELLS, PRETRAINING)
+    )
+    tested = [{"cell": run["row"]["cell"]} | case for run in runs for case in run["cases"]]
+    points = [
+        {"cell": run["row"]["cell"], "step": step, "score": score}
+        for run in runs
+        for step, score in run["curve"]
+    ]
+    found = Record(
+        _with_rows(results, runs, "cell"),
+        _with_rows(pretraining, trained, "pretraining"),
+        _with_columns(_by_case(cases), _by_case(pd.DataFrame(tested))),
+        _with_columns(_by_step(curves), _by_step(pd.DataFrame(points))).sort_index(),
+    )
+    if lacking := found.known().difference(found.cases):
         raise UserError(
             f"{output / CASES}: has no column {min(lacking)}; restore the file, or remove the row "
             f"of that cell from {RESULTS} to run it again"
         )
-    new = {run["row"]["pretraining"] for run in trained}
-    return Record(
-        results + [_text(run["row"]) for run in runs],
-        [row for row in pretraining if row["pretraining"] not in new]
-        + [_text(run["row"]) for run in trained],
-        _wide_cases(((run["row"]["cell"], case) for run in runs for case in run["cases"]), cases),
-        [row for row in curves if row["cell"] not in own]
-        + _wide_curves((run["row"]["cell"], *point) for run in runs for point in run["curve"]),
-    )
+    return found
 
 
 def write(output: Path, record: Record) -> None:
     """Replaces the four tables, each atomically."""
     output.mkdir(parents=True, exist_ok=True)
-    for file, rows in zip(_FILES, record, strict=True):
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        columns.sort(key=lambda name: int(name) if name.isdigit() else -1)  # the steps of curves
-        with (
-            atomic_write(output / file) as partial,
-            partial.open("w", newline="", encoding="utf-8") as text,
-        ):
-            table = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-            table.writeheader()
-            table.writerows(rows)
+    tables = *record[:3], record.curves.T.rename_axis("cell")
+    for file, table, index in zip(_TABLES, tables, (False, False, True, True), strict=True):
+        with atomic_write(output / file) as partial:
+            table.to_csv(partial, index=index, lineterminator="\n", encoding="utf-8")
 
 
 def update(output: Path) -> None:
@@ -101,68 +99,60 @@ def update(output: Path) -> None:
 
     A process that has replaced newer tables by older ones notices, and reads the runs again.
     """
-    written = None
-    while (found := read(output)) != written:
+    found, written = read(output), None
+    while written is None or not all(map(pd.DataFrame.equals, found, written)):
         write(output, found)
-        written = found
+        found, written = read(output), found
 
 
 def restrict(record: Record, names: Iterable[str]) -> Record:
     """The cells of these names, and the pretraining that they use."""
-    names = set(names)
-    results = [row for row in record.results if row["cell"] in names]
-    used, kept = {row["pretraining"] for row in results}, {*_KEYS, *names}
-    cases = [{key: value for key, value in row.items() if key in kept} for row in record.cases]
-    return Record(
-        results,
-        [row for row in record.pretraining if row["pretraining"] in used],
-        [row for row in cases if not row.keys() <= set(_KEYS)],
-        [row for row in record.curves if row["cell"] in names],
-    )
+    results = record.results[record.results["cell"].isin(list(names))]
+    used = record.pretraining["pretraining"].isin(results["pretraining"])
+    cases, curves = (_with_columns(table.filter(results["cell"])) for table in record[2:])
+    return Record(results, record.pretraining[used], cases, curves)
 
 
-def numbers(rows: Sequence[Row], key: str) -> list[float]:
-    """A column as numbers; NaN where it is undefined."""
-    return [float(row.get(key) or "nan") for row in rows]
-
-
-def _results(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(file.read_text()) for file in sorted(folder.glob(f"*/{worker.RESULT}"))]
-
-
-def _read_table(file: Path) -> list[Row]:
+def _read_table(output: Path, file: str) -> pd.DataFrame:
     try:
-        with file.open(newline="", encoding="utf-8") as text:
-            return list(csv.DictReader(text))
-    except FileNotFoundError:
-        return []
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file}: cannot be read ({error}); remove it to merge anew") from None
+        return pd.read_csv(output / file, dtype=str, keep_default_na=False)
+    except (FileNotFoundError, pd.errors.EmptyDataError):
+        return pd.DataFrame(columns=_TABLES[file], dtype=str)
+    except (OSError, ValueError) as error:
+        path = output / file
+        raise UserError(f"{path}: cannot be read ({error}); remove it to merge anew") from None
 
 
-def _wide_cases(
-    found: Iterable[tuple[str, dict[str, Any]]], known: Iterable[Row] = ()
-) -> list[Row]:
-    """Rows of cases.csv, `known` ones first, of pairs of a cell and its scores of one case."""
-    table = {tuple(row.get(key) for key in _KEYS): row for row in known}
-    for cell, case in found:
-        about = {key: str(case[key]) for key in _CASE if key in case}
-        for score in [key for key in case if key not in ("cell", *_CASE)]:
-            key = (*(about.get(key) for key in _CASE), score)
-            table.setdefault(key, about | {"score": score})[cell] = _defined(case[score])
-    return [row for row in table.values() if not row.keys() <= set(_KEYS)]
+def _with_rows(stored: pd.DataFrame, runs: Iterable[dict[str, Any]], key: str) -> pd.DataFrame:
+    """The table with the rows of the runs, which replace those of the same key."""
+    rows = [{name: _text(value, "") for name, value in run["row"].items()} for run in runs]
+    table = pd.concat([stored, pd.DataFrame(rows, columns=None if rows else stored.columns)])
+    return table.drop_duplicates(key, keep="last", ignore_index=True).fillna("").astype(str)
 
 
-def _wide_curves(points: Iterable[tuple[str, Any, Any]]) -> list[Row]:
-    table: dict[str, Row] = {}
-    for cell, step, score in points:
-        table.setdefault(cell, {"cell": cell})[str(step)] = _defined(score)
-    return list(table.values())
+def _with_columns(stored: pd.DataFrame, *new: pd.DataFrame) -> pd.DataFrame:
+    """The table with new columns, which replace those of the same name; no empty ones."""
+    kept = stored.drop(columns=[cell for part in new for cell in part], errors="ignore")
+    table = pd.concat([part for part in (kept, *new) if part.size] or [kept], axis=1).fillna("")
+    return table.loc[(table != "").any(axis=1), (table != "").any()].astype(str)
 
 
-def _text(row: dict[str, Any]) -> Row:
-    return {key: "" if value is None else str(value) for key, value in row.items()}
+def _by_case(table: pd.DataFrame) -> Any:
+    """`Record.cases` of cases.csv, or of a row per cell and case as runs and older files have."""
+    keys = [key for key in _TABLES[CASES] if key in table]
+    if "cell" not in table:
+        return table.set_index(keys) if keys else table
+    long = table.set_index(["cell", *keys]).map(_text, undefined="nan")
+    return long.rename_axis(columns="score").stack(future_stack=True).unstack("cell", sort=False)
 
 
-def _defined(score: Any) -> str:
-    return "nan" if score in (None, "") else str(score)
+def _by_step(table: pd.DataFrame) -> pd.DataFrame:
+    """`Record.curves` of curves.csv, or of a row per cell and step as runs and older files have."""
+    if "step" not in table:
+        return table.set_index("cell").T.rename(index=int) if "cell" in table else table
+    long = table.astype({"step": int}).set_index(["step", "cell"]).map(_text, undefined="nan")
+    return long["score"].unstack("cell", sort=False)
+
+
+def _text(value: Any, undefined: str) -> str:
+    return undefined if value in (None, "") else str(value)

@@ -3,8 +3,7 @@
 A score varies with the repetition (label subset, initial weights) and with the test subjects. The
 first variance is estimated from the repetitions, the second by resampling the subjects; their sum
 gives a Student's t with Satterthwaite's degrees of freedom. Differences to scratch are paired by
-repetition and by subject. p-values are corrected by Holm's step-down procedure over the methods
-compared at one amount of labels, and intervals have the level at which Holm's procedure judges.
+repetition and by subject.
 
 Resampling the repetitions as well would look similar and be wrong: with three repetitions it
 underestimates the variance by a third and ignores the tails. Where repetitions differ more than
@@ -15,31 +14,25 @@ equivalent to scratch, one or more is called different in 41 % of studies of two
 and intervals are up to 1.4 times wider than necessary.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from ssl3d import metrics
+from ssl3d.intervals import PerDraw
 
 DRAWS = 10_000
 ALPHA = 0.05
 # Convergence: steps until this share of scratch's final validation score is reached.
 SHARE = 0.95
-# By simulation, where repetitions differ more than subjects do.
-FEW_REPETITIONS = (
-    "with few, variable repetitions false positives remain likely: with ten methods, all "
-    "equivalent to scratch, one or more is called different in 20 % of studies of three "
-    "repetitions, in 41 % of two and, as it should be, in 5 % of ten"
-)
 # Resamplings weighted at once, which bounds the memory.
 _BLOCK = 500
 
 # The score of a repetition: weights of the cases [D, M] -> scores [D].
-Score = Callable[[np.ndarray], np.ndarray]
+Score = Callable[[np.ndarray], PerDraw]
+Scores = Collection[Score]
 
 
 def mean_score(values: np.ndarray) -> Score:
@@ -66,55 +59,67 @@ def kappa_score(
     # How often each pair of grade and prediction occurs: whole numbers, whose sums are exact.
     pairs, pair = np.unique(np.stack([grades, predicted]), axis=1, return_inverse=True)
     grades, predicted = pairs
-    counts = np.zeros((subject.max() + 1, len(grades)))
+    counts = np.zeros((len(np.unique(subject)), len(grades)))
     np.add.at(counts, (subject, pair), 1)
 
-    def score(weights: np.ndarray) -> np.ndarray:
+    def score(weights: np.ndarray) -> PerDraw:
         with np.errstate(invalid="ignore", divide="ignore"):
             return metrics.quadratic_kappa(grades, predicted, classes, weights @ counts)
 
     return score
 
 
+class Estimate(NamedTuple):
+    """A score, or a difference of two; numbers, or arrays of several."""
+
+    value: Any  # mean over repetitions, of all subjects
+    error: Any  # its standard error
+    freedom: float  # degrees of freedom of Student's t
+
+    def interval(self, alpha: float = ALPHA) -> tuple[Any, Any]:
+        """The central 1 - alpha."""
+        half = stats.t.ppf(1 - alpha / 2, self.freedom) * self.error
+        return self.value - half, self.value + half
+
+    @property
+    def p(self) -> float:
+        """Two-sided, for the hypothesis that the value is zero."""
+        if self.error == 0:
+            return float(self.value == 0)
+        return float(2 * stats.t.sf(abs(self.value) / self.error, self.freedom))
+
+
 class Comparison(NamedTuple):
-    """A method against scratch.
+    """A method against scratch."""
 
-    Attributes:
-      difference: method minus scratch, mean over repetitions.
-      low, high: 95 % interval.
-      p: two-sided.
-      p_holm: corrected for the number of methods.
-      low_holm, high_holm: interval at the level at which Holm's procedure judges.
-      repetitions: number of those that both have.
-    """
+    estimate: Estimate  # method minus scratch
+    p_holm: float  # its p, corrected for the number of methods
+    level: float  # at which Holm's procedure judges it
+    repetitions: int  # of those that both have
+    against: str = ""  # name of the scratch
 
-    difference: float
-    low: float
-    high: float
-    p: float
-    p_holm: float
-    low_holm: float
-    high_holm: float
-    repetitions: int
+    @property
+    def difference(self) -> float:
+        return self.estimate.value
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """At Holm's level."""
+        return self.estimate.interval(self.level)
 
     def shown(self) -> int:
-        """1 for a gain, -1 for a loss, 0 for neither.
-
-        A single repetition shows nothing about a method: its label subset may be a lucky one.
-        """
+        """1 for a gain, -1 for a loss, 0 for neither, as a single repetition always shows."""
         if self.p_holm > ALPHA or self.repetitions < 2:
             return 0
         return 1 if self.difference > 0 else -1
 
     @property
     def word(self) -> str:
-        """The verdict in a word or three."""
         return {1: "gain", 0: "no gain shown", -1: "loss"}[self.shown()]
 
     @property
     def effect(self) -> str:
-        """The difference and its interval at Holm's level."""
-        return f"{self.difference:+.3f} [{self.low_holm:+.3f}, {self.high_holm:+.3f}]"
+        return "{:+.3f} [{:+.3f}, {:+.3f}]".format(self.difference, *self.interval)
 
     def verdict(self) -> str:
         """The verdict in a sentence."""
@@ -125,88 +130,49 @@ class Comparison(NamedTuple):
         return text
 
 
-def case_draws(subjects: Sequence[str], draws: int, random: np.random.Generator) -> np.ndarray:
-    """Counts of each case when subjects are resampled with replacement: [draws, M]."""
-    _, of_subject = np.unique(np.asarray(subjects), return_inverse=True)
-    size = of_subject.max() + 1
-    counts = random.multinomial(size, np.full(size, 1 / size), draws)
-    return counts[:, of_subject].astype(np.float64)
-
-
-class Estimate(NamedTuple):
-    """A score, or a difference of two.
-
-    Attributes:
-      value: mean over repetitions, of all subjects.
-      error: its standard error.
-      freedom: degrees of freedom of Student's t.
-    """
-
-    value: float
-    error: float
-    freedom: float
-
-    def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
-        """The central 1 - alpha."""
-        low, high = _central(self.value, self.error, self.freedom, alpha)
-        return float(low), float(high)
-
-    @property
-    def p(self) -> float:
-        """Two-sided, for the hypothesis that the value is zero."""
-        if self.error == 0:
-            return float(self.value == 0)
-        return float(2 * stats.t.sf(abs(self.value) / self.error, self.freedom))
-
-
-def paired(
-    method: Sequence[Score], scratch: Sequence[Score] | None, weights: np.ndarray
-) -> np.ndarray:
-    """Scores of a method, or their differences to scratch: weights [D, M] -> [D, R]."""
-    own = np.stack([score(weights) for score in method], axis=1)
-    if scratch is None:
-        return own
-    return own - np.stack([score(weights) for score in scratch], axis=1)
-
-
 def estimate(
-    method: Sequence[Score],
-    scratch: Sequence[Score] | None,
+    method: Scores,
+    scratch: Scores | None,
     subjects: Sequence[str],
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Estimate | None:
-    """A method's score, or its difference to scratch.
-
-    None where a repetition's score is undefined, or where nothing tells the error.
+    """A method's score, or its difference to scratch; None where that or its error is undefined.
 
     Args:
       method, scratch: the same repetitions in the same order.
       subjects: of the cases, in the order of the scores.
       seed: with the same one, all methods see the same resamplings.
     """
-    whole = paired(method, scratch, np.ones((1, len(subjects))))[0]
+
+    def paired(weights: np.ndarray) -> np.ndarray:  # [D, M] -> [D, R]
+        own = np.stack([score(weights) for score in method], axis=1)
+        if scratch is None:
+            return own
+        return own - np.stack([score(weights) for score in scratch], axis=1)
+
+    whole = paired(np.ones((1, len(subjects))))[0]
     if np.isnan(whole).any():
         return None
     # Squared standard errors with their degrees of freedom. A single repetition does not tell the
     # first, nor a single subject the second.
-    count, tested = len(whole), len(set(subjects))
+    names, of_subject = np.unique(np.asarray(subjects), return_inverse=True)
+    count, tested = len(whole), len(names)
     parts = []
     if count > 1:
         parts.append((whole.var(ddof=1) / count, count - 1))
     if tested > 1:
         random = np.random.default_rng(seed)
-        # A resampling without any defined score is NaN, and ignored.
-        resampled = np.concatenate(
-            [
-                paired(
-                    method, scratch, case_draws(subjects, min(_BLOCK, draws - start), random)
-                ).mean(1)
-                for start in range(0, draws, _BLOCK)
-            ]
-        )
-        # Resampling M of M subjects has (M - 1) / M of the variance.
-        parts.append((np.nanvar(resampled) * tested / (tested - 1), tested - 1))
+        means = []
+        for start in range(0, draws, _BLOCK):
+            size = min(_BLOCK, draws - start)
+            # How often each case counts when subjects are resampled with replacement.
+            counts = random.multinomial(tested, np.full(tested, 1 / tested), size)
+            means.append(paired(counts[:, of_subject].astype(float)).mean(1))
+        # A resampling without any defined score is NaN, and ignored. Resampling M of M subjects
+        # has (M - 1) / M of the variance.
+        variance = np.nanvar(np.concatenate(means)) * tested / (tested - 1)
+        parts.append((variance, tested - 1))
     if not parts:
         return None
     square = sum(part for part, _ in parts)
@@ -217,12 +183,10 @@ def estimate(
 
 
 def holm(p_values: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Holm's step-down correction.
+    """p-values corrected by Holm's step-down procedure, and the level alpha / k it judges each at.
 
-    Returns:
-      The corrected p-values, and for each the level alpha / k at which the procedure judges it. The
-      procedure ends at the first hypothesis it does not reject, whose level holds for the later
-      ones too: otherwise one of their intervals could exclude zero beside "no gain shown".
+    It ends at the first hypothesis it does not reject, whose level holds for the later ones too:
+    otherwise one of their intervals could exclude zero beside "no gain shown".
     """
     count = len(p_values)
     order = sorted(range(count), key=lambda i: p_values[i])
@@ -236,53 +200,33 @@ def holm(p_values: Sequence[float]) -> tuple[list[float], list[float]]:
 
 
 def compare(
-    methods: Mapping[Any, tuple[Sequence[Score], Sequence[Score]]],
-    subjects: Sequence[str],
-    draws: int = DRAWS,
+    methods: Mapping[Any, tuple[str, Scores, Scores]], subjects: Sequence[str], draws: int = DRAWS
 ) -> dict[Any, Comparison]:
     """Each method against scratch, corrected for the number of methods.
 
     Args:
-      methods: name -> (its scores, scratch's), of the repetitions that both have.
-      subjects: of the test cases.
+      methods: name -> (name of its scratch, its scores, scratch's), of the repetitions that both
+        have; left out if there are none.
     """
     estimates = {
         name: found
-        for name, (own, scratch) in methods.items()
-        if (found := estimate(own, scratch, subjects, draws))
+        for name, (_, own, scratch) in methods.items()
+        if len(own) and (found := estimate(own, scratch, subjects, draws))
     }
     corrected, levels = holm([found.p for found in estimates.values()])
     return {
-        name: Comparison(
-            found.value,
-            *found.interval(),
-            found.p,
-            p,
-            *found.interval(level),
-            len(methods[name][0]),
-        )
+        name: Comparison(found, p, level, len(methods[name][1]), methods[name][0])
         for (name, found), p, level in zip(estimates.items(), corrected, levels, strict=True)
     }
 
 
-def steps_to_reach(curve: Sequence[tuple[int, float]], score: float) -> float:
+def steps_to_reach(curve: Iterable[tuple[Any, float]], score: float) -> float:
     """The first validated step with a score of at least `score`; infinity if there is none."""
     return next((float(step) for step, value in sorted(curve) if value >= score), np.inf)
 
 
 def t_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % interval of the mean over repetitions by Student's t: [R, T] -> [T], [T].
-
-    Wide for few repetitions, NaN for a single one.
-    """
-    count = len(values)
-    mean = values.mean(0)
-    if count < 2:
-        return np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    return _central(mean, values.std(0, ddof=1) / np.sqrt(count), count - 1, ALPHA)
-
-
-def _central(value: Any, error: Any, freedom: float, alpha: float) -> tuple[Any, Any]:
-    """The central 1 - alpha of Student's t, for numbers or arrays."""
-    half = stats.t.ppf(1 - alpha / 2, freedom) * error
-    return value - half, value + half
+    """95 % interval of the mean over repetitions, [R, T] -> [T], [T]; NaN for a single one."""
+    freedom = len(values) - 1
+    error = values.std(0) / max(freedom, 1) ** 0.5
+    return Estimate(values.mean(0), error, freedom).interval()

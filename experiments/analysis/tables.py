@@ -1,17 +1,16 @@
 """Tables in the paper's layout, ours beside the published numbers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from experiments.analysis import statistics
-from experiments.analysis.findings import PLATEAU, Findings, Place
-from experiments.analysis.published import Published
+from experiments.analysis.findings import Findings, Place
+from experiments.analysis.published import TABLES, Published
 from experiments.analysis.results_table import Record
+from experiments.analysis.templates import sentences
 from experiments.engine.study import DOUBLES, Study
 
 NONE = "–"
@@ -19,77 +18,51 @@ PAPER = "paper"
 
 
 class Table(NamedTuple):
-    """A table ready to be typeset.
-
-    Attributes:
-      title: above it.
-      header, rows: cells as plain text; the first column names the rows.
-      notes: below it.
-      bold: (row, column) of our best in each column.
-    """
+    """A table ready to be typeset."""
 
     title: str
     header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
-    bold: frozenset[tuple[int, int]] = frozenset()
-
-    @property
-    def heading(self) -> str:
-        """The title with a capital; its other letters unchanged."""
-        return self.title[:1].upper() + self.title[1:]
-
-    def cells(self, bold: str) -> list[list[str]]:
-        """The rows, bold cells in the format `bold`."""
-        return [
-            [bold.format(cell) if (i, j) in self.bold else cell for j, cell in enumerate(row)]
-            for i, row in enumerate(self.rows)
-        ]
+    rows: tuple[tuple[str, ...], ...]  # plain text; the first column names the rows
+    notes: Sequence[str] = ()  # below it
+    bold: frozenset[tuple[int, int]] = frozenset()  # (row, column) of our best in each column
 
 
-def all_tables(study: Study, record: Record, findings: Findings) -> list[Table]:
-    """The tables of a study, without the empty ones."""
-    tables = [scores_by_label(study, findings)]
-    if study.beside and study.beside != study.columns[0].name:
-        tables.append(beside_published(study, findings))
+def all_tables(study: Study, record: Record, findings: Findings, elsewhere: bool) -> list[Table]:
+    """The tables of a study, pretrained on other data or not, without the empty ones."""
+    tables = [scores_by_label(study, findings, elsewhere)]
+    if study.beside not in ("", study.columns[0].name):
+        tables.append(beside_published(study, findings, elsewhere))
     if len(study.columns) > 1:
         tables.append(scores_by_column(study, findings))
     tables += [comparisons(findings), convergence(findings)]
     if study.published_convergence:
-        tables.append(published_convergence(study.published_convergence))
-    tables += [
-        plateau(study, findings),
-        beyond(findings),
-        pretrainings(record),
-        costs(findings),
-    ]
+        tables.append(published_convergence(TABLES[study.published_convergence]))
+    tables += [plateau(study, findings), beyond(findings), pretrainings(record), costs(findings)]
     return [table for table in tables if table.rows]
 
 
-def scores_by_label(study: Study, findings: Findings) -> Table:
+def scores_by_label(study: Study, findings: Findings, elsewhere: bool = False) -> Table:
     """Methods x amounts of labels: mean ± deviation over repetitions, and the paper's."""
     score = study.columns[0].name
     title = f"{score} on the test set, by labelled training subjects"
-    published = study.published if study.beside == score else None
+    published = TABLES[study.published].like_ours(elsewhere) if study.beside == score else None
     return _scores(title, findings, {a: (a, score) for a in findings.labels}, published)
 
 
-def beside_published(study: Study, findings: Findings) -> Table:
+def beside_published(study: Study, findings: Findings, elsewhere: bool = False) -> Table:
     """The score defined as the published one is, where it is not the compared one."""
-    assert study.published
-    title = f"{study.beside}: {study.published.score}"
+    published = TABLES[study.published].like_ours(elsewhere)
     columns = {amount: (amount, study.beside) for amount in findings.labels}
-    return _scores(title, findings, columns, study.published)
+    return _scores(f"{study.beside}: {published.score}", findings, columns, published)
 
 
 def scores_by_column(study: Study, findings: Findings) -> Table:
     """Methods x scores at the largest amount of labels, as the paper's Table 1."""
     amount = findings.labels[-1]
     # The paper used all labels: its scores do not compare with ours of fewer.
-    published = study.published_scores if amount == "all" else None
-    title = f"scores with {amount} labelled training subjects"
+    published = TABLES.get(study.published_scores) if amount == "all" else None
     columns = {column.name: (amount, column.name) for column in study.columns}
-    return _scores(title, findings, columns, published)
+    return _scores(f"Scores with {amount} labelled training subjects", findings, columns, published)
 
 
 def _scores(
@@ -105,47 +78,30 @@ def _scores(
     """
     amounts = {amount for amount, _ in columns.values()}
     keys = [key for key in findings.rows if any((key, a) in findings.runs for a in amounts)]
-    header, rows, bold, width = ["method"], [], [], 2 if published else 1
-    for number, (column, place) in enumerate(columns.items()):
-        header += [column, PAPER] if published else [column]
-        if (best := _best([findings.values(key, *place) for key in keys])) is not None:
-            bold.append((best, 1 + width * number))
-    for key in keys:
-        row = [findings.label(key)]
-        for column, place in columns.items():
-            row.append(_counted(findings.values(key, *place), findings.repetitions))
-            if published:
-                row.append(published.shown(key.method, column))
-        rows.append(tuple(row))
-    if published:
-        ours = {key.method for key in keys}
-        rows += [
-            (name, *(text for column in columns for text in (NONE, published.shown(name, column))))
-            for name in published.rows
-            if name not in ours
-        ]
-    notes = (_over_repetitions(findings), *_notes(published))
-    return Table(title, tuple(header), tuple(rows), notes, frozenset(bold))
+    ours = [key.method for key in keys]
+    others = [name for name in (published.rows if published else ()) if name not in ours]
+    header, bold, cells = ["method"], set(), [[*map(findings.label, keys), *others]]
+    for column, place in columns.items():
+        values = [findings.values(key, *place) for key in keys]
+        if (best := _best(values)) is not None:
+            bold.add((best, len(header)))
+        header.append(column)
+        cells.append([_counted(own, findings.repetitions) for own in values] + [NONE] * len(others))
+        if published:
+            header.append(PAPER)
+            cells.append([published.shown(name, column) for name in [*ours, *others]])
+    rows, notes = tuple(zip(*cells, strict=True)), sentences("scores", findings, published)
+    return Table(title[:1].upper() + title[1:], tuple(header), rows, notes, frozenset(bold))
 
 
 def comparisons(findings: Findings) -> Table:
     """Each method against scratch, with the verdict."""
     rows = tuple(
-        (findings.label(key), amount, findings.against[key, amount], comparison.verdict())
+        (findings.label(key), amount, comparison.against, comparison.verdict())
         for (key, amount), comparison in findings.comparisons.items()
     )
-    notes = [
-        "difference [interval at the level of Holm's procedure over the methods at this amount of "
-        "labels], paired, over repetitions and resampled test subjects"
-    ]
-    if findings.sliced:
-        notes.append(
-            "2D networks on slices are compared with scratch2d, which has the same network; "
-            "scratch2d itself, and all of them where it was not run, with 3D scratch"
-        )
-    if findings.repetitions < 10:
-        notes.append(statistics.FEW_REPETITIONS)
-    return Table("against scratch", ("method", "labels", "against", "verdict"), rows, tuple(notes))
+    header = ("method", "labels", "against", "verdict")
+    return Table("Against scratch", header, rows, sentences("comparisons", findings))
 
 
 def convergence(findings: Findings) -> Table:
@@ -157,17 +113,8 @@ def convergence(findings: Findings) -> Table:
         for key in findings.rows
         if any((key, amount) in found for amount in amounts)
     )
-    notes = [
-        "median over repetitions, to the next validation; (n of m) reached it",
-        "downstream steps only; those of the pretraining are in its table",
-    ]
-    if findings.sliced:
-        notes.append(
-            "2D networks are validated on slices: their steps are those to 95 % of scratch2d's "
-            "score, omitted where it was not run"
-        )
-    title = "steps to reach 95 % of scratch's final validation score"
-    return Table(title, ("method", *amounts), rows, tuple(notes))
+    title = "Steps to reach 95 % of scratch's final validation score"
+    return Table(title, ("method", *amounts), rows, sentences("convergence", findings))
 
 
 def published_convergence(published: Published) -> Table:
@@ -177,46 +124,39 @@ def published_convergence(published: Published) -> Table:
         for name in published.rows
     )
     header = ("method", *published.columns)
-    return Table("convergence in the paper", header, rows, _notes(published))
+    return Table("Convergence in the paper", header, rows, sentences("paper", published))
 
 
 def plateau(study: Study, findings: Findings) -> Table:
     """The effect of doubled steps on scratch."""
     names = [column.name for column in study.columns]
     rows = []
-    for (method, amount), doubled in findings.plateau.items():
-        changes = [NONE if math.isnan(change) else f"{change:+.4f}" for change in doubled.changes]
-        low, high, count = doubled.low, doubled.high, doubled.repetitions
-        interval = NONE if math.isnan(low) else f"[{low:+.4f}, {high:+.4f}]"
-        verdict = f"{'not ' if doubled.moved else ''}at its plateau in {names[0]}"
-        verdict = NONE if changes[0] == NONE else verdict
-        rows.append((method, amount, *changes, interval, str(count), verdict))
-    notes = (
-        f"change of each score, mean over repetitions; 95 % interval of the change in {names[0]}",
-        f"at its plateau: less than {PLATEAU} in either direction",
-    )
+    for key, amount in findings.places:
+        name, own, scratch = findings.with_scratch((key, amount))
+        if name and key.method in DOUBLES.values():
+            change = own[names].apply(pd.to_numeric) - scratch[names].apply(pd.to_numeric)
+            changes = change.mean(skipna=False).map("{:+.4f}".format).replace("+nan", NONE)
+            found = findings.plateau.get((name, amount))
+            interval = NONE
+            if found and len(own) > 1:
+                interval = "[{:+.4f}, {:+.4f}]".format(*found.interval)
+            moved = "not " * (name in findings.moved(amount))
+            verdict = f"{moved}at its plateau in {names[0]}" if found else NONE
+            rows.append((name, amount, *changes, interval, str(len(own)), verdict))
     header = ("method", "labels", *names, "interval", "repetitions", "verdict")
-    return Table("scratch with twice the steps", header, tuple(rows), notes)
+    notes = sentences("plateau", names[0])
+    return Table("Scratch with twice the steps", header, tuple(rows), notes)
 
 
 def beyond(findings: Findings) -> Table:
     """The gains, compared with scratch with twice the steps."""
     rows = tuple(
-        (
-            findings.label(key),
-            amount,
-            DOUBLES[findings.against[key, amount]],
-            comparison.verdict(),
-            str(comparison.repetitions),
-        )
-        for (key, amount), comparison in findings.beyond.items()
-    )
-    notes = (
-        "the methods that gain, with their own number of steps, in the common repetitions; "
-        "corrected for all methods at this amount of labels",
+        (findings.label(key), amount, found.against, found.verdict(), str(found.repetitions))
+        for (key, amount), found in findings.beyond.items()
     )
     header = ("method", "labels", "against", "verdict", "repetitions")
-    return Table("gains against scratch with twice the steps", header, rows, notes)
+    title = "Gains against scratch with twice the steps"
+    return Table(title, header, rows, sentences("beyond"))
 
 
 def pretrainings(record: Record) -> Table:
@@ -233,11 +173,10 @@ def pretrainings(record: Record) -> Table:
             f"{float(row['seconds']) / 60:.1f}",
             f"{float(row['peak_memory_mb']) / 1024:.1f}",
         )
-        for row in record.pretraining
+        for row in record.pretraining.to_dict("records")
     )
     header = ("pretraining", "steps", "cases", "score", "untrained", "chance", "minutes", "GB")
-    notes = ("score: accuracy of the proxy task on validation cases (Dice of a segmentation)",)
-    return Table("pretraining", header, rows, notes)
+    return Table("Pretraining", header, rows, sentences("pretraining"))
 
 
 def costs(findings: Findings) -> Table:
@@ -252,12 +191,7 @@ def costs(findings: Findings) -> Table:
         memory = max(max(findings.values(*place, "peak_memory_mb")) for place in places) / 1024
         rows.append((findings.label(key), steps, device, wall, f"{memory:.1f}"))
     header = ("method", "steps", "device seconds", "seconds", "peak GB")
-    notes = (
-        "several numbers: one per amount of labels, in ascending order",
-        "device seconds: training with waits for data; seconds: also compilation, validation, test",
-        "peak GB: of the accelerator, or of the process where there is none",
-    )
-    return Table("cost of a cell", header, tuple(rows), notes)
+    return Table("Cost of a cell", header, tuple(rows), sentences("costs"))
 
 
 def _counted(values: Sequence[float], repetitions: int) -> str:
@@ -267,22 +201,6 @@ def _counted(values: Sequence[float], repetitions: int) -> str:
     deviation = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
     few = f" ({len(values)})" if len(values) < repetitions else ""
     return f"{mean:.3f}{deviation}{few}"
-
-
-def _over_repetitions(findings: Findings) -> str:
-    count = findings.repetitions
-    if count == 1:
-        return "a single repetition, our highest in bold"
-    few = any(len(rows) < count for rows in findings.runs.values())
-    counts = " (fewer where in brackets; only means over as many compare)" if few else ""
-    return f"mean ± standard deviation over {count} repetitions{counts}, our highest in bold"
-
-
-def _notes(published: Published | None) -> tuple[str, ...]:
-    if not published:
-        return ()
-    source = f"{PAPER}: {published.source} of Taleb et al. 2020; {published.score}"
-    return (source, *published.caveats)
 
 
 def _best(rows: Sequence[Sequence[float]]) -> int | None:

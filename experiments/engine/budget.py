@@ -6,8 +6,6 @@ labels to the lowest and the highest; methods to the study's brief list; labels 
 amount. The remaining time scales the steps of all runs alike: the comparison is fair at any size.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json
@@ -20,7 +18,7 @@ from typing import NamedTuple
 
 from experiments.engine import claims, grid, runs, worker
 from experiments.engine.grid import Job, Size
-from experiments.engine.study_data import StudyData
+from experiments.engine.study import StudyData
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
 
@@ -58,8 +56,8 @@ class Budget(NamedTuple):
 
     def may_start(self, job: Job, deadline: float) -> bool:
         """Whether a run that starts now would end before the deadline (`time.monotonic`)."""
-        cost = self.seconds.get(kind(job))
-        return time.monotonic() + (cost.of(job) if cost else 0.0) < deadline
+        cost = self.seconds.get(kind(job), Cost(0, 0, 0))
+        return time.monotonic() + cost.of(job) < deadline
 
 
 def read(output: Path) -> Budget | None:
@@ -68,8 +66,8 @@ def read(output: Path) -> Budget | None:
         return None
     kept = json.loads((output / FILE).read_text())
     for key in ("full", "size"):
-        lists = ("methods", "labels", "modes")
-        kept[key] = Size(**kept[key] | {name: tuple(kept[key][name]) for name in lists})
+        lists = {name: tuple(kept[key][name]) for name in ("methods", "labels", "modes")}
+        kept[key] = Size(**kept[key] | lists)
     kept["seconds"] = {name: Cost(**cost) for name, cost in kept["seconds"].items()}
     return Budget(**kept)
 
@@ -81,17 +79,16 @@ def sizes(full: Size, brief: Sequence[str]) -> list[Size]:
     ends = tuple(dict.fromkeys((full.labels[0], full.labels[-1])))
     fewer = min(full.repetitions, 2)
     halves = [full.repetitions >> i for i in range(1, full.repetitions.bit_length())]
-    kept = [full]
-    for size in (
+    candidates = [
         *(full._replace(repetitions=count) for count in halves if count > fewer),
         full._replace(repetitions=fewer),
         full._replace(repetitions=fewer, labels=ends, modes=full.modes[:1]),
         small._replace(labels=ends),
         small._replace(labels=ends, repetitions=fewer),
-        small,
-        small._replace(repetitions=fewer),
-        small._replace(repetitions=1),
-    ):
+        *(small._replace(repetitions=count) for count in (full.repetitions, fewer, 1)),
+    ]
+    kept = [full]
+    for size in candidates:
         if len(grid.cells(size)) < len(grid.cells(kept[-1])):
             kept.append(size)
     return kept
@@ -128,7 +125,6 @@ def choose(
       left: seconds, of all processes together, less the time spent on measuring.
     """
     costs: dict[str, Cost] = {}
-    jobs: Sequence[Job] = ()
 
     def cost(job: Job) -> Cost:
         if kind(job) not in costs:
@@ -143,14 +139,13 @@ def choose(
             costs[kind(job)].of(job, _LEAST_SCALE) if kind(job) in costs else typical.fixed
             for job in jobs
         )
-        if least > _MARGIN * left() and not is_last:
-            continue
-        for job in jobs:
-            cost(job)
-        scale = scale_to_fit(jobs, cost, _MARGIN * left())
-        shortest = scale * min(job.row["steps"] for job in jobs)
-        if (scale >= _LEAST_SCALE or is_last) and shortest >= _LEAST_STEPS:
-            return size, scale, costs
+        if least <= _MARGIN * left() or is_last:
+            for job in jobs:
+                cost(job)
+            scale = scale_to_fit(jobs, cost, _MARGIN * left())
+            shortest = scale * min(job.row["steps"] for job in jobs)
+            if (scale >= _LEAST_SCALE or is_last) and shortest >= _LEAST_STEPS:
+                return size, scale, costs
     needed = sum(cost(job).of(job, _LEAST_STEPS / job.row["steps"]) for job in jobs)
     minutes = math.ceil(needed / _MARGIN / 60) + 1
     raise UserError(f"--budget: too short here, the smallest study takes {minutes} minutes or more")
@@ -196,9 +191,9 @@ def agree(
             lambda job: probe(output, job),
             lambda: parts * (deadline - time.monotonic()),
         )
-        document = {"budget_minutes": minutes, "full": full._asdict(), "size": size._asdict()}
-        seconds = {name: cost._asdict() for name, cost in costs.items()}
-        document |= {"scale": scale, "seconds": seconds, "parts": parts}
+        document = Budget(minutes, full, size, scale, costs, parts)._asdict()
+        document |= {"full": full._asdict(), "size": size._asdict()}
+        document["seconds"] = {name: cost._asdict() for name, cost in costs.items()}
         with atomic_write(output / FILE) as partial:
             partial.write_text(json.dumps(document, indent=1) + "\n")
 

@@ -6,8 +6,6 @@ when it is given back, its process is dead, or its heartbeat has stopped. No cla
 two processes that find the same stale claim cannot take it away from each other.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
@@ -124,12 +122,11 @@ def _is_over(path: Path) -> bool:
     if "given_back" in about:
         return True
     if about.get("host") == socket.gethostname():
-        try:
-            os.kill(about["pid"], 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:  # a process of another user
-            pass
+        with contextlib.suppress(PermissionError):  # a process of another user
+            try:
+                os.kill(about["pid"], 0)
+            except ProcessLookupError:
+                return True
     # By the clock that stamps the folder's files, which may not be this host's.
     process = f"{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
     clock = path.with_name(f".now.{process}")

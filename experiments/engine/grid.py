@@ -1,23 +1,27 @@
 """The grid of a study: its cells, the runs behind them, and the config of each run."""
 
-from __future__ import annotations
-
+import contextlib
 import dataclasses
 import functools
+import hashlib
 import importlib
 import json
+import subprocess
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from flax.traverse_util import flatten_dict
 
-from experiments.engine.study import DOUBLES, METHODS, Column, Settings, Study, label_fraction
-from experiments.engine.study_data import StudyData, case_hash, code_version, digest, fingerprint
-from ssl3d.data import pipeline
+import ssl3d
+from experiments.engine.study import DOUBLES, METHODS, Column, Settings, StudyData, label_fraction
+from ssl3d import bounds
+from ssl3d.data import pipeline, store
 from ssl3d.errors import UserError
 from ssl3d.training.cases import choose_cases
 from ssl3d.training.checkpoint import NEUTRAL
 
+ROOT = Path(__file__).parents[2]
 PRETRAINING, CELLS = "pretraining", "cells"
 PRETRAINING_VALIDATIONS = 5
 # Keys outside a run's hash. The pretraining enters it by its own hash, not by its folder.
@@ -53,7 +57,7 @@ class Job:
     argument: str  # what follows the colon
     overrides: Settings
     row: dict[str, Any]  # the part of its result that is known in advance
-    needs: Job | None = None  # the pretraining it starts from
+    needs: "Job | None" = None  # the pretraining it starts from
     columns: tuple[Column, ...] = ()  # scores of its evaluation; none for a pretraining
     source: str = ""  # as in `StudyData`
 
@@ -166,12 +170,13 @@ def cell_job(data: StudyData, cell: Cell, needs: Job | None) -> Job:
 
 
 def load_config(file: str, argument: str, overrides: Settings) -> Any:
-    """The config of configs/FILE.py with overrides. Raises `UserError` for a key it lacks."""
+    """The config of configs/FILE.py with overrides and what follows from them, or `UserError`."""
     config = importlib.import_module(f"configs.{file}").get_config(argument)
     try:
         config.update_from_flattened_dict(dict(overrides))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"configs/{file}.py: {' '.join(str(error).split())}") from None
+    bounds.derive(config)
     return config
 
 
@@ -188,18 +193,19 @@ def _resolve(
     lengths = {key: n for key, n in _flat(config).items() if key in _LENGTHS}
     scaled = {key: round(n * data.scale) for key, n in lengths.items()}
     steps = max(scaled["steps"], 1)
-    scaled["steps"] = max(round(steps * _times(data.study, method, config.steps)), 1)
+    scaled["steps"] = max(round(steps * _times(data, method, config.steps)), 1)
     scaled["validate_every"] = max(steps // validations, 1)
-    config.update_from_flattened_dict(scaled)
-    return config, {**settings, **scaled}
+    settings |= scaled
+    return load_config(file, argument, settings), settings
 
 
-def _times(study: Study, method: str, steps: int) -> float:
+def _times(data: StudyData, method: str, steps: int) -> float:
     """The length of a method's run in multiples of the usual steps."""
     if method in DOUBLES.values():
         return 2.0
     if method != "scratch-long":
         return 1.0
+    study = data.study
     # The longest pretraining of the study, even if this call was narrowed to other methods.
     pretraining = [
         {**study.pretraining, **study.pretraining_of.get(name, {})}.get("steps")
@@ -217,3 +223,30 @@ def _config_hash(config: Any, *more: object) -> str:
 
 def _flat(config: Any) -> dict[str, Any]:
     return flatten_dict(json.loads(config.to_json()), sep=".")
+
+
+def case_hash(cases: Iterable[store.Case]) -> str:
+    """A short hash of the case ids, independent of their order."""
+    return digest("\n".join(sorted(case.id for case in cases)))
+
+
+def fingerprint(dataset: store.Dataset) -> str:
+    """A short hash of the manifest: cases, subjects, splits, order, contents."""
+    cases = [(c.id, c.subject, c.split, c.order, c.extra.get("content", "")) for c in dataset.cases]
+    return digest(json.dumps([dataset.name, dataset.extra.get("seed"), cases]))
+
+
+def digest(text: str) -> str:
+    """Twelve digits of the SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@functools.cache
+def code_version() -> str:
+    """The package's version and, in a checkout, the commit."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    if (ROOT / ".git").exists():
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            commit = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL)
+            return f"{ssl3d.__version__}+{commit.strip()}"
+    return ssl3d.__version__

@@ -1,7 +1,5 @@
 """Execution of a grid's jobs, one after the other, shared with other processes on the folder."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -14,8 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from experiments.engine import claims, worker
-from experiments.engine.grid import Job
-from experiments.engine.study_data import ROOT
+from experiments.engine.grid import ROOT, Job
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import RunError, UserError
 

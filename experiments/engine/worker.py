@@ -7,34 +7,29 @@ frees all compiled code and memory, and its peak memory is that of the job. It s
 and ends when its standard input closes, i.e. when the process that started it is gone.
 """
 
-from __future__ import annotations
-
-import csv
 import errno
 import fcntl
 import json
 import math
 import os
-import platform
-import re
-import resource
 import shutil
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-import jax
 import numpy as np
+import pandas as pd
 
 from experiments.engine.grid import load_config
-from ssl3d import cli, evaluate
+from experiments.engine.study import as_tuples
+from ssl3d import cli, evaluate, hardware
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
 from ssl3d.training import loop, run_log
+from ssl3d.training.problem import open_problem
 
 JOB, RESULT = "job.json", "result.json"
 STOPPED = 3  # exit status of an interrupted job, which can be resumed
@@ -46,10 +41,9 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the job of a folder. Raises `UserError` and `RunError`."""
     folder = Path(arguments[0])
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    job = json.loads((folder / JOB).read_text())
     with (folder / ".lock").open("w") as lock:
         wait_for(lock, folder)
-        result = run(job, folder)
+        result = run(json.loads((folder / JOB).read_text()), folder)
     if result is None:
         return STOPPED
     with atomic_write(folder / RESULT) as partial:
@@ -61,105 +55,83 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     """The row, the cases and the curve of a job; None if a signal ended it."""
-    overrides = {key: _tuples(value) for key, value in job["overrides"].items()}
-    config = load_config(job["config"], job["argument"], overrides)
+    config = load_config(job["config"], job["argument"], as_tuples(job["overrides"]))
+    if "probe_every" in config:
+        config.probe_every = 0  # the test scores the encoder, and a run's time is its method's
     workdir = folder / "run"
     if not loop.train(config, workdir):
         return None
     lines = run_log.read_metrics(workdir)
     training = [line for line in lines if line["split"] == "train"]
     validation = [line for line in lines if line["split"] == "val"]
-    result: dict[str, Any] = {"row": dict(job["row"]), "cases": [], "curve": []}
-    row = result["row"]
+    task = open_problem(config)[0].task
+    row: dict[str, Any] = dict(job["row"])
+    cases: list[Any] = []
+    curve: list[Any] = []
     if job["columns"]:
-        key = "kappa" if job["config"].startswith("classify") else "dice"
-        result["curve"] = [[line["step"], _rounded(line[key])] for line in validation]
-        result["cases"], scores = test(job, workdir)
+        curve = [[line["step"], _rounded(line[task.best_by])] for line in validation]
+        cases, scores = test(job, workdir)
         row |= scores
     else:
         for name, line in (("untrained", validation[0]), ("trained", validation[-1])):
-            score = line.get("accuracy", line.get("dice"))
-            row |= {f"{name}_score": score, f"{name}_loss": line["loss"]}
+            row |= {f"{name}_score": line[task.headline], f"{name}_loss": line["loss"]}
         row["chance"] = validation[-1].get("chance")
     row |= {
         "seconds": round(job["spent"] + time.time() - job["launched"], 1),
         "device_seconds": round(device_seconds(training, config.batch_size), 2),
-        "peak_memory_mb": round(peak_memory()),
-        "machine": machine(),
+        "peak_memory_mb": round(hardware.peak_memory()),
+        "machine": hardware.machine(),
     }
     if row.get("probe"):
         # The first step compiles, and so does the first validation.
         speed = float(np.median([line["volumes_per_second"] for line in training]))
         row["step_seconds"] = config.batch_size / speed
         row["validation_seconds"] = min(line["seconds"] for line in validation)
-    return result
+    return {"row": row, "cases": cases, "curve": curve}
 
 
-def _tuples(value: Any) -> Any:
-    # JSON has lists where configs have tuples.
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def test(job: dict[str, Any], workdir: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def test(job: dict[str, Any], workdir: Path) -> tuple[list[Any], dict[str, Any]]:
     """Scores of the run's last model, per case and on the whole test set.
 
     Not of the best model by validation: those labels are no part of any method's amount, and with
     few training cases the luck of a checkpoint on crops exceeds the differences between methods.
     """
-    started = time.monotonic()
-    output = workdir / "evaluation"
+    started, output = time.monotonic(), workdir / "evaluation"
     options = [f"--workdir={workdir}", "--split=test", "--model=last", "--no-pictures"]
     options += [f"--data={job['overrides']['data.path']}", f"--output={output}"]
-    options += [f"--source={job['source']}"] if job["source"] else []
-    evaluate.main(options)
+    evaluate.main(options + [f"--source={job['source']}"] * bool(job["source"]))
     cases, scores = read_evaluation(output, job["columns"])
     return cases, scores | {"evaluation_seconds": round(time.monotonic() - started, 1)}
 
 
 def read_evaluation(
     folder: Path, columns: Sequence[Sequence[Any]]
-) -> tuple[list[dict[str, Any]], dict[str, float | None]]:
+) -> tuple[list[Any], dict[str, Any]]:
     """The columns (see `study.Column`) in the files of `ssl3d.evaluate`: per case, and of all.
 
     Cases have `id`, `subject` and their columns, or `grade` and `predicted`; the whole test set
     also has the score as the original code defines it. Raises `UserError` for a missing column.
     """
     summary = json.loads((folder / "summary.json").read_text())
-    with (folder / "cases.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if "predicted" in rows[0]:
-        keys = ("id", "subject", "grade", "predicted")
+    rows = pd.read_csv(folder / "cases.csv", dtype=str, keep_default_na=False)
+    if "predicted" in rows:
         scores = {name: _rounded(summary["scores"][of]["value"]) for name, of in columns}
         scores["reference_kappa"] = _rounded(summary["reference"]["reference_qw_kappa_kaggle"])
-        return [{key: row[key] for key in keys} for row in rows], scores
-    dice: dict[tuple[str, str], dict[str, float]] = {}
-    for row in rows:
-        dice.setdefault((row["id"], row["subject"]), {})[row["class"]] = float(row["dice"])
-    found = {
-        column: [_rounded(_dice(own, of, summary["classes"])) for own in dice.values()]
-        for column, of in columns
-    }
-    cases = [
-        {"id": name, "subject": subject} | {column: found[column][i] for column in found}
-        for i, (name, subject) in enumerate(dice)
-    ]
-    scores = {column: _rounded(_mean(values)) for column, values in found.items()}
+        return rows[["id", "subject", "grade", "predicted"]].to_dict("records"), scores
+    classes, found = summary["classes"], {}
+    dice = rows.set_index(["id", "subject", "class"])["dice"].astype(float).unstack(sort=False)
+    for column, of in columns:
+        name = classes[of] if isinstance(of, int) and of < len(classes) else of
+        if of == "mean":
+            found[column] = dice[classes[1:]].mean(axis=1)
+        elif name in dice:
+            found[column] = dice[name]
+        else:
+            raise UserError(f"no class or region {of!r} among {', '.join(classes)}: other data?")
+    table = pd.DataFrame(found).map(_rounded).astype(object)
+    cases = table.where(table.notna(), None).reset_index().to_dict("records")
+    scores = {str(column): _rounded(table[column].mean()) for column in table}
     return cases, scores | {"reference_dice": _rounded(summary["reference"]["reference_dice"])}
-
-
-def _dice(case: dict[str, float], of: str | int, classes: Sequence[str]) -> float:
-    if of == "mean":
-        return _mean(case[name] for name in classes[1:])
-    name = classes[of] if isinstance(of, int) and of < len(classes) else of
-    if name not in case:
-        raise UserError(f"no class or region {of!r} among {', '.join(classes)}: other data?")
-    return case[name]
-
-
-def _mean(values: Iterable[float | None]) -> float:
-    """The mean of the defined values; NaN without any."""
-    defined = [value for value in values if value is not None and not math.isnan(value)]
-    return float(np.mean(defined)) if defined else math.nan
 
 
 def _rounded(value: float | None) -> float | None:
@@ -178,32 +150,6 @@ def device_seconds(training: Iterable[dict[str, Any]], batch_size: int) -> float
             total += (line["step"] - before) * batch_size / line["volumes_per_second"]
             before = line["step"]
     return total
-
-
-def machine() -> str:
-    """Processor, cores, accelerator if any, and the version of jax."""
-    processor = _find(r"model name.*?:(.*)", "/proc/cpuinfo") or platform.machine()
-    device = jax.devices()[0]
-    kind = "" if device.platform == "cpu" else f", {jax.device_count()} x {device.device_kind}"
-    return f"{processor}, {os.cpu_count()} cores{kind}, jax {jax.__version__}"
-
-
-def peak_memory() -> float:
-    """Peak memory in MB: of an accelerator or, without one, of this process."""
-    found = [device.memory_stats() for device in jax.local_devices()]
-    peaks = [about["peak_bytes_in_use"] for about in found if about]  # a CPU has none
-    if peaks:
-        return max(peaks) / 2**20
-    # Rather than by getrusage, which includes the parent's memory at the fork.
-    own = _find(r"VmHWM:\s*(\d+)", "/proc/self/status")
-    peak = int(own or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def _find(pattern: str, file: str) -> str:
-    """The first match in a file of /proc; "" where there is none."""
-    found = re.search(pattern, Path(file).read_text()) if Path(file).exists() else None
-    return found[1].strip() if found else ""
 
 
 def _end_with_parent() -> None:

@@ -22,6 +22,8 @@ from ssl3d.errors import UserError
 
 # Incremented whenever a seed samples other cases or crops than before; runs record it.
 DRAW_VERSION = 2
+# The label of voxels outside the image: they belong to no class.
+OUTSIDE = 255
 # More than any run needs.
 _EXAMPLES = 2**48
 

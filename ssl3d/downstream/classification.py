@@ -28,6 +28,7 @@ from ssl3d.errors import UserError
 from ssl3d.figures import case_pictures
 from ssl3d.models import heads
 from ssl3d.models.encoders import Features
+from ssl3d.models.readouts import NormalEquations
 from ssl3d.tasks import classification
 
 TABLE = "predictions.csv"
@@ -119,7 +120,7 @@ def probe(
         outputs = np.tile(counts / counts.sum(), (len(cases.test), 1))
     else:
         features = Parts(*(pooled(encode, config, dataset, part) for part in cases))
-        equations = voxel_features.NormalEquations(features.train.shape[1], classes)
+        equations = NormalEquations(features.train.shape[1], classes)
         weights = classification.class_weights(tuple(counts.tolist()), config.task.class_weights)
         equations.add(features.train, np.eye(classes)[grades.train], weights[grades.train])
         readouts = equations.solve()

@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from ssl3d import metrics
+from ssl3d import metrics, reference_scores
 from ssl3d.data import store
 from ssl3d.downstream import predictor
 from ssl3d.downstream.contract import Interval
@@ -95,9 +95,9 @@ def summarise(rows: Sequence[CaseRow], classes: Sequence[str]) -> Summary:
     reached = np.cumsum(probabilities[:, ::-1], axis=1)[:, ::-1]
     return {
         "scores": scores_of(grades, predicted, probabilities, [row["subject"] for row in rows]),
-        "largest_class_share": float(np.bincount(grades).max() / len(grades)),
+        "largest_class_share": float(np.max(np.bincount(grades)) / len(grades)),
         "confusion": metrics.confusion_matrix(predicted, grades, len(classes)).tolist(),
-        "reference": metrics.reference_ordinal_scores(bits, reached),
+        "reference": reference_scores.reference_ordinal_scores(bits, reached),
     }
 
 

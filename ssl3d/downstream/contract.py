@@ -22,6 +22,7 @@ from ssl3d.data.preparation import case as preparation
 from ssl3d.downstream.predictor import Predictor
 from ssl3d.downstream.voxel_features import Encode
 from ssl3d.errors import UserError
+from ssl3d.intervals import PerDraw
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -99,7 +100,7 @@ class ProbeRow(NamedTuple):
     name: str
     selection: Selection
     scores: dict[str, Interval]
-    statistic: Callable[[np.ndarray], np.ndarray]
+    statistic: Callable[[np.ndarray], PerDraw]
     details: dict[str, Any]
 
 

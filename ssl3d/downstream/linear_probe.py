@@ -24,9 +24,11 @@ from ssl3d.data import store
 from ssl3d.downstream import contract
 from ssl3d.downstream.contract import Parts, ProbeRow
 from ssl3d.downstream.predictor import Predictor
-from ssl3d.downstream.voxel_features import Encode, Levels
+from ssl3d.downstream.voxel_features import Encode
 from ssl3d.errors import UserError
+from ssl3d.intervals import PerDraw
 from ssl3d.models import export
+from ssl3d.models.readouts import Levels
 from ssl3d.training import config_checks, trained_model, transfer
 from ssl3d.training.cases import choose_cases, labelled, labels_of, open_dataset
 
@@ -75,7 +77,8 @@ def probe(config: ml_collections.ConfigDict, split: str) -> dict[str, Any]:
         f"{len(cases.validation)} validation and {len(cases.test)} {split} cases",
         flush=True,
     )
-    rows, documents = [], []
+    rows: list[ProbeRow] = []
+    documents: list[dict[str, Any]] = []
     for name, encode in encoders.items():
         started = time.monotonic()
         row = downstream.probe(name, encode, config, dataset, cases)
@@ -169,7 +172,7 @@ def compare(rows: Sequence[ProbeRow], subjects: Sequence[str]) -> list[Differenc
     differences: list[Difference] = []
     for other in others:
 
-        def difference(weights: np.ndarray, other: ProbeRow = other) -> np.ndarray:
+        def difference(weights: np.ndarray, other: ProbeRow = other) -> PerDraw:
             return first.statistic(weights) - other.statistic(weights)
 
         low, high = metrics.bootstrap_interval(difference, np.asarray(subjects))

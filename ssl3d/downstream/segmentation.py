@@ -26,8 +26,9 @@ from ssl3d.downstream.contract import (
 )
 from ssl3d.downstream.predict_files import label_values
 from ssl3d.downstream.predictor import Predictor
-from ssl3d.downstream.voxel_features import Encode, Levels
+from ssl3d.downstream.voxel_features import Encode
 from ssl3d.figures import case_pictures
+from ssl3d.models.readouts import Levels, scores_of
 
 WITHOUT_NETWORK = "raw intensities"
 choose_truth, headline = scores.choose_truth, scores.headline
@@ -140,7 +141,7 @@ def probe(
     trained = linear_probe.as_predictor(
         config,
         dataset,
-        lambda images: voxel_features.scores_of(features(images), coefficients, intercept),
+        lambda images: scores_of(features(images), coefficients, intercept),
     )
     shown = voxel_features.progress(cases.test, "scoring")
     rows, confusion = scores.score_cases(trained, dataset, shown, scores.PREPARED)

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, cast
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
-from ssl3d import metrics
+from ssl3d import metrics, reference_scores
 from ssl3d.data import geometry, readers, store
 from ssl3d.data.preparation.case import check_label_values, settings_of_dataset
 from ssl3d.downstream import predictor
@@ -30,23 +30,12 @@ MEAN_FOREGROUND = "mean foreground"
 # the phantom brain. Task01 of the Decathlon, for one, has another order: oedema first.
 _BRATS_CLASSES = ("background", "necro", "oedema", "enhancing")
 
-# A row of `cases.csv`: one class or region of one case.
-CaseRow = TypedDict(
-    "CaseRow",
-    {
-        "id": str,
-        "subject": str,
-        "class": str,
-        "dice": float,
-        "hd95": float,
-        "nsd": float,
-        "truth_volume": float,
-        "predicted_volume": float,
-        "false_positive_volume": float,
-        "absent": bool,
-        "missed": bool,
-    },
-)
+
+class CaseRow(metrics.MaskRow):
+    """A row of `cases.csv`: one class or region of one case."""
+
+    id: str
+    subject: str
 
 
 class Summary(TypedDict):
@@ -187,7 +176,7 @@ def score_cases(
         scores = metrics.segmentation_scores(
             prediction, label, dataset.classes, spacing, regions, TOLERANCE
         )
-        rows += [CaseRow(id=case.id, subject=case.subject, **row) for row in scores]
+        rows += [{"id": case.id, "subject": case.subject, **row} for row in scores]
         # Plane by plane, as counting converts the labels to int64.
         for planes in zip(prediction, label, strict=True):
             confusion += metrics.confusion_matrix(*planes, size)
@@ -218,17 +207,13 @@ def mean_foreground(rows: Sequence[CaseRow], classes: Sequence[str]) -> list[Cas
     means = []
     for case in dict.fromkeys(row["id"] for row in rows):
         own = [row for row in rows if row["id"] == case and row["class"] in classes[1:]]
-        mean: dict[str, Any] = {
-            "id": case,
-            "subject": own[0]["subject"],
-            "class": MEAN_FOREGROUND,
-        }
+        mean: CaseRow = {**own[0], "class": MEAN_FOREGROUND}
         for score in metrics.SEGMENTATION_SCORES:
             values = [row[score] for row in own if not math.isnan(row[score])]
             mean[score] = float(np.mean(values)) if values else math.nan
         mean["absent"] = all(row["absent"] for row in own)
         mean["missed"] = any(row["missed"] for row in own)
-        means.append(cast(CaseRow, mean))
+        means.append(mean)
     return means
 
 
@@ -254,7 +239,9 @@ def summarise(
         "regions": {name: list(region) for name, region in regions.items()},
         "mean_foreground": classes.pop(MEAN_FOREGROUND),
         "scores": classes,
-        "reference": metrics.reference_segmentation_scores(confusion, dataset.classes, regions),
+        "reference": reference_scores.reference_segmentation_scores(
+            confusion, dataset.classes, regions
+        ),
     }
 
 

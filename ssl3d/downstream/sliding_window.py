@@ -19,6 +19,9 @@ from ssl3d.errors import UserError
 
 T = TypeVar("T")
 
+# The least weight of a voxel in a window, relative to the largest.
+_FLOOR = 1e-3
+
 
 def window_starts(
     shape: Sequence[int], window: Sequence[int], overlap: float
@@ -45,14 +48,16 @@ def window_starts(
 def gaussian(window: Sequence[int]) -> np.ndarray:
     """Weights [*window], float32: predictions are best in the middle, with context all around.
 
-    Sigma is an eighth of the window, as in nnU-Net. A corner is 4 sigma away along every axis:
-    e^-8 per axis is small but not 0, so it is safe to divide by a sum of weights.
+    Sigma is an eighth of the window, as in nnU-Net. A corner is 4 sigma away along every axis: in
+    3D its weight of e^-24 would leave the image's corners, which one window covers, to rounding.
+    No weight is therefore below `_FLOOR` of the largest, as in MONAI.
     """
     profiles = []
     for length in window:
         sigmas = (np.arange(length) - (length - 1) / 2) / (length / 8)
         profiles.append(np.exp(-(sigmas**2) / 2))
-    return functools.reduce(np.multiply.outer, profiles).astype(np.float32)
+    weights = functools.reduce(np.multiply.outer, profiles)
+    return np.maximum(weights, _FLOOR * weights.max()).astype(np.float32)
 
 
 def flips(axes: Sequence[int]) -> list[tuple[int, ...]]:
@@ -99,10 +104,10 @@ def predict(
     total: np.ndarray | None = None
     weight = np.zeros((*shape, 1), np.float32)
     for group, outputs in _one_ahead((group, run(group)) for group in groups):
-        outputs = np.asarray(outputs, np.float32)
+        scores = np.asarray(outputs, np.float32)
         if total is None:
-            total = np.zeros((*shape, outputs.shape[-1]), np.float32)
-        for (start, axes), output in zip(group, outputs, strict=False):  # without the repeated ones
+            total = np.zeros((*shape, scores.shape[-1]), np.float32)
+        for (start, axes), output in zip(group, scores, strict=False):  # without the repeated ones
             box = _box(start, window)
             total[box] += weights * np.flip(output, axes)[inner]
             weight[box] += weights

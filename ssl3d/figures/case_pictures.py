@@ -17,8 +17,8 @@ from matplotlib.lines import Line2D
 from ssl3d.figures import slices
 
 # The truth, and the thinner prediction above it: distinct for the colour-blind, and both visible
-# where they agree.
-_LINES = ({"colour": "#ffb000", "width": 2.4}, {"colour": "#0090ff", "width": 1.2})
+# where they agree. Colours and widths.
+_LINES = (("#ffb000", 2.4), ("#0090ff", 1.2))
 _SIDE = 4.0  # inches, the longest side of a slice
 _CAPTION = 0.8  # inches, title and legend together
 MOST_MISTAKES = 12
@@ -65,10 +65,10 @@ def outlines(
         slices.show(place, planes[0], colour, limits)
         place.autoscale(False)
         for labels, line in zip(planes[1:], _LINES, strict=True):
-            _outline(place, labels if colour else labels.T, **line)
+            _outline(place, labels if colour else labels.T, *line)
         place.set_aspect(aspect)
     figure.suptitle(title, fontsize=9)
-    handles = [Line2D([], [], color=line["colour"], linewidth=line["width"]) for line in _LINES]
+    handles = [Line2D([], [], color=colour, linewidth=width) for colour, width in _LINES]
     figure.legend(handles, ("truth", "prediction"), loc="outside lower center", ncols=2, fontsize=8)
     return figure
 

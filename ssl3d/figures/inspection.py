@@ -18,6 +18,8 @@ from ssl3d.data import pipeline, store
 from ssl3d.errors import UserError
 from ssl3d.figures import slices
 from ssl3d.training.cases import labelled, labels_of, open_dataset
+from ssl3d.training.crop_fit import holds_crop
+from ssl3d.training.problem import open_problem
 
 # In units of a panel: panels per row, the side of the whole image, the height of a title.
 _COLUMNS, _LARGE, _TITLE = 9, 3, 0.3
@@ -33,17 +35,23 @@ class Inspected(NamedTuple):
 
 
 def inspect(config: ml_collections.ConfigDict, split: str, count: int, output: Path) -> None:
-    """Writes a PNG of the first `count` cases of the split.
+    """Writes a PNG of the first `count` cases of the split that a run could use.
 
     Raises:
-      UserError: no data set, no case in the split, or settings that contradict each other.
+      UserError: no data set, no such case in the split, or settings that contradict each other.
     """
-    dataset = open_dataset(config)
-    cases = dataset.split(split)
-    if tasks.needs(config) != "image":
-        cases = labelled(config, cases)
+    if tasks.needs(config) == "image":
+        config = config.copy_and_resolve_references()
+        given, _ = open_problem(config)  # fits the crop to the collection
+        for note in given.notes:
+            print(note)
+        dataset = given.dataset
+        cases = tuple(case for case in dataset.split(split) if holds_crop(config, case))
+    else:
+        dataset = open_dataset(config)
+        cases = labelled(config, dataset.split(split))
     if not cases:
-        raise UserError(f"{dataset.path}: no cases in the split {split}")
+        raise UserError(f"{dataset.path}: no cases to show in the split {split}")
     inspected = examples(config, dataset, cases[:count])
     output.parent.mkdir(parents=True, exist_ok=True)
     figure(inspected, config.name, config.rank).savefig(output, dpi=100)

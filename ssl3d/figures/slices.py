@@ -16,10 +16,10 @@ def middle_views(image: np.ndarray) -> list[tuple[tuple[int, int], int | None, n
     """
     if image.ndim == 3:
         return [((0, 1), None, image)]
-    views = []
-    for cut, shown in ((2, (0, 1)), (1, (0, 2)), (0, (1, 2))):
-        views.append((shown, cut, np.take(image, image.shape[cut] // 2, axis=cut)))
-    return views
+    return [
+        (shown, cut, np.take(image, image.shape[cut] // 2, axis=cut))
+        for cut, shown in ((2, (0, 1)), (1, (0, 2)), (0, (1, 2)))
+    ]
 
 
 def is_photograph(image: np.ndarray) -> bool:

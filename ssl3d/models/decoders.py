@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float32
 
 from ssl3d.models import layers, unet
 from ssl3d.models.features import DTYPES, Features
@@ -21,7 +22,7 @@ PROJECTION = "logits_"
 
 
 class Decoder(nn.Module):
-    """Features -> float32 logits [B, *S, outputs] at 1 + `deep` resolutions, finest first.
+    """Features -> logits at 1 + `deep` resolutions, finest first.
 
     `residual`, `norm`, `activation_first`, `dropout` and `dtype` are the encoder's.
     """
@@ -35,16 +36,21 @@ class Decoder(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, features: Features, train: bool = False) -> tuple[jax.Array, ...]:
+    def __call__(
+        self, features: Features, train: bool = False
+    ) -> tuple[Float32[Array, "B ... {self.outputs}"], ...]:
         dtype = DTYPES[self.dtype]
         *skips, x = features.levels
         logits = []
+        level: unet.PlainLevel | unet.ResidualLevel
         for i, skip in reversed(list(enumerate(skips))):
             channels = skip.shape[-1]
             if any(2 * a < b for a, b in zip(x.shape[1:-1], skip.shape[1:-1], strict=True)):
                 # The encoder has pooled once more after its last level (`final_pool`).
                 x = layers.upsample_nearest(x)
-            x = layers.Upsample(channels, dtype=dtype, name=f"up_{i}")(x)
+            # With a bias in the released code's network, which is told by its order of norms.
+            up = layers.Upsample(channels, self.activation_first, dtype, name=f"up_{i}")
+            x = up(x)
             # An odd side was rounded up on the way down.
             x = x[:, *(slice(0, side) for side in skip.shape[1:-1])]
             x = jnp.concatenate([skip, x], axis=-1)

@@ -8,12 +8,16 @@ convolution. Odd sizes are rounded up at every halving, where Keras rounds some 
 Convolution and pooling are spelled as in `layers`: nothing strided, no `reduce_window`.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from ssl3d.errors import UserError
 from ssl3d.models import layers
@@ -24,19 +28,23 @@ _STEM = 2  # channels of the stem, in units of the growth
 _BOTTLENECK = 4  # channels between the two convolutions of a layer, in units of the growth
 
 
-def _pairs(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+def _pairs(
+    x: Float[Array, "B *S C"], axis: int
+) -> tuple[Float[Array, "B *half C"], Float[Array, "B *half C"]]:
     """The even and the odd voxels along `axis`, which has an even length."""
     pairs = x.reshape(*x.shape[:axis], -1, 2, *x.shape[axis + 1 :])
     even, odd = (jax.lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in (0, 1))
     return even, odd
 
 
-def _pad(x: jax.Array, axis: int, before: int, after: int, **how: Any) -> jax.Array:
+def _pad(
+    x: Float[Array, "B *S C"], axis: int, before: int, after: int, **how: Any
+) -> Float[Array, "B *padded C"]:
     return jnp.pad(x, [(before, after) if i == axis else (0, 0) for i in range(x.ndim)], **how)
 
 
-def mean_pool(x: jax.Array) -> jax.Array:
-    """Mean over blocks of 2^rank: [B, *S, C] -> [B, *ceil(S/2), C].
+def mean_pool(x: Float[Array, "B *S C"]) -> Float[Array, "B *half C"]:
+    """Mean over blocks of 2^rank voxels.
 
     Along an odd axis the last block is one voxel wide.
     """
@@ -48,8 +56,8 @@ def mean_pool(x: jax.Array) -> jax.Array:
     return x
 
 
-def overlapping_max_pool(x: jax.Array) -> jax.Array:
-    """Maximum over 3^rank voxels, stride 2: [B, *S, C] -> [B, *ceil(S/2), C].
+def overlapping_max_pool(x: Float[Array, "B *S C"]) -> Float[Array, "B *half C"]:
+    """Maximum over 3^rank voxels, stride 2.
 
     Among equal voxels the first gets the gradient.
     """
@@ -63,7 +71,9 @@ def overlapping_max_pool(x: jax.Array) -> jax.Array:
     return x
 
 
-def _larger(first: jax.Array, second: jax.Array) -> jax.Array:
+def _larger(
+    first: Float[Array, "B *S C"], second: Float[Array, "B *S C"]
+) -> Float[Array, "B *S C"]:
     """The maximum, with a gradient that goes to exactly one of the two.
 
     The gradient of `jnp.maximum` can be lost or NaN, see `layers._block_max`.
@@ -72,13 +82,13 @@ def _larger(first: jax.Array, second: jax.Array) -> jax.Array:
 
 
 class Stem(nn.Module):
-    """Convolution with kernel 7^rank and stride 2: [B, *S, C] -> [B, *ceil(S/2), channels]."""
+    """Convolution with kernel 7^rank and stride 2."""
 
     channels: int
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B *S C"]) -> Float[Array, "B *half {self.channels}"]:
         rank, halved = x.ndim - 2, tuple(-(-n // 2) for n in x.shape[1:-1])
         shape = (*(7,) * rank, x.shape[-1], self.channels)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
@@ -87,13 +97,13 @@ class Stem(nn.Module):
         blocks = layers.space_to_depth(
             jnp.pad(x.astype(self.dtype), [(0, 0), *[(1, 0)] * rank, (0, 0)])
         )
-        taps = layers.space_to_depth(kernel.astype(self.dtype).reshape(1, *(7,) * rank, -1))
+        taps = layers.space_to_depth(jnp.asarray(kernel, self.dtype).reshape(1, *(7,) * rank, -1))
         y = layers.convolve(blocks, taps.reshape(*(4,) * rank, blocks.shape[-1], self.channels))
         return jax.lax.slice(y, (0,) * y.ndim, (y.shape[0], *halved, self.channels))
 
 
 class NormConv(nn.Module):
-    """Norm, ReLU, convolution: [B, *S, C] -> [B, *S, channels]."""
+    """Norm, ReLU, convolution."""
 
     channels: int
     kernel: int
@@ -101,14 +111,16 @@ class NormConv(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B *S C"], train: bool
+    ) -> Float[Array, "B *S {self.channels}"]:
         x = nn.relu(layers.Norm(self.norm, dtype=self.dtype, name="norm")(x, train))
         conv = layers.Conv(self.channels, self.kernel, bias=False, dtype=self.dtype, name="conv")
         return conv(x)
 
 
 class DenseBlock(nn.Module):
-    """Layers that each see all earlier ones: [B, *S, C] -> [B, *S, C + count * growth].
+    """`count` layers that each see all earlier ones and add `growth` channels.
 
     The block ends with a norm and a ReLU.
     """
@@ -120,7 +132,9 @@ class DenseBlock(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B *S C"], train: bool
+    ) -> Float[Array, "B *S C+{self.count}*{self.growth}"]:
         for i in range(1, self.count + 1):
             narrow, new = (
                 NormConv(channels, kernel, self.norm, self.dtype, name=f"layer_{i}_{name}")
@@ -135,7 +149,7 @@ class DenseBlock(nn.Module):
 
 
 class DenseNetEncoder(nn.Module):
-    """DenseNet-BC: [B, *S, C] -> `Features` of 1 + `depth` levels.
+    """DenseNet-BC, an encoder of 1 + `depth` levels.
 
     Nothing is computed at full resolution: the first level is the input itself, the others are
     the outputs of the stem and the blocks, at strides 2, 4, 8, 16 and 32.
@@ -152,7 +166,7 @@ class DenseNetEncoder(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> Features:
+    def __call__(self, x: Float[Array, "B *S C"], train: bool = False) -> Features:
         dtype = DTYPES[self.dtype]
         levels = [x.astype(dtype)]
         x = Stem(_STEM * self.width, dtype, name="stem")(x)

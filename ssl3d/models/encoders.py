@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+from ml_collections import ConfigDict
 
 from ssl3d import extensions
 from ssl3d.errors import UserError
@@ -52,7 +53,7 @@ _DEFAULTS = {"norm": "group", "dropout": 0.0, "dtype": "float32"}
 _NEUTRAL = {"activation_first": False, "final_pool": "none"}
 
 
-def kind_of(config: Mapping[str, Any]) -> Kind:
+def kind_of(config: Mapping[str, Any] | ConfigDict) -> Kind:
     """The entry of `config`'s kind: one of `KINDS`, or `ENCODER` of any module by dotted name.
 
     Raises:
@@ -65,8 +66,8 @@ def kind_of(config: Mapping[str, Any]) -> Kind:
     return extensions.attribute("encoder.kind", module, "ENCODER")
 
 
-def build(config: Mapping[str, Any], size: Sequence[int] = ()) -> nn.Module:
-    """The encoder that `config` (a dict or ConfigDict) describes.
+def build(config: Mapping[str, Any] | ConfigDict, size: Sequence[int] = ()) -> nn.Module:
+    """The encoder that `config` describes.
 
     Args:
       config: `kind`; `width`, `depth`; `norm` "group" | "instance" | "batch"; `dropout`; `dtype`
@@ -127,7 +128,7 @@ def _one_of(key: str, value: Any, choices: Sequence[str]) -> None:
         raise UserError(f"encoder.{key} is {value!r}; choose one of {', '.join(choices)}")
 
 
-def smallest_norm(config: Mapping[str, Any], size: Sequence[int]) -> int:
+def smallest_norm(config: Mapping[str, Any] | ConfigDict, size: Sequence[int]) -> int:
     """Voxels per channel that the deepest norm sees for an input of `size` (*S).
 
     A norm over one voxel outputs a constant; presets keep this at 8 or more.

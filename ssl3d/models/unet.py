@@ -5,12 +5,15 @@ Residual levels are the paper's (Taleb et al. 2020, appendix A), with learned do
 Both double the channels from level to level.
 """
 
+from __future__ import annotations
+
 import functools
 from typing import Any
 
 import flax.linen as nn
-import jax
+from jax import Array
 from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from ssl3d.errors import UserError
 from ssl3d.models import layers
@@ -27,14 +30,16 @@ class ConvNorm(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B *S C"], train: bool
+    ) -> Float[Array, "B *S {self.channels}"]:
         x = layers.Conv(self.channels, bias=self.bias, dtype=self.dtype, name="conv")(x)
         norm = layers.Norm(self.norm, dtype=self.dtype, name="norm")
         return norm(nn.relu(x), train) if self.activation_first else nn.relu(norm(x, train))
 
 
 class PlainLevel(nn.Module):
-    """Two convolutions with dropout in between: [B, *S, C] -> [B, *S, channels]."""
+    """Two convolutions with dropout in between."""
 
     channels: int
     norm: str
@@ -43,7 +48,9 @@ class PlainLevel(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B *S C"], train: bool
+    ) -> Float[Array, "B *S {self.channels}"]:
         first, second = (
             ConvNorm(self.channels, self.norm, True, self.activation_first, self.dtype, name=name)
             for name in ("first", "second")
@@ -54,7 +61,7 @@ class PlainLevel(nn.Module):
 
 
 class ResidualLevel(nn.Module):
-    """Two convolutions with a shortcut: [B, *S, C] -> [B, *S, channels].
+    """Two convolutions with a shortcut.
 
     The shortcut has no norm, so absolute intensities reach the bottleneck.
     """
@@ -65,7 +72,9 @@ class ResidualLevel(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B *S C"], train: bool
+    ) -> Float[Array, "B *S {self.channels}"]:
         first = ConvNorm(self.channels, self.norm, False, False, self.dtype, name="first")
         y = first(x, train)
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
@@ -80,7 +89,7 @@ class ResidualLevel(nn.Module):
 
 
 class UNetEncoder(nn.Module):
-    """[B, *S, C] -> `Features` of `depth` levels.
+    """An encoder of `depth` levels.
 
     Attributes:
       width: channels of the first level.
@@ -98,9 +107,10 @@ class UNetEncoder(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> Features:
+    def __call__(self, x: Float[Array, "B *S C"], train: bool = False) -> Features:
         dtype = DTYPES[self.dtype]
         levels = []
+        level: PlainLevel | ResidualLevel
         for i in range(self.depth):
             channels, name = self.width * 2**i, f"level_{i}"
             if self.residual:

@@ -22,7 +22,10 @@ _MEASURED = 16
 
 
 def blurred_noise(
-    rng: np.random.Generator, shape: Sequence[int], channels: int, blur: Sequence[float]
+    rng: np.random.Generator,
+    shape: Sequence[int],
+    channels: int,
+    blur: Sequence[float] | np.ndarray,
 ) -> np.ndarray:
     """Gaussian noise [*shape, C] of unit variance with a blur per axis, in voxels.
 

@@ -33,12 +33,16 @@ import flax.linen as nn
 import ml_collections
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Integer, Real, Shaped
 
 from ssl3d import extensions
+from ssl3d.losses import Metrics
 
 Arrays = Any  # a pytree of arrays
-Metrics = dict[str, tuple[Array, Array]]  # sums and counts, [B] each
-Scores = dict[str, tuple[np.ndarray, np.ndarray]]  # the same over a validation set, on the host
+Targets = dict[str, Shaped[Array, "B ..."]]  # of a batch
+# On the host, of the M examples of a validation set: arrays, and sums and counts of metrics.
+Collected = dict[str, Shaped[np.ndarray, "M ..."]]
+Scores = dict[str, tuple[Real[np.ndarray, "..."], Real[np.ndarray, "..."]]]
 
 # What of a case a task learns from: its image alone, or a label map or a grade too.
 Needs = Literal["image", "label_map", "grade"]
@@ -65,10 +69,10 @@ class Box(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One picture of `ssl3d.inspect`: `image` [*S, C], or None for the whole image of the case."""
+    """One picture of `ssl3d.inspect`; without `image`, the whole image of the case."""
 
     title: str
-    image: np.ndarray | None
+    image: Real[np.ndarray, "*S C"] | None
     boxes: tuple[Box, ...] = ()
 
 
@@ -96,25 +100,29 @@ class Task(NamedTuple):
     record: Callable[..., dict[str, np.ndarray]]
     views: Callable[..., tuple[Arrays, dict[str, Any]]]
     network: nn.Module
-    loss: Callable[[Any, dict[str, Any]], tuple[Array, Metrics]]
+    loss: Callable[[Any, Targets], tuple[Float[Array, " B"], Metrics]]
     panels: Callable[..., list[Panel]]
     headline: str
     shown: tuple[str, ...] = ()
     spatial: tuple[str, ...] = ()
-    collect: Callable[[Any, Any, dict[str, Any]], dict[str, Any]] | None = None
-    score: Callable[[dict[str, np.ndarray], np.ndarray, np.ndarray], Scores] | None = None
+    collect: Callable[[Any, Any, Targets], dict[str, Shaped[Array, "B ..."]]] | None = None
+    score: (
+        Callable[[Collected, Integer[np.ndarray, " M"], Integer[np.ndarray, " M"]], Scores] | None
+    ) = None
     needs_whole_batch: bool = False
     best_by: str = ""
-    predict: Callable[[Any], Array] | None = None
+    predict: Callable[[Any], Float[Array, "B ... K"]] | None = None
 
 
 # The only place that knows tasks by name. Any other name is that of a module to import.
 TASKS = {
     name: f"ssl3d.tasks.{name}"
     for name in (
+        "contrast",
         "cpc",
         "exemplar",
         "jigsaw",
+        "joint",
         "mae",
         "rotation",
         "rpl",

@@ -16,19 +16,20 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Float32, Int, Integer, PRNGKeyArray, Real
 
 from ssl3d import augment, losses, metrics
 from ssl3d.data.pipeline import Example, crop
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
-from ssl3d.tasks import Box, Labels, Panel, Task
+from ssl3d.tasks import Box, Collected, Labels, Metrics, Panel, Scores, Targets, Task
 
 NEEDS = "grade"
 DOWNSTREAM = "ssl3d.downstream.classification"
 
 
 class Network(nn.Module):
-    """Crops [B, *S, C] -> logits [B, K], or [B, K - 1] of an ordinal head.
+    """Crops -> logits of K classes, or K - 1 of an ordinal head.
 
     With `frozen` the encoder's batch norms use their running statistics and do not update them.
     """
@@ -38,15 +39,17 @@ class Network(nn.Module):
     pool: str
     frozen: bool = False
 
-    def __call__(self, crops: Array, train: bool = False) -> Array:
+    def __call__(
+        self, crops: Float[Array, "B *S C"], train: bool = False
+    ) -> Float[Array, "B outputs"]:
         features = self.encoder(crops, train and not self.frozen)
         return self.head(heads.pooled(features, self.pool), train)
 
 
 def views(
-    key: Array, record: dict[str, Array], train: bool, settings: Mapping[str, float]
-) -> tuple[Array, dict[str, Array]]:
-    """Crop [*S, C] and grade -> the network's input and `grade`."""
+    key: PRNGKeyArray, record: dict[str, Array], train: bool, settings: Mapping[str, Any]
+) -> tuple[Float[Array, "*S C"], dict[str, Int[Array, ""]]]:
+    """The network's input and `grade`."""
     image = record["volume"].astype(jnp.float32)
     if train:
         nothing = jnp.zeros(image.shape[:-1], jnp.int32)
@@ -54,8 +57,10 @@ def views(
     return image, {"grade": record["grade"]}
 
 
-def probabilities(logits: Array, ordinal: bool) -> Array:
-    """Logits [B, K] or, ordinal, [B, K - 1] -> probabilities [B, K].
+def probabilities(
+    logits: Float[Array, "B outputs"], ordinal: bool
+) -> Float32[Array, "B outputs+{ordinal}"]:
+    """Probabilities of K classes from their logits, of which an ordinal head has K - 1.
 
     A cumulative minimum keeps the ordinal sigmoids from increasing with the grade.
     """
@@ -67,31 +72,31 @@ def probabilities(logits: Array, ordinal: bool) -> Array:
     return jnp.concatenate([ones, reached], -1) - jnp.concatenate([reached, zeros], -1)
 
 
-def grade_of(probability: np.ndarray, ordinal: bool) -> np.ndarray:
-    """Predicted grade: probabilities [..., K] -> int [...]; the median for an ordinal head."""
+def grade_of(probability: Float[np.ndarray, "*B K"], ordinal: bool) -> Int[np.ndarray, "*B"]:
+    """Predicted grade: the most probable, or the median for an ordinal head."""
     if not ordinal:
-        return probability.argmax(-1)
+        return np.asarray(probability.argmax(-1))
     reached = 1 - np.cumsum(probability, axis=-1)[..., :-1]
-    return (reached > 0.5).sum(-1)
+    return np.asarray((reached > 0.5).sum(-1))
 
 
 def loss(
-    logits: Array,
-    targets: dict[str, Array],
-    weights: np.ndarray,
+    logits: Float[Array, "B outputs"],
+    targets: Targets,
+    weights: Float[np.ndarray, " outputs+{ordinal}"],
     ordinal: bool,
     chance: float,
-) -> tuple[Array, dict[str, Any]]:
+) -> tuple[Float[Array, " B"], Metrics]:
     """Class-weighted cross-entropy.
 
     Args:
-      logits: [B, K], or [B, K - 1] of an ordinal head.
+      logits: of K classes, or K - 1 of an ordinal head.
       targets: grade int [B].
-      weights: [K].
+      weights: of the classes.
       chance: the share of the most frequent class in training.
 
     Returns:
-      loss [B]; the metrics `accuracy` and `chance`.
+      The loss and the metrics `accuracy` and `chance`.
     """
     grade = targets["grade"]
     classes = len(weights)
@@ -110,8 +115,8 @@ def loss(
     return entropy * jnp.asarray(weights, jnp.float32)[grade], counts
 
 
-def class_weights(counts: tuple[int, ...], how: str) -> np.ndarray:
-    """Class weights, float [K], with mean 1 over the training cases.
+def class_weights(counts: tuple[int, ...], how: str) -> Float[np.ndarray, " K"]:
+    """Class weights with mean 1 over the training cases.
 
     "none": all equal; "balanced": inverse to the number of training cases.
     """
@@ -147,10 +152,16 @@ def build(config: ml_collections.ConfigDict, labels: Labels | None) -> Task:
         box = Box("crop", tuple(record["start"]), size)
         return [Panel("whole image", None, (box,)), Panel(classes[int(targets["grade"])], inputs)]
 
-    def collect(inputs: Array, logits: Array, targets: dict[str, Array]) -> dict[str, Array]:
+    def collect(
+        inputs: Float[Array, "B *S C"], logits: Float[Array, "B outputs"], targets: Targets
+    ) -> dict[str, Real[Array, "B ..."]]:
         return {"probability": probabilities(logits, ordinal), "grade": targets["grade"]}
 
-    def score(collected: dict, subjects: np.ndarray, repeats: np.ndarray) -> dict:
+    def score(
+        collected: Collected,
+        subjects: Integer[np.ndarray, " M"],
+        repeats: Integer[np.ndarray, " M"],
+    ) -> Scores:
         grades = collected["grade"]
         answers = grade_of(collected["probability"], ordinal)
         kappa = metrics.quadratic_kappa(grades, answers, len(classes), np.ones(len(grades)))

@@ -13,7 +13,7 @@ with the context, and batch norm, which mixes patches, is refused.
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import TypedDict
 
 import flax.linen as nn
 import jax
@@ -21,12 +21,13 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Int, PRNGKeyArray
 
 from ssl3d import augment, losses
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
-from ssl3d.tasks import Box, Panel, Task
-from ssl3d.tasks.grid import Grid, cut, patch_grid
+from ssl3d.tasks import Box, Metrics, Panel, Targets, Task
+from ssl3d.tasks.grid import Cut, Grid, patch_grid
 
 
 def _mirror(i: int, n: int) -> int:
@@ -35,8 +36,8 @@ def _mirror(i: int, n: int) -> int:
     return min(i, 2 * n - 2 - i)
 
 
-def contexts(grid: Grid, row: int, border: str) -> np.ndarray:
-    """The context patches of every anchor in `row`, int [A, M], the anchor last.
+def contexts(grid: Grid, row: int, border: str) -> Int[np.ndarray, "A T"]:
+    """The T context patches of each of A anchors in `row`, the anchor last.
 
     An inverted pyramid in raster order: row u <= row contributes the columns up to row - u away
     from the anchor's. Outside the grid the pyramid is reflected ("mirror") or holds N, the number
@@ -59,8 +60,8 @@ def contexts(grid: Grid, row: int, border: str) -> np.ndarray:
     return np.asarray(table)
 
 
-def predicted(grid: Grid, row: int) -> np.ndarray:
-    """The patches that each anchor in `row` predicts, int [A, L].
+def predicted(grid: Grid, row: int) -> Int[np.ndarray, "A L"]:
+    """The L patches that each of A anchors in `row` predicts.
 
     The later rows of its column, from the first that shares no voxel with the context.
     """
@@ -69,22 +70,29 @@ def predicted(grid: Grid, row: int) -> np.ndarray:
     return rows[None, :] * columns + np.arange(columns)[:, None]
 
 
+class Codes(TypedDict):
+    """The code of every patch, and the codes that A anchors predict of L patches each."""
+
+    codes: Float[Array, "B N E"]
+    predictions: Float[Array, "B A L E"]
+
+
 class Network(nn.Module):
-    """Patches [B, N, *P, C] -> codes [B, N, E] and predictions [B, A, L, E]."""
+    """Patches -> codes and predictions."""
 
     encoder: nn.Module
     code: nn.Module
     recurrence: nn.Module
     predictors: tuple[nn.Module, ...]
     pool: str
-    terms: np.ndarray  # int [A, M]
+    terms: Int[np.ndarray, "A T"]
 
-    def __call__(self, patches: Array, train: bool = False) -> dict[str, Array]:
+    def __call__(self, patches: Float[Array, "B N *P C"], train: bool = False) -> Codes:
         count = patches.shape[1]
         if self.terms.max() == count:
             patches = jnp.concatenate([patches, jnp.zeros_like(patches[:, :1])], axis=1)
         codes = self.code(heads.encode_patches(self.encoder, patches, self.pool, train))
-        sequences = codes[:, self.terms]  # [B, A, M, E]
+        sequences = codes[:, self.terms]  # [B, A, T, E]
         flat = sequences.reshape(-1, *sequences.shape[2:])
         summary = self.recurrence(flat)[:, -1].reshape(*sequences.shape[:2], -1)
         predictions = jnp.stack([predict(summary) for predict in self.predictors], axis=2)
@@ -92,9 +100,9 @@ class Network(nn.Module):
 
 
 def views(
-    key: Array, record: dict[str, Array], train: bool, strength: float, flip_rows: bool
-) -> tuple[Array, dict[str, Array]]:
-    """Patches [N, *P, C] -> the same, each with its own random gain and shift; `pair` [N]."""
+    key: PRNGKeyArray, record: dict[str, Array], train: bool, strength: float, flip_rows: bool
+) -> tuple[Float[Array, "N *P C"], dict[str, Float[Array, " N"]]]:
+    """The patches, each with its own random gain and shift, and `pair`."""
     patches = record["patches"].astype(jnp.float32)
     intensity, flip, pair = jax.random.split(key, 3)
     if train and strength > 0:
@@ -106,33 +114,30 @@ def views(
     return patches, {"pair": jax.random.uniform(pair, (patches.shape[0],))}
 
 
-def _normalised(x: Array) -> Array:
+def _normalised(x: Float[Array, "*N E"]) -> Float[Array, "*N E"]:
     return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
 
 
 def info_nce(
-    outputs: dict[str, Array], targets: dict[str, Array], goals: np.ndarray, temperature: float
-) -> tuple[Array, dict[str, Any]]:
+    outputs: Codes, targets: Targets, goals: Int[np.ndarray, "A L"], temperature: float
+) -> tuple[Float[Array, " B"], Metrics]:
     """InfoNCE (Taleb et al. 2020, equation 1) over the global batch, on cosine similarities.
 
     Args:
-      outputs: codes [B, N, E], predictions [B, A, L, E].
+      outputs: codes and predictions.
       targets: subject int [B], valid bool [B].
-      goals: int [A, L], the patch that each prediction aims at.
+      goals: the patch that each prediction aims at.
       temperature: divides the similarities.
 
     Returns:
-      loss [B]; the metric `accuracy`: the true patch ranks first among the N patches of its own
+      The loss and the metric `accuracy`: the true patch ranks first among the N patches of its own
       volume, ties lost.
     """
     codes = _normalised(outputs["codes"].astype(jnp.float32))
     predictions = _normalised(outputs["predictions"].astype(jnp.float32))
     batch, count, _ = codes.shape
     logits = jnp.einsum("bale,cne->balcn", predictions, codes) / temperature
-    # Patches of the same subject elsewhere in the batch are no negatives, nor is padding.
-    own = jnp.eye(batch, dtype=bool)
-    other = (targets["subject"][:, None] != targets["subject"]) & targets["valid"][None, :]
-    candidates = jnp.repeat(own | other, count, axis=1)[:, None, None, :]
+    candidates = jnp.repeat(_volumes_with_negatives(targets), count, axis=1)[:, None, None, :]
     labels = jnp.arange(batch)[:, None, None] * count + goals
     flat = logits.reshape(*logits.shape[:3], batch * count)
     total, terms = losses.per_example(losses.cross_entropy(flat, labels, candidates))
@@ -140,22 +145,31 @@ def info_nce(
     return total / terms, metrics
 
 
+def _volumes_with_negatives(targets: dict[str, Array]) -> Array:
+    """Bool [B, B]: the own volume and those of other subjects, without padding."""
+    other = (targets["subject"][:, None] != targets["subject"]) & targets["valid"][None, :]
+    return other | jnp.eye(len(other), dtype=bool)
+
+
 def binary(
-    outputs: dict[str, Array], targets: dict[str, Array], goals: np.ndarray
-) -> tuple[Array, dict[str, Any]]:
+    outputs: Codes, targets: Targets, goals: Int[np.ndarray, "A L"]
+) -> tuple[Float[Array, " B"], Metrics]:
     """The released code's loss: a binary classification of one true and one false column.
 
     The logit is the mean product of predicted and actual codes over dimensions and rows. Kept
-    faults: a single negative, from any volume, its own included, and always a whole column.
-    Arguments and metrics as in `info_nce`.
+    faults: a single negative, sampled from all columns, also those of the own volume, and always a
+    whole column. Arguments and metrics as in `info_nce`.
     """
     codes, predictions = outputs["codes"], outputs["predictions"]
     batch, anchors = predictions.shape[:2]
     columns = codes[:, goals]  # [B, A, L, E]
     own = jnp.arange(batch * anchors)
-    pair = targets["pair"][:, :anchors].reshape(-1)
-    step = 1 + jnp.floor(pair * (batch * anchors - 1)).astype(jnp.int32)
-    wrong = columns.reshape(batch * anchors, *columns.shape[2:])[(own + step) % (batch * anchors)]
+    others = (own[:, None] + own[1:]) % (batch * anchors)  # [B A, B A - 1]
+    allowed = _volumes_with_negatives(targets)[own[:, None] // anchors, others // anchors]
+    pair = targets["pair"][:, :anchors].reshape(-1, 1)
+    number = jnp.floor(pair * allowed.sum(1, keepdims=True))
+    place = (allowed.cumsum(1) > number).argmax(1)
+    wrong = columns.reshape(batch * anchors, *columns.shape[2:])[others[own, place]]
     true = (predictions * columns).mean((-2, -1))
     false = (predictions * wrong.reshape(columns.shape)).mean((-2, -1))
     loss = (jax.nn.softplus(-true) + jax.nn.softplus(false)).mean(axis=1) / 2
@@ -164,8 +178,8 @@ def binary(
     return loss, metrics | {"pair_accuracy": losses.per_example(right)}
 
 
-def _accuracy(logits: Array, goals: np.ndarray) -> dict[str, tuple[Array, Array]]:
-    """Logits [B, A, L, N] over the patches of the same volume -> `accuracy` and `chance`."""
+def _accuracy(logits: Float[Array, "B A L N"], goals: Int[np.ndarray, "A L"]) -> Metrics:
+    """`accuracy` and `chance` of the logits over the patches of the same volume."""
     labels = jnp.broadcast_to(goals, logits.shape[:3])
     hits, terms = losses.per_example(losses.ranked_first(logits, labels))
     return {"accuracy": (hits, terms), "chance": (terms / logits.shape[-1], terms)}
@@ -194,7 +208,7 @@ def build(config: ml_collections.ConfigDict) -> Task:
             "statistics; use group or instance for cpc"
         )
 
-    def loss(outputs: dict[str, Array], targets: dict[str, Array]) -> tuple[Array, dict[str, Any]]:
+    def loss(outputs: Codes, targets: Targets) -> tuple[Float[Array, " B"], Metrics]:
         if task.objective == "binary":
             return binary(outputs, targets, goals)
         return info_nce(outputs, targets, goals, task.temperature)
@@ -216,7 +230,7 @@ def build(config: ml_collections.ConfigDict) -> Task:
         ]
 
     return Task(
-        record=lambda rng, example, train: cut(rng, example, config.data.crop, grid, train),
+        record=Cut(tuple(config.data.crop), grid),
         views=lambda key, record, train: views(key, record, train, task.intensity, task.flip_rows),
         network=Network(
             encoder=encoders.build(config.encoder, grid.patch),

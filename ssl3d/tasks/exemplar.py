@@ -9,7 +9,7 @@ intensities, so that the histogram does not identify a volume.
 
 from __future__ import annotations
 
-from typing import Any
+import functools
 
 import flax.linen as nn
 import jax
@@ -17,24 +17,22 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax import Array
+from jaxtyping import Float, PRNGKeyArray
 
 from ssl3d import augment, losses
 from ssl3d.data.pipeline import Example, crop
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
-from ssl3d.tasks import Box, Panel, Task
-
-# Enough to order the triplets of unchanged z-scored volumes without any network.
-_QUANTILES = 33
+from ssl3d.tasks import Box, Metrics, Panel, Targets, Task, retrieval
 
 # Far below the squared distance of different embeddings, far above float32's rounding.
 _GUARD = 1e-6
 
 
 class Network(nn.Module):
-    """(original, transformed) crops [B, 2, *S, C] -> embeddings [B, 2, E] of unit length.
+    """(original, transformed) crops -> V = 2 embeddings of unit length.
 
-    `heads` is one shared head, or the released code's three with sigmoids -> [B, 3, E]: the first
+    `heads` is one shared head, or the released code's three with sigmoids (V = 3): the first
     and third see the original, as a positive and as another volume's negative, the second the
     transformed volume.
     """
@@ -43,7 +41,9 @@ class Network(nn.Module):
     heads: tuple[nn.Module, ...]
     pool: str
 
-    def __call__(self, crops: Array, train: bool = False) -> Array:
+    def __call__(
+        self, crops: Float[Array, "B 2 *S C"], train: bool = False
+    ) -> Float[Array, "B V E"]:
         features = heads.encode_patches(self.encoder, crops, self.pool, train)
         if len(self.heads) == 1:
             embeddings = self.heads[0](features, train)
@@ -54,8 +54,10 @@ class Network(nn.Module):
         return jax.nn.sigmoid(jnp.stack([head(x, train) for head, x in parts], axis=1))
 
 
-def transform(key: Array, volume: Array, task: ml_collections.ConfigDict) -> Array:
-    """Flips, quarter turns, zoom and a monotone map of intensities: [*S, C] -> [*S, C]."""
+def transform(
+    key: PRNGKeyArray, volume: Float[Array, "*S C"], task: ml_collections.ConfigDict
+) -> Float[Array, "*S C"]:
+    """Flips, quarter turns, zoom and a change of intensities."""
     flip, turn, which, zoom, intensity = jax.random.split(key, 5)
     volume = augment.flips(flip, volume, task.flip)
     if len(set(volume.shape[:-1])) == 1:
@@ -64,38 +66,44 @@ def transform(key: Array, volume: Array, task: ml_collections.ConfigDict) -> Arr
         index = jnp.where(turned, jax.random.randint(which, (), 0, choices), 0)
         volume = augment.rotate(volume, index, "all")
     volume = augment.zoom(zoom, volume, task.zoom, task.zoom_amount)
-    return augment.monotone(intensity, volume, task.intensity)
+    if task.intensity > 0:
+        volume = augment.monotone(intensity, volume, task.intensity)
+    if task.brightness_contrast > 0:
+        key = jax.random.fold_in(intensity, 1)
+        amounts = task.brightness_contrast, task.brightness, task.contrast
+        volume = augment.brightness_and_contrast(key, volume, *amounts)
+    return volume
 
 
 def views(
-    key: Array, record: dict[str, Array], train: bool, task: ml_collections.ConfigDict
-) -> tuple[Array, dict[str, Array]]:
-    """Crop [*S, C] -> the original and its transformed version [2, *S / coarsen, C]."""
+    key: PRNGKeyArray, record: dict[str, Array], train: bool, task: ml_collections.ConfigDict
+) -> tuple[Float[Array, "2 *S C"], dict[str, Array]]:
+    """The crop, coarser, and its transformed version."""
     original = augment.coarsen(record["volume"].astype(jnp.float32), task.coarsen)
     return jnp.stack([original, transform(key, original, task)]), {}
 
 
 def margin_loss(
-    embeddings: Array, targets: dict[str, Array], margin: float
-) -> tuple[Array, dict[str, Any]]:
+    embeddings: Float[Array, "B V E"], targets: Targets, margin: float
+) -> tuple[Float[Array, " B"], Metrics]:
     """Mean over the other subjects of max(0, d(transformed, own) - d(transformed, other) + margin).
 
     d is the L2 distance, as in the paper, guarded because its gradient at zero is NaN. The gradient
     of the squared distance would vanish where all embeddings are equal, and training would stall.
 
     Args:
-      embeddings: [B, 2, E], originals first, of unit length.
+      embeddings: originals first, of unit length.
       targets: subject int [B], valid bool [B].
 
     Returns:
-      loss [B], zero without another subject in the batch; the metric `accuracy`: the own original
-      is closer than every other, ties lost.
+      The loss, zero without another subject in the batch, and the metric `accuracy`: the own
+      original is closer than every other, ties lost.
     """
     originals, transformed = embeddings[:, 0], embeddings[:, 1]
+    others = retrieval.negatives(targets)
     squared = jnp.sum(jnp.square(transformed[:, None] - originals[None]), axis=-1)
     distance = jnp.sqrt(squared + _GUARD)
     own = jnp.diagonal(distance)[:, None]
-    others = (targets["subject"][:, None] != targets["subject"]) & targets["valid"][None, :]
     hinge = jnp.where(others, jax.nn.relu(own - distance + margin), 0.0)
     count = others.sum(axis=1)
     loss = hinge.sum(axis=1) / jnp.maximum(count, 1)
@@ -106,70 +114,23 @@ def margin_loss(
 
 
 def original_loss(
-    embeddings: Array, targets: dict[str, Array], margin: float
-) -> tuple[Array, dict[str, Any]]:
-    """The released code's triplet loss: mean squared differences, the next volume as negative.
+    embeddings: Float[Array, "B 3 E"], targets: Targets, margin: float
+) -> tuple[Float[Array, " B"], Metrics]:
+    """The released code's triplet loss: mean squared differences, one volume as negative.
 
-    Kept fault: outputs lie in (0, 1), so no distance exceeds 1, the margin, and the biases of the
-    three heads alone reach a loss of 0. [B, 3, E] -> loss [B], metrics as in `margin_loss`.
+    It is the last one before, cyclically, of another subject; without any, the loss is zero. Kept
+    fault: outputs lie in (0, 1), so no distance exceeds 1, the margin, and the biases of the three
+    heads alone reach a loss of 0. Metrics as in `margin_loss`.
     """
     positive, anchor, negative = embeddings[:, 0], embeddings[:, 1], embeddings[:, 2]
+    rows = jnp.arange(len(embeddings))
+    before = (rows[:, None] - rows[1:]) % len(rows)  # [B, B - 1]
+    allowed = jnp.take_along_axis(retrieval.negatives(targets), before, axis=1)
+    chosen = before[rows, allowed.argmax(axis=1)]
     near = jnp.mean(jnp.square(anchor - positive), axis=-1)
-    far = jnp.mean(jnp.square(anchor - jnp.roll(negative, 1, axis=0)), axis=-1)
+    far = jnp.mean(jnp.square(anchor - negative[chosen]), axis=-1)
     _, metrics = margin_loss(embeddings, targets, margin)
-    return jax.nn.relu(near - far + margin), metrics
-
-
-def collect(inputs: Array, embeddings: Array, targets: dict[str, Array]) -> dict[str, Array]:
-    """What `score` needs: embeddings [B, 2, E] and intensity quantiles [B, 2, 33 C]."""
-    axes = tuple(range(2, inputs.ndim - 1))
-    quantiles = jnp.quantile(inputs, jnp.linspace(0, 1, _QUANTILES), axis=axes)
-    histogram = jnp.moveaxis(quantiles, 0, -1).reshape(*inputs.shape[:2], -1)
-    return {"embeddings": embeddings[:, :2], "histogram": histogram}
-
-
-def score(
-    collected: dict[str, np.ndarray], subjects: np.ndarray, repeats: np.ndarray, pool: int
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Whether the own original is the closest of `pool` originals of different subjects, ties lost.
-
-    The pool of a case holds its own original and those of the next subjects in the order of the
-    validation set, so the result does not depend on the batch size.
-
-    Args:
-      collected: arrays [M, 2, ...] from `collect`, originals first.
-      subjects, repeats: int [M].
-
-    Returns:
-      (hits [M], ones [M]): `accuracy` of the embeddings, `accuracy_histogram` of 33 quantiles of
-      the intensities, which need no network, and `chance`.
-    """
-    results: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    ones = np.ones(len(subjects))
-    sizes = np.ones(len(subjects))
-    for name, key in (("accuracy", "embeddings"), ("accuracy_histogram", "histogram")):
-        originals, transformed = collected[key][:, 0], collected[key][:, 1]
-        hits = np.zeros(len(subjects))
-        for i in range(len(subjects)):
-            rivals = _rivals(i, subjects, repeats, pool - 1)
-            own = np.square(transformed[i] - originals[i]).sum()
-            others = np.square(transformed[i] - originals[rivals]).sum(axis=-1)
-            hits[i] = bool((own < others).all()) and len(rivals) > 0
-            sizes[i] = 1 + len(rivals)
-        results[name] = (hits, ones)
-    return results | {"chance": (1 / sizes, ones)}
-
-
-def _rivals(i: int, subjects: np.ndarray, repeats: np.ndarray, count: int) -> list[int]:
-    """The next `count` cases after i, cyclically, of the same repeat and of other subjects."""
-    taken = {int(subjects[i])}
-    rivals = []
-    for step in range(1, len(subjects)):
-        j = (i + step) % len(subjects)
-        if repeats[j] == repeats[i] and int(subjects[j]) not in taken and len(rivals) < count:
-            taken.add(int(subjects[j]))
-            rivals.append(j)
-    return rivals
+    return jnp.where(allowed.any(axis=1), jax.nn.relu(near - far + margin), 0.0), metrics
 
 
 def build(config: ml_collections.ConfigDict) -> Task:
@@ -211,7 +172,7 @@ def build(config: ml_collections.ConfigDict) -> Task:
         headline="accuracy",
         shown=("accuracy_histogram",),
         spatial=("volume",),
-        collect=collect,
-        score=lambda collected, subjects, repeats: score(collected, subjects, repeats, task.pool),
+        collect=retrieval.collect,
+        score=functools.partial(retrieval.score, pool=task.pool),
         needs_whole_batch=True,
     )

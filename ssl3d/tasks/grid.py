@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Int, Real
 
 from ssl3d.data.pipeline import Example, crop
 from ssl3d.errors import UserError
@@ -80,14 +81,16 @@ def patch_grid(size: Sequence[int], per_side: int, jitter: int = 0, overlap: int
     return Grid(per_side, stride, patch, jitter)
 
 
-def starts(grid: Grid, rng: np.random.Generator) -> np.ndarray:
-    """First voxel of every patch in the crop, int [N, r], jittered inside the cells."""
+def starts(grid: Grid, rng: np.random.Generator) -> Int[np.ndarray, "N rank"]:
+    """First voxel of every patch in the crop, jittered inside the cells."""
     cells = np.asarray(grid.positions) * np.asarray(grid.stride)
     return cells + rng.integers(0, grid.jitter + 1, size=cells.shape)
 
 
-def tile(image: np.ndarray, grid: Grid, at: np.ndarray) -> np.ndarray:
-    """Cuts patches [N, *P, C] that start at the voxels `at` [N, r] out of `image` [*S, C]."""
+def tile(
+    image: Real[np.ndarray, "*S C"], grid: Grid, at: Int[np.ndarray, "N rank"]
+) -> Real[np.ndarray, "N *P C"]:
+    """Cuts the patches that start at the voxels `at` out of `image`."""
     patches = np.empty((len(at), *grid.patch, image.shape[-1]), image.dtype)
     for i, start in enumerate(at):
         patches[i] = image[tuple(slice(a, a + p) for a, p in zip(start, grid.patch, strict=True))]
@@ -100,8 +103,21 @@ def cut(
     """The record of a task on patches: a crop, cut into jittered patches.
 
     Returns:
-      `patches` [N, *P, C] and `starts` int32 [N, r], the first voxel of each in the whole image.
+      `patches` [N, *P, C] and `starts` int32 [N, rank], the first voxel of each in the whole image.
     """
     image, origin = crop(rng, example.image, size, train)
     at = starts(grid, rng)
     return {"patches": tile(image, grid, at), "starts": (origin + at).astype(np.int32)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """`cut` as the `record` of a task; equal for tasks that cut the same patches."""
+
+    size: tuple[int, ...]
+    grid: Grid
+
+    def __call__(
+        self, rng: np.random.Generator, example: Example, train: bool
+    ) -> dict[str, np.ndarray]:
+        return cut(rng, example, self.size, self.grid, train)

@@ -1,8 +1,8 @@
 """Jigsaw: by which permutation were the patches shuffled?
 
 Noroozi & Favaro 2016; Taleb et al. 2020, section 3.3: 27 patches in 3D (9 in 2D), in an order
-sampled from P permutations far apart in Hamming distance; the class is the number of the
-permutation. Beyond the paper, K puzzles share one encoding of their patches: the encoder sees each
+sampled from K permutations far apart in Hamming distance; the class is the number of the
+permutation. Beyond the paper, Q puzzles share one encoding of their patches: the encoder sees each
 patch alone, so permuting the embeddings equals permuting the patches.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,20 +17,23 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Int, PRNGKeyArray
 
 from ssl3d import augment, losses
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
-from ssl3d.tasks import Box, Panel, Task
-from ssl3d.tasks.grid import cut, patch_grid
+from ssl3d.tasks import Box, Metrics, Panel, Targets, Task
+from ssl3d.tasks.grid import Cut, patch_grid
 
 # Random candidates among which each permutation is chosen.
 _CANDIDATES = 20
 
 
 @functools.cache
-def permutations(count: int, patches: int, seed: int, spread: bool) -> np.ndarray:
-    """P different permutations of N patches, int [P, N], the same on any machine.
+def permutations(
+    count: int, patches: int, seed: int, spread: bool
+) -> Int[np.ndarray, "{count} {patches}"]:
+    """K different permutations of N patches, the same on any machine.
 
     With `spread`, they are chosen greedily from a pool of random candidates: always the one whose
     least Hamming distance to those already chosen is largest, then the one with the largest mean
@@ -39,7 +41,7 @@ def permutations(count: int, patches: int, seed: int, spread: bool) -> np.ndarra
     `spread`, they are the first candidates, as in the released code.
 
     Raises:
-      UserError: there are fewer than P permutations of N patches, or P is below 2.
+      UserError: there are fewer than K permutations of N patches, or K is below 2.
     """
     if not 2 <= count <= math.factorial(patches):
         raise UserError(
@@ -70,27 +72,38 @@ def permutations(count: int, patches: int, seed: int, spread: bool) -> np.ndarra
 
 
 class Network(nn.Module):
-    """(patches [B, N, *P, C], orders int [B, K, N]) -> logits [B, K, P].
+    """Patches and orders of Q puzzles -> logits; place i of puzzle q holds patch orders[q, i].
 
-    Place i of puzzle k holds patch orders[k, i].
+    Without `code`, as in the released code, the head sees the pooled features.
     """
 
     encoder: nn.Module
-    code: nn.Module
+    code: nn.Module | None
     head: nn.Module
     pool: str
 
-    def __call__(self, inputs: tuple[Array, Array], train: bool = False) -> Array:
+    def __call__(
+        self, inputs: tuple[Float[Array, "B N *P C"], Int[Array, "B Q N"]], train: bool = False
+    ) -> Float[Array, "B Q K"]:
         patches, orders = inputs
-        codes = self.code(heads.encode_patches(self.encoder, patches, self.pool, train))
+        codes = heads.encode_patches(self.encoder, patches, self.pool, train)
+        if self.code is not None:
+            codes = self.code(codes)
         puzzles = jnp.take_along_axis(codes[:, None], orders[..., None], axis=2)
         return self.head(puzzles.reshape(*orders.shape[:2], -1), train)
 
 
 def views(
-    key: Array, record: dict[str, Array], train: bool, table: Array, puzzles: int, strength: float
-) -> tuple[tuple[Array, Array], dict[str, Array]]:
-    """Samples K permutations: patches [N, *P, C] -> (patches, orders [K, N]), classes [K]."""
+    key: PRNGKeyArray,
+    record: dict[str, Array],
+    train: bool,
+    table: Int[Array, "K N"],
+    puzzles: int,
+    strength: float,
+) -> tuple[
+    tuple[Float[Array, "N *P C"], Int[Array, "{puzzles} N"]], dict[str, Int[Array, " {puzzles}"]]
+]:
+    """Samples Q permutations: patches [N, *P, C] -> the same and their orders, and the classes."""
     patches = record["patches"].astype(jnp.float32)
     draw, intensity = jax.random.split(key)
     # Without replacement: K different puzzles teach more than repeated ones.
@@ -101,8 +114,8 @@ def views(
     return (patches, table[chosen]), {"permutation": chosen}
 
 
-def loss(logits: Array, targets: dict[str, Array]) -> tuple[Array, dict[str, Any]]:
-    """Cross-entropy over permutations: logits [B, K, P], targets.permutation [B, K]."""
+def loss(logits: Float[Array, "B Q K"], targets: Targets) -> tuple[Float[Array, " B"], Metrics]:
+    """Cross-entropy over permutations, targets.permutation [B, Q]."""
     return losses.classified(logits, targets["permutation"])
 
 
@@ -130,13 +143,13 @@ def build(config: ml_collections.ConfigDict) -> Task:
         ]
 
     return Task(
-        record=lambda rng, example, train: cut(rng, example, config.data.crop, grid, train),
+        record=Cut(tuple(config.data.crop), grid),
         views=lambda key, record, train: views(
             key, record, train, jnp.asarray(chosen), task.puzzles, task.intensity
         ),
         network=Network(
             encoder=encoders.build(config.encoder, grid.patch),
-            code=nn.Dense(task.code),
+            code=nn.Dense(task.code) if task.code else None,
             head=heads.build(config.head, out=task.permutations),
             pool=config.head.pool,
         ),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,13 +16,14 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Int, PRNGKeyArray
 
 from ssl3d import augment, losses
 from ssl3d.data import sharpness
 from ssl3d.data.pipeline import Example, crop
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
-from ssl3d.tasks import Box, Panel, Task
+from ssl3d.tasks import Box, Metrics, Panel, Targets, Task
 
 
 def equal_axes(config: ml_collections.ConfigDict) -> tuple[int, ...]:
@@ -58,18 +58,20 @@ def _list(values: np.ndarray) -> str:
 
 
 class Network(nn.Module):
-    """Rotated crops [B, Q, *S, C] -> logits [B, Q, K]."""
+    """Rotated crops -> logits of each crop's rotation."""
 
     encoder: nn.Module
     head: nn.Module
     pool: str
 
-    def __call__(self, crops: Array, train: bool = False) -> Array:
+    def __call__(
+        self, crops: Float[Array, "B Q *S C"], train: bool = False
+    ) -> Float[Array, "B Q K"]:
         return self.head(heads.encode_patches(self.encoder, crops, self.pool, train), train)
 
 
 def views(
-    key: Array,
+    key: PRNGKeyArray,
     record: dict[str, Array],
     train: bool,
     turns: int,
@@ -77,8 +79,8 @@ def views(
     strength: float,
     coarsen: int,
     blur: Sequence[float],
-) -> tuple[Array, dict[str, Array]]:
-    """Samples Q different rotations: crop [*S, C] -> [Q, *inner / coarsen, C], classes [Q]."""
+) -> tuple[Float[Array, "{turns} *inner C"], dict[str, Int[Array, " {turns}"]]]:
+    """Samples Q different rotations: crop [*S, C] -> Q crops, blurred and coarser, and classes."""
     volume = augment.blur(record["volume"].astype(jnp.float32), blur)
     volume = augment.coarsen(
         _middle(volume, inner_size(record["volume"].shape[:-1], blur)), coarsen
@@ -97,13 +99,13 @@ def inner_size(size: Sequence[int], blur: Sequence[float]) -> tuple[int, ...]:
     return tuple(side - 2 * reach for side in size)
 
 
-def _middle(volume: Array, size: Sequence[int]) -> Array:
+def _middle(volume: Float[Array, "*S C"], size: Sequence[int]) -> Float[Array, "*inner C"]:
     starts = [(side - length) // 2 for side, length in zip(volume.shape, size, strict=False)]
     return volume[tuple(slice(a, a + length) for a, length in zip(starts, size, strict=True))]
 
 
-def loss(logits: Array, targets: dict[str, Array]) -> tuple[Array, dict[str, Any]]:
-    """Cross-entropy over rotations: logits [B, Q, K], targets.rotation [B, Q] -> [B], metrics."""
+def loss(logits: Float[Array, "B Q K"], targets: Targets) -> tuple[Float[Array, " B"], Metrics]:
+    """Cross-entropy over rotations, targets.rotation [B, Q]."""
     return losses.classified(logits, targets["rotation"])
 
 

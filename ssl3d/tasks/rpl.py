@@ -8,45 +8,51 @@ encoded.
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Int, PRNGKeyArray
 
 from ssl3d import augment, losses
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
-from ssl3d.tasks import Box, Panel, Task
-from ssl3d.tasks.grid import Grid, cut, patch_grid
+from ssl3d.tasks import Box, Metrics, Panel, Targets, Task
+from ssl3d.tasks.grid import Cut, Grid, patch_grid
 
 
 class Network(nn.Module):
-    """Patches [B, 1 + Q, *P, C], the centre first -> logits [B, Q, K]."""
+    """Patches, the centre first -> logits of each query's position."""
 
     encoder: nn.Module
     head: nn.Module
     pool: str
 
-    def __call__(self, patches: Array, train: bool = False) -> Array:
+    def __call__(
+        self, patches: Float[Array, "B N *P C"], train: bool = False
+    ) -> Float[Array, "B N-1 K"]:
         features = heads.encode_patches(self.encoder, patches, self.pool, train)
         centre, queries = features[:, :1], features[:, 1:]
         pairs = jnp.concatenate([jnp.broadcast_to(centre, queries.shape), queries], axis=-1)
         return self.head(pairs, train)
 
 
-def class_of(patch: Array, centre: int) -> Array:
+def class_of(patch: Int[Array, "*Q"], centre: int) -> Int[Array, "*Q"]:
     """Number of a patch in its grid -> class; the centre has none, later patches move up by one."""
     return jnp.where(patch > centre, patch - 1, patch)
 
 
 def views(
-    key: Array, record: dict[str, Array], train: bool, queries: int, centre: int, strength: float
-) -> tuple[Array, dict[str, Array]]:
-    """Samples Q different queries: patches [N, *P, C] -> [1 + Q, *P, C] and the classes [Q]."""
+    key: PRNGKeyArray,
+    record: dict[str, Array],
+    train: bool,
+    queries: int,
+    centre: int,
+    strength: float,
+) -> tuple[Float[Array, "1+{queries} *P C"], dict[str, Int[Array, " {queries}"]]]:
+    """Samples Q different queries: patches [N, *P, C] -> those in use, and the classes."""
     patches = record["patches"].astype(jnp.float32)
     draw, intensity = jax.random.split(key)
     others = jnp.asarray([i for i in range(patches.shape[0]) if i != centre])
@@ -58,8 +64,8 @@ def views(
     return shown, {"position": class_of(chosen, centre), "query": chosen}
 
 
-def loss(logits: Array, targets: dict[str, Array]) -> tuple[Array, dict[str, Any]]:
-    """Cross-entropy over positions: logits [B, Q, K], targets.position [B, Q] -> [B], metrics."""
+def loss(logits: Float[Array, "B Q K"], targets: Targets) -> tuple[Float[Array, " B"], Metrics]:
+    """Cross-entropy over positions, targets.position [B, Q]."""
     return losses.classified(logits, targets["position"])
 
 
@@ -94,7 +100,7 @@ def build(config: ml_collections.ConfigDict) -> Task:
         ]
 
     return Task(
-        record=lambda rng, example, train: cut(rng, example, config.data.crop, grid, train),
+        record=Cut(tuple(config.data.crop), grid),
         views=lambda key, record, train: views(
             key, record, train, task.queries, centre, task.intensity
         ),

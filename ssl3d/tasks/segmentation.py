@@ -17,25 +17,23 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax import Array
+from jaxtyping import Bool, Float, Int, Integer, PRNGKeyArray
 
 from ssl3d import augment
-from ssl3d.data.pipeline import Example, crop_around, cut
+from ssl3d.data.pipeline import OUTSIDE, Example, crop_around, cut
 from ssl3d.errors import UserError
 from ssl3d.models import decoders, encoders
-from ssl3d.tasks import Box, Labels, Panel, Task
+from ssl3d.tasks import Box, Labels, Metrics, Panel, Targets, Task
 
 NEEDS = "label_map"
 DOWNSTREAM = "ssl3d.downstream.segmentation"
-
-# The label of voxels outside the image: they belong to no class, and the loss ignores them.
-OUTSIDE = 255
 
 # Added to numerator and denominator of the soft Dice, against noise from classes of few voxels.
 _SMOOTH = 1.0
 
 
 class Network(nn.Module):
-    """Crops [B, *S, C] -> logits [B, *S, K] and those of coarser resolutions, finest first.
+    """Crops -> logits at their resolution and at coarser ones, finest first.
 
     With `frozen` the encoder's batch norms use their running statistics and do not update them.
     """
@@ -44,21 +42,23 @@ class Network(nn.Module):
     decoder: nn.Module
     frozen: bool = False
 
-    def __call__(self, crops: Array, train: bool = False) -> tuple[Array, ...]:
+    def __call__(
+        self, crops: Float[Array, "B *S C"], train: bool = False
+    ) -> tuple[Float[Array, "B ... K"], ...]:
         features = self.encoder(crops, train and not self.frozen)
         return self.decoder(features, train)
 
 
 def place(
     rng: np.random.Generator,
-    label: np.ndarray,
+    label: Integer[np.ndarray, "*S"],
     size: Sequence[int],
     foreground: float,
     classes: int,
-) -> np.ndarray:
-    """The first voxel [r] of a training crop, around a labelled voxel or anywhere.
+) -> Int[np.ndarray, " rank"]:
+    """The first voxel of a training crop, around a labelled voxel or anywhere.
 
-    With probability `foreground`, a class is sampled from those in the label [*S] and then one of
+    With probability `foreground`, a class is sampled from those in the label and then one of
     its voxels, so that small structures appear as often as large ones.
     """
     sides = np.asarray(size)
@@ -79,8 +79,8 @@ def place(
     return crop_around(anywhere + sides // 2, label.shape, size)
 
 
-def middle_of_labels(label: np.ndarray) -> np.ndarray:
-    """The middle voxel [r] of the foreground's bounding box; of the image if there is none."""
+def middle_of_labels(label: Integer[np.ndarray, "*S"]) -> Int[np.ndarray, " rank"]:
+    """The middle voxel of the foreground's bounding box; of the image if there is none."""
     middle = []
     for axis in range(label.ndim):
         others = tuple(other for other in range(label.ndim) if other != axis)
@@ -90,35 +90,34 @@ def middle_of_labels(label: np.ndarray) -> np.ndarray:
 
 
 def views(
-    key: Array, record: dict[str, Array], train: bool, settings: Mapping[str, float]
-) -> tuple[Array, dict[str, Array]]:
-    """Crop [*S, C] and label [*S] -> the network's input and `label` int32, augmented together."""
+    key: PRNGKeyArray, record: dict[str, Array], train: bool, settings: Mapping[str, Any]
+) -> tuple[Float[Array, "*S C"], dict[str, Int[Array, "*S"]]]:
+    """The network's input and `label`, augmented together."""
     volume, label = record["volume"].astype(jnp.float32), record["label"].astype(jnp.int32)
     if train:
         volume, label = augment.image_and_label(key, volume, label, settings, OUTSIDE)
     return volume, {"label": label}
 
 
-def members(regions: Sequence[Sequence[int]], classes: int) -> np.ndarray:
-    """Whether class k is in region r: bool [R, K]. Without regions, each class is a region."""
+def members(regions: Sequence[Sequence[int]], classes: int) -> Bool[np.ndarray, "R K"]:
+    """Whether class k is in region r. Without regions, each class is a region."""
     if not regions:
         return np.eye(classes, dtype=bool)
     return np.asarray([[k in region for k in range(classes)] for region in regions])
 
 
 def loss(
-    logits: tuple[Array, ...], targets: dict[str, Array], belongs: np.ndarray
-) -> tuple[Array, dict[str, Any]]:
+    logits: tuple[Float[Array, "B ... R"], ...], targets: Targets, belongs: Bool[np.ndarray, "R K"]
+) -> tuple[Float[Array, " B"], Metrics]:
     """Soft Dice of the foreground present plus cross-entropy, at every decoder resolution.
 
     Args:
-      logits: [B, *S, K], then coarser ones, each with half the weight of the one before (deep
-        supervision).
+      logits: finest first, each with half the weight of the one before (deep supervision).
       targets: label int [B, *S], `OUTSIDE` for voxels outside the image.
-      belongs: bool [R, K] from `members`: classes, which exclude each other, or regions.
+      belongs: from `members`: classes, which exclude each other, or regions.
 
     Returns:
-      loss [B]; the metric `dice` of the thresholded prediction over the foreground classes
+      The loss and the metric `dice` of the thresholded prediction over the foreground classes
       (regions) that are present or predicted.
     """
     total: Any = 0.0
@@ -134,18 +133,22 @@ def loss(
     return total / weights, {"dice": _hard_dice(logits[0], targets["label"], belongs)}
 
 
-def _exclusive(belongs: np.ndarray) -> bool:
+def _exclusive(belongs: Bool[np.ndarray, "R K"]) -> bool:
     return belongs.shape[0] == belongs.shape[1] and bool((belongs == np.eye(len(belongs))).all())
 
 
-def _truth(label: Array, belongs: np.ndarray) -> Array:
-    """Labels int [B, *S] -> membership of each region, 1 or 0, [B, *S, R]; `OUTSIDE` is in none."""
+def _truth(label: Int[Array, " B *S"], belongs: Bool[np.ndarray, "R K"]) -> Float[Array, "B *S R"]:
+    """Membership of each region, 1 or 0; `OUTSIDE` is in none."""
     one_hot = jax.nn.one_hot(label, belongs.shape[1], dtype=jnp.float32)
     return one_hot if _exclusive(belongs) else one_hot @ belongs.T.astype(np.float32)
 
 
-def _loss_at(logits: Array, truth: Array, inside: Array, exclusive: bool) -> Array:
-    """Logits and truth [B, *S, R], inside [B, *S] -> loss [B]."""
+def _loss_at(
+    logits: Float[Array, "B *S R"],
+    truth: Float[Array, "B *S R"],
+    inside: Bool[Array, " B *S"],
+    exclusive: bool,
+) -> Float[Array, " B"]:
     space = tuple(range(1, logits.ndim - 1))
     logits = logits.astype(jnp.float32)
     weight = inside[..., None].astype(jnp.float32)
@@ -168,8 +171,10 @@ def _loss_at(logits: Array, truth: Array, inside: Array, exclusive: bool) -> Arr
     return missed + entropy
 
 
-def _hard_dice(logits: Array, label: Array, belongs: np.ndarray) -> tuple[Array, Array]:
-    """Dice summed over the classes (regions) in label or prediction, and their number: [B], [B].
+def _hard_dice(
+    logits: Float[Array, "B *S R"], label: Int[Array, " B *S"], belongs: Bool[np.ndarray, "R K"]
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    """Dice summed over the classes (regions) in label or prediction, and their number.
 
     A class in the prediction alone has a Dice of 0; one in neither is not counted.
     """
@@ -249,7 +254,7 @@ def build(config: ml_collections.ConfigDict, labels: Labels | None) -> Task:
             Panel("label", label[..., None].astype(np.float32)),
         ]
 
-    def predict(logits: tuple[Array, ...]) -> Array:
+    def predict(logits: tuple[Float[Array, "B ... R"], ...]) -> Float[Array, "B ... R"]:
         finest = logits[0].astype(jnp.float32)
         return jax.nn.sigmoid(finest) if regions else jax.nn.softmax(finest)
 

@@ -24,9 +24,9 @@ from ssl3d.phantoms import noise
 from ssl3d.training import loop, run_log
 from ssl3d.training.cases import choose_cases, open_dataset
 
-# Noise images: many, for a linear model with a few hundred weights per class and for a narrow
-# interval, within so many voxels of all. A third of them validate.
-_IMAGES, _VOXELS = 768, 2**28
+# Voxels of all noise images together. They are many, for a linear model with a few hundred weights
+# per class and for a narrow interval; a third of them validate.
+_VOXELS = 2**28
 _REPEATS = 4  # samples of each validation image
 _LINEAR = {
     "encoder.kind": "ssl3d.models.profiles",
@@ -43,15 +43,23 @@ _LINEAR = {
 }
 
 
+# Optimiser steps of the linear model, which ends in about a minute, and of the config's network.
+_LINEAR_STEPS, _NETWORK_STEPS = 400, 500
+
+
 class Audit(NamedTuple):
     """What a model reached on noise.
 
     Attributes:
+      model: that was trained, in words.
+      headline: name of the metric that has a chance level.
       accuracy: on validation noise, with its 95 % interval over volumes, `low` to `high`.
       chance: accuracy of guessing.
       steps: that the model was trained.
     """
 
+    model: str
+    headline: str
     accuracy: float
     low: float
     high: float
@@ -60,22 +68,35 @@ class Audit(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether chance is no lower than the interval."""
+        """Whether the interval reaches down to chance."""
         return self.low <= self.chance
 
+    @property
+    def verdict(self) -> str:
+        """The result in one line."""
+        found = "no shortcut found" if self.passed else "a shortcut: nothing can be learned here"
+        return (
+            f"{self.model}, {self.steps} steps on noise: {self.headline} {self.accuracy:.3f} "
+            f"[{self.low:.3f}, {self.high:.3f}], chance {self.chance:.3f}: {found}"
+        )
 
-def audit(config: ml_collections.ConfigDict, steps: int, network: bool = False) -> Audit:
+
+def audit(
+    config: ml_collections.ConfigDict, network: bool = False, steps: int = 0, images: int = 768
+) -> Audit:
     """Trains a model of the config's proxy task on noise like the config's data.
 
     Args:
-      steps: optimiser steps.
       network: the config's own network in place of the linear model.
+      steps: optimiser steps (0: 400 of the linear model, 500 of the network).
+      images: at most so many of noise; fewer where they are large.
 
     Raises:
       UserError: a downstream task, a task without a metric `chance`, or data that do not suit.
     """
     if tasks.needs(config) != "image":
         raise UserError(f"--audit: {config.task.name} learns from labels; give a proxy task")
+    steps = steps or (_NETWORK_STEPS if network else _LINEAR_STEPS)
     dataset = open_dataset(config)
     train_cases, validation_cases = choose_cases(config, dataset)
     with tempfile.TemporaryDirectory() as folder:
@@ -83,7 +104,7 @@ def audit(config: ml_collections.ConfigDict, steps: int, network: bool = False) 
         turns = zip(train_cases[0::2], train_cases[1::2], itertools.cycle(validation_cases))
         cases = tuple(itertools.chain.from_iterable(turns))
         largest = max(math.prod(case.shape) * case.channels for case in cases)
-        count = min(_IMAGES, max(_VOXELS // largest, 48))
+        count = min(images, max(_VOXELS // largest, 48))
         noise.write(Path(folder) / "noise", dataset, cases, count, config.seed)
         trial = config.copy_and_resolve_references()
         trial.update_from_flattened_dict(
@@ -97,6 +118,7 @@ def audit(config: ml_collections.ConfigDict, steps: int, network: bool = False) 
                 "log_every": steps,
                 "validate_every": steps,
                 "checkpoint_every": steps,
+                "probe_every": 0,
             }
         )
         with contextlib.redirect_stdout(io.StringIO()):
@@ -105,6 +127,6 @@ def audit(config: ml_collections.ConfigDict, steps: int, network: bool = False) 
     name = tasks.build(trial).headline
     if "chance" not in scores:
         raise UserError(f"--audit: {config.task.name} has no metric chance to compare {name} with")
-    return Audit(
-        scores[name], scores[f"{name}_low"], scores[f"{name}_high"], scores["chance"], steps
-    )
+    model = f"the {config.encoder.kind}" if network else "a linear model"
+    interval = scores[f"{name}_low"], scores[f"{name}_high"]
+    return Audit(model, name, scores[name], *interval, scores["chance"], steps)

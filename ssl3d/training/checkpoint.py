@@ -23,7 +23,16 @@ _KEPT = 2
 DRAWS = "draws"
 
 # Keys without influence on any result: where data lie, and how often something is written.
-NEUTRAL = ("log_every", "checkpoint_every", "data.path", "data.threads", "predict.batch")
+NEUTRAL = (
+    "log_every",
+    "checkpoint_every",
+    "probe_every",
+    "probe.cases",
+    "probe.data",
+    "data.path",
+    "data.threads",
+    "predict.batch",
+)
 # Keys that a later run in the same workdir may change: they do not influence the weights.
 _FREE = (*NEUTRAL, "validate_every", "predict.overlap", "predict.mirror")
 

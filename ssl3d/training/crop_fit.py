@@ -91,6 +91,12 @@ def image_shape(config: ml_collections.ConfigDict, case: store.Case) -> tuple[in
     return tuple(side - 2 * config.data.margin for side in sides)
 
 
+def holds_crop(config: ml_collections.ConfigDict, case: store.Case) -> bool:
+    """Whether an image is at least as large as `config.data.crop` on every axis."""
+    shape = image_shape(config, case)
+    return all(side >= length for side, length in zip(shape, config.data.crop, strict=True))
+
+
 def _suits_the_task(config: ml_collections.ConfigDict, crop: tuple[int, ...]) -> bool:
     trial = config.copy_and_resolve_references()
     trial.data.crop = crop

@@ -24,6 +24,7 @@ from ssl3d.models import export
 from ssl3d.training import (
     checkpoint,
     config_checks,
+    online_probe,
     problem,
     run_log,
     sharding,
@@ -36,6 +37,7 @@ from ssl3d.training.signals import StopRequest
 from ssl3d.training.step import (
     State,
     Variables,
+    encoder_variables,
     init_state,
     make_evaluation,
     make_optimizers,
@@ -73,6 +75,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
 
     optimizers = make_optimizers(config)
     state = init_state(config, task, optimizers, record, mesh)
+    untrained = encoder_variables(state)
     manager = checkpoint.open_manager(workdir)
     state, begin, transfer_message = _restore_or_transfer(manager, state, config, pretrained)
     del pretrained  # the state holds a copy
@@ -93,6 +96,11 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
     validate_and_log = _validation(given, mesh, log, keeper)
     if begin == 0:
         validate_and_log(0, state)  # the baseline of any pretraining: an untrained network
+    probe_every = config.get("probe_every", 0) if begin < end else 0  # proxy tasks have it
+    probe_and_log = _probing(given, log, untrained) if probe_every else None
+    if probe_and_log and begin == 0:
+        probe_and_log(0, state)
+    del untrained  # the first step takes the memory of a new run's state
     batches = problem.train_batches(given, first_batch=begin)
     window = run_log.Window([case.id for case in given.dataset.cases])
     clock = run_log.Clock()
@@ -121,6 +129,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
                 if step % config.validate_every == 0 or step == config.steps:
                     window.fetch()  # refuses weights that are not finite, before any is kept
                     validate_and_log(step, state)
+                if probe_and_log and (step % probe_every == 0 or step == config.steps):
+                    window.fetch()
+                    probe_and_log(step, state)
                 if step % config.checkpoint_every == 0 or last:
                     window.fetch()
                     checkpoint.save(manager, step, state)
@@ -177,6 +188,33 @@ def _validation(
             keeper.offer(step, scores, variables_of(state))
 
     return validate_and_log
+
+
+def _probing(
+    given: Problem, log: run_log.RunLog, untrained: Variables
+) -> Callable[[int, State], None] | None:
+    """The function (step, state) that probes the encoder and logs its score; None without labels.
+
+    Args:
+      untrained: the encoder's initial variables.
+    """
+    begun = time.monotonic()
+    probe, note = online_probe.make_probe(given, untrained)
+    if note:
+        log.say(note)
+    if probe is None:
+        return None
+    prepared = time.monotonic() - begun
+
+    def probe_and_log(step: int, state: State) -> None:
+        begun = time.monotonic()
+        score = probe.score(encoder_variables(state)) if step else probe.untrained
+        seconds = time.monotonic() - begun if step else prepared
+        scores = {probe.metric: score, "untrained": probe.untrained}
+        scores |= {"intensities": probe.intensities, "seconds": seconds}
+        log.log(step, "probe", scores)
+
+    return probe_and_log
 
 
 def validate(

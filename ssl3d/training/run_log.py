@@ -74,7 +74,10 @@ class RunLog:
             file.write(json.dumps({"step": step, "split": split} | as_json(values)) + "\n")
         for name, value in values.items():
             self._events.add_scalar(f"{split}/{name}", value, step)
-        line = describe(values, self._headline, self._shown)
+        if split == "probe":
+            line = describe_probe(values)
+        else:
+            line = describe(values, self._headline, self._shown)
         if self._terminal and split == "train":
             self._bar.set_postfix_str(line)
         else:
@@ -190,6 +193,13 @@ def describe(values: Mapping[str, float | None], headline: str, shown: Sequence[
     if "volumes_per_second" in numbers:
         parts.append(f"{numbers['volumes_per_second']:.1f} volumes/s")
     return " ".join(parts)
+
+
+def describe_probe(values: Mapping[str, float]) -> str:
+    """The scores of a probe as one readable line; the first is the encoder's."""
+    (name, score), *others = values.items()
+    beside = ", ".join(f"{row} {value:.3f}" for row, value in others if row != "seconds")
+    return f"{name} {score:.3f} ({beside})"
 
 
 def read_metrics(workdir: Path) -> list[dict]:

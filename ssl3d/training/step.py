@@ -7,8 +7,9 @@ the global batch: a resume restores no generator, and the number of devices chan
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from ssl3d import tasks, xla
 from ssl3d.training import sharding, transfer
 
 Tree = dict[str, Any]  # parameters or running statistics by module
+Part = Literal["encoder", "rest"]
 Variables = dict[str, Tree]  # for `network.apply`: "params" and, with batch norm, "batch_stats"
 
 
@@ -38,12 +40,13 @@ class State(TypedDict):
       batch_stats: running statistics of batch norms, empty without.
       optimizer: states of the `Optimizers`, by name.
       step: int32 scalar, steps taken.
-      ema: exponential moving average of `params`, if config.optimizer.ema is above 0.
+      ema: bias-corrected exponential moving average of `params`, see `average`, if
+        config.optimizer.ema is above 0.
     """
 
     params: Tree
     batch_stats: Tree
-    optimizer: dict[str, optax.OptState]
+    optimizer: dict[Part, optax.OptState]
     step: jax.Array
     ema: NotRequired[Tree]
 
@@ -51,14 +54,19 @@ class State(TypedDict):
 def schedule(config: ml_collections.ConfigDict, start: int = 0) -> optax.Schedule:
     """The learning rate: linear warm-up, then cosine decay to zero at `config.steps`.
 
+    The first step has 1 / `warmup_steps` of the peak, not zero: no step is lost.
+
     Args:
       start: the step at which an optimiser starts: it warms up from there, then joins the cosine.
     """
     peak, warmup = config.optimizer.learning_rate, config.optimizer.warmup_steps
-    whole = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(config.steps, warmup + 1))
-    if start == 0:
-        return whole
-    return lambda count: whole(count + start) * jnp.minimum(1.0, (count + 1) / max(warmup, 1))
+    cosine = optax.cosine_decay_schedule(peak, max(config.steps - warmup, 1))
+
+    def rate(count: Any) -> Any:
+        rising = jnp.minimum(1.0, (count + 1) / max(warmup, 1))
+        return rising * cosine(jnp.maximum(count + start - warmup, 0))
+
+    return rate
 
 
 def make_optimizers(config: ml_collections.ConfigDict) -> Optimizers:
@@ -78,12 +86,12 @@ def make_optimizers(config: ml_collections.ConfigDict) -> Optimizers:
     return {"encoder": adamw(schedule(config, thaw)), "rest": adamw(schedule(config))}
 
 
-def _parts(tree: Any) -> dict[str, Any]:
+def _parts(tree: Tree) -> dict[Part, Tree]:
     rest = {name: leaf for name, leaf in tree.items() if name != "encoder"}
     return {"encoder": tree["encoder"], "rest": rest}
 
 
-def _whole(parts: dict[str, Any]) -> dict[str, Any]:
+def _whole(parts: dict[Part, Tree]) -> Tree:
     return parts["rest"] | {"encoder": parts["encoder"]}
 
 
@@ -128,6 +136,12 @@ def _views(task: tasks.Task, keys: jax.Array, records: Any, train: bool) -> Any:
 def variables_of(state: State) -> Variables:
     """The variables to evaluate and export, with averaged parameters if there are any."""
     return _variables(state.get("ema", state["params"]), state["batch_stats"])
+
+
+def encoder_variables(state: State) -> Variables:
+    """The part of `variables_of` that belongs to the encoder."""
+    trees = variables_of(state).items()
+    return {name: tree["encoder"] for name, tree in trees if "encoder" in tree}
 
 
 def _variables(params: Tree, batch_stats: Tree) -> Variables:
@@ -193,6 +207,16 @@ def make_gradients(
     return gradients
 
 
+def average(mean: Tree, params: Tree, decay: float, step: jax.Array) -> Tree:
+    """The bias-corrected exponential moving average after `step` steps, from that before.
+
+    The weight of a step k is decay^(step - k), normalised to a sum of 1 over the steps taken, so
+    that the initial parameters have none.
+    """
+    weight = (1 - decay) / -jnp.expm1(step * math.log(decay))
+    return optax.incremental_update(params, mean, jnp.minimum(weight, 1.0))
+
+
 def make_step(
     config: ml_collections.ConfigDict,
     task: tasks.Task,
@@ -210,9 +234,9 @@ def make_step(
     def step(state: State, batch: Any) -> tuple[State, dict[str, Any]]:
         grads, stats, metrics = gradients(state, batch)
         clipped, _ = clip.update(grads, clip.init(grads))
-        clipped = {"rest": clipped} if frozen else _parts(clipped)
+        moving: dict[Part, Tree] = {"rest": clipped} if frozen else _parts(clipped)
         parts, moments = _parts(state["params"]), dict(state["optimizer"])
-        for name, part in clipped.items():
+        for name, part in moving.items():
             updates, moments[name] = optimizers[name].update(part, moments[name], parts[name])
             parts[name] = optax.apply_updates(parts[name], updates)
         params = _whole(parts)
@@ -223,10 +247,10 @@ def make_step(
             "step": state["step"] + 1,
         }
         if "ema" in state:
-            average: Any = optax.incremental_update(params, state["ema"], 1 - config.optimizer.ema)
+            mean = average(state["ema"], params, config.optimizer.ema, new["step"])
             # Averaging equal numbers would still round: the frozen encoder is copied.
             kept = {"encoder": state["ema"]["encoder"]} if frozen else {}
-            new["ema"] = average | kept
+            new["ema"] = mean | kept
         return new, metrics | {"gradient_norm": optax.global_norm(grads)}
 
     whole = sharding.replicated(mesh)

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from configs import datasets
+from ssl3d import main
 
 
 @pytest.fixture
@@ -26,12 +27,12 @@ def test_the_printed_config_is_what_the_command_prints(page, as_typed):
     assert shown == [line for line in printed if line in shown]
 
 
-def test_a_preset_of_ones_own(page, as_typed, tmp_path, tiny_options, volumes):
+def test_a_preset_of_ones_own(page, call_command, tmp_path, tiny_options, volumes):
     source = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
     file = tmp_path / "my_rpl.py"
     file.write_text(source)
-    done = as_typed("ssl3d.main", f"--config={file}", "--print_config")
-    assert done.returncode == 0, done.stderr
+    status, said, error = call_command(main.main, f"--config={file}", "--print_config")
+    assert status == 0, error
     for line in (
         "config.name = 'rpl3d_knee'",
         "config.data.crop = (192, 192, 64)",
@@ -41,9 +42,10 @@ def test_a_preset_of_ones_own(page, as_typed, tmp_path, tiny_options, volumes):
         "config.task.queries = 12",
         "config.task.jitter = 5",  # follows from the crop
     ):
-        assert line in done.stdout.splitlines()
+        assert line in said.splitlines()
 
     _, *overrides = tiny_options("rpl3d", volumes.path)
-    done = as_typed("ssl3d.main", f"--config={file}", *overrides, f"--workdir={tmp_path / 'run'}")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith("rpl3d_knee: 3 steps")
+    arguments = [f"--config={file}", *overrides, f"--workdir={tmp_path / 'run'}"]
+    status, said, error = call_command(main.main, *arguments)
+    assert status == 0, error
+    assert said.splitlines()[-1].startswith("rpl3d_knee: 3 steps")

@@ -1,23 +1,39 @@
 import functools
 import importlib
+import itertools
 import operator
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
 
-from configs import default
-from ssl3d import tasks, xla
+from configs import datasets, default
+from ssl3d import bounds, tasks, xla
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
+from ssl3d.tasks import joint
 from ssl3d.tasks.grid import patch_grid
-from tests.support.shipped_configs import PRESETS, PROXY_CONFIGS, arguments, get_config
+from tests.support.random_weights import random_variables
+from tests.support.shipped_configs import PRESETS, PROXY_CONFIGS, PUBLISHED_CONFIGS, get_config
+
+
+def arguments(name):
+    """DATASET[,VARIANT] of every preset and variant of a config."""
+    variants = default.VARIANTS if name in PUBLISHED_CONFIGS else ("",)
+    pairs = itertools.product(PRESETS, variants)
+    return [f"{preset},{variant}".rstrip(",") for preset, variant in pairs]
+
+
+def encoded_sizes(config):
+    """*S of what the encoder is shown by the task, or by each part of a joint one."""
+    if "parts" in config:
+        return [encoded_size(part) for part in joint.configs(config).values()]
+    return [encoded_size(config)]
 
 
 def encoded_size(config):
-    """*S of what the encoder is shown."""
+    if "view" in config.task:
+        return tuple(side // config.task.coarsen for side in config.task.view)
     if "per_side" not in config.task:
         return tuple(side // config.task.get("coarsen", 1) for side in config.data.crop)
     overlap = config.task.get("overlap", 0)
@@ -31,10 +47,10 @@ def test_every_preset_and_variant_builds_and_no_norm_sees_fewer_than_8_voxels(na
         if config.rank == 3 and config.data.phantom.kind == "fundus":
             continue  # pictures: refused when the data are opened
         tasks.build(config)
-        size = encoded_size(config)
         # The densenet's norms see 128 channels at once, or the whole batch.
         least = 4 if config.encoder.kind == "densenet121" else 8
-        assert encoders.smallest_norm(config.encoder, size) >= least, (argument, size)
+        for size in encoded_sizes(config):
+            assert encoders.smallest_norm(config.encoder, size) >= least, (argument, size)
 
 
 @pytest.mark.parametrize("file", ["segment3d", "segment2d", "classify2d", "classify3d"])
@@ -159,6 +175,79 @@ def test_classes_and_patches_of_the_paper():
     assert get_config("exemplar3d", "ukb,original").task.zoom == 0.15
 
 
+# What the published variants of a task set; the paper's values, and the released code's by rank.
+PUBLISHED_TASKS = {
+    ("exemplar3d", "paper"): {
+        "flip": 0.5, "turn": 0.5, "zoom": 0.2, "zoom_amount": 0.2, "intensity": 0.0,
+        "brightness_contrast": 0.5, "brightness": 0.125, "contrast": 0.5, "code": 1024,
+        "margin": 1.0, "objective": "margin",
+    },
+    ("exemplar3d", "original"): {
+        "flip": 0.5, "turn": 0.5, "zoom": 0.15, "zoom_amount": 0.2, "intensity": 0.0,
+        "brightness_contrast": 0.5, "brightness": 0.125, "contrast": 0.5, "code": 1024,
+        "margin": 1.0, "objective": "original",
+    },
+    ("exemplar2d", "original"): {
+        "flip": 0.5, "turn": 1.0, "zoom": 0.0, "intensity": 0.0,
+        "brightness_contrast": 1.0, "brightness": 0.2, "contrast": 0.2, "objective": "original",
+    },
+    ("jigsaw3d", "paper"): {"permutations": 1000, "spread": True, "code": 64, "jitter": 3},
+    ("jigsaw3d", "original"): {"permutations": 100, "spread": False, "code": 0, "jitter": 3},
+    ("jigsaw2d", "original"): {"permutations": 100, "spread": False, "code": 0, "jitter": 4},
+    ("rpl2d", "original"): {"queries": 1, "jitter": 4, "intensity": 0.0},
+    ("cpc3d", "original"): {
+        "per_side": 4, "overlap": 0, "jitter": 4, "anchor_row": 1, "border": "mirror",
+        "objective": "binary", "code": 1024, "context": 256, "flip_rows": True,
+    },
+    ("cpc2d", "original"): {
+        "per_side": 5, "overlap": 21, "jitter": 4, "anchor_row": 1, "border": "zero",
+        "objective": "binary", "code": 1024, "context": 256, "flip_rows": False,
+    },
+    ("rotation3d", "paper"): {"turns": 2, "group": "axes", "even": False},
+    ("rotation3d", "original"): {"turns": 1, "group": "axes", "even": False},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "variant"), PUBLISHED_TASKS)
+def test_published_settings_of_the_tasks(name, variant):
+    found = get_config(name, f"ukb,{variant}").task.to_dict()
+    assert PUBLISHED_TASKS[name, variant].items() <= found.items()
+
+
+@pytest.mark.parametrize(("side", "cpc", "rpl"), [(224, 67, 66), (128, 38, 38)])
+def test_patches_of_the_original_in_2d(side, cpc, rpl):
+    for name, patch in (("cpc2d", cpc), ("rpl2d", rpl), ("jigsaw2d", rpl)):
+        config = get_config(name, "ukb,original")
+        config.data.crop = (side, side)
+        bounds.derive(config)
+        assert encoded_size(config) == (patch,) * 2
+
+
+def test_flips_are_off_unless_the_preset_knows_better():
+    """On where the mirror image is as likely, with the axes on which it is."""
+    on = {
+        "phantom_brain": (0,),
+        "hippocampus": (0,),
+        "brats": (0,),
+        "phantom_fundus": (0, 1),
+        "retina": (0, 1),
+    }
+    for file in ("segment3d", "segment2d", "classify2d", "classify3d"):
+        for preset in datasets.PRESETS:
+            augment = get_config(file, preset).augment
+            axes = tuple(augment.flip_axes) if augment.flip else ()
+            assert axes == on.get(preset, ()), (file, preset)
+
+
+@pytest.mark.parametrize(("preset", "flip"), [("phantom_brain", 0.0), ("retina", 0.5)])
+def test_slices_without_a_left_and_a_right_are_not_flipped(preset, flip):
+    config = get_config("classify2d", preset)
+    assert config.augment.flip == 0.5
+    config.data.slice_axis = 0  # sagittal; pictures have no slices
+    bounds.derive(config)
+    assert config.augment.flip == flip
+
+
 def test_the_papers_encoders():
     paper, original = (get_config("rpl3d", f"ukb,{variant}") for variant in ("paper", "original"))
     assert (paper.encoder.kind, paper.encoder.width, paper.encoder.depth) == ("resunet", 32, 5)
@@ -213,20 +302,6 @@ def test_phantoms_are_drawn_as_large_as_the_crop_and_suit_the_rank(name):
         assert config.data.phantom.val >= 8
 
 
-def random_variables(encoder, shape):
-    """Kernels as at initialisation, without compiling one: NumPy is faster."""
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros(shape))
-    flat = traverse_util.flatten_dict(shapes)
-    for path, leaf in flat.items():
-        if leaf.ndim > 1:
-            fan_in = np.prod(leaf.shape[:-1])
-            flat[path] = rng.normal(0, np.sqrt(2 / fan_in), leaf.shape).astype(np.float32)
-        else:
-            flat[path] = np.full(leaf.shape, float(path[-1] in ("scale", "var")), np.float32)
-    return traverse_util.unflatten_dict(flat)
-
-
 @functools.cache
 def pooled_difference(encoder, size, pool):
     """How far apart the pooled features of two images are, in units of their own spread.
@@ -237,7 +312,7 @@ def pooled_difference(encoder, size, pool):
     images = np.broadcast_to(rng.normal(size=(1, *size, 1)), (2, *size, 1)).copy()
     images[(1, *(slice(0, side // 2) for side in size))] += 2
     module = encoders.build(dict(encoder))
-    variables = random_variables(module, (1, *size, 1))
+    variables = random_variables(module, np.zeros((1, *size, 1), np.float32))
     features = xla.jit(lambda v, x: heads.pooled(module.apply(v, x, False), pool))(
         variables, jnp.asarray(images, jnp.float32)
     )
@@ -251,5 +326,5 @@ def test_two_images_have_two_pooled_features_in_every_preset(preset):
         config = get_config(name, preset)
         encoder = tuple(sorted(config.encoder.to_dict().items()))
         pool = config.head.pool if "head" in config else "mean"
-        difference = pooled_difference(encoder, encoded_size(config), pool)
-        assert difference > 0.02, name
+        for size in encoded_sizes(config):
+            assert pooled_difference(encoder, size, pool) > 0.02, name

@@ -8,8 +8,8 @@ from nibabel import orientations
 from ssl3d import prepare
 from ssl3d.data import store
 from ssl3d.training import loop
-from tests.support.encoders import write_encoder
 from tests.support.evaluating import AFFINE, SHAPE
+from tests.support.random_weights import write_encoder
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from ssl3d.data import store
-from ssl3d.downstream import linear_probe, voxel_features
+from ssl3d.downstream import linear_probe
 from ssl3d.errors import UserError
-from ssl3d.models import export, heads
+from ssl3d.models import export, heads, readouts
 from ssl3d.training.cases import choose_cases
-from tests.support.encoders import write_encoder
+from tests.support.random_weights import write_encoder
 
 
 def modified(dataset, folder, change, label=None):
@@ -37,7 +37,7 @@ def test_what_is_linear_in_the_features_of_voxels_is_found(tiny, volumes, pretra
     def score(case):
         image = np.asarray(store.load_image(volumes, case), np.float32)[None]
         levels = module.apply(variables, image).levels
-        return np.asarray(voxel_features.scores_of(levels, coefficients, jnp.zeros(1)))[0, ..., 0]
+        return np.asarray(readouts.scores_of(levels, coefficients, jnp.zeros(1)))[0, ..., 0]
 
     limit = np.quantile([score(case) for case in volumes.cases], 0.8)
     dataset = modified(
@@ -89,28 +89,39 @@ def without_seconds(document):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in document["rows"]]
 
 
-def test_rows_are_reproducible_and_the_untrained_one_is_of_the_seed(tiny, pictures, pretrained):
-    def run(**overrides):
-        config = tiny("classify2d", pictures.path, init__encoder=str(pretrained[2]), **overrides)
-        return without_seconds(linear_probe.probe(config, "train"))
+@pytest.fixture(scope="module")
+def graded(tiny, pictures, pretrained):
+    """A function: overrides -> config and document of a probe of the shared pictures."""
 
-    first, again, other = run(), run(), run(seed=1)
+    def run(**overrides):
+        config = tiny(
+            "classify2d",
+            pictures.path,
+            init__encoder=str(pretrained[2]),
+            data__label_seed=2,
+            **overrides,
+        )
+        return config, linear_probe.probe(config, "test")
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(graded):
+    """The same with all labels."""
+    return graded()
+
+
+def test_rows_are_reproducible_and_the_untrained_one_is_of_the_seed(graded, whole):
+    first, again, other = (without_seconds(run[1]) for run in (whole, graded(), graded(seed=1)))
     assert first == again
     assert first[0] == other[0]
     assert first[1] != other[1]
 
 
-def test_the_label_fraction_is_respected(tiny, pictures, pretrained):
+def test_the_label_fraction_is_respected(graded, whole, pictures):
     penalties = []
-    for fraction in (0.25, 1.0):
-        config = tiny(
-            "classify2d",
-            pictures.path,
-            init__encoder=str(pretrained[2]),
-            data__label_fraction=fraction,
-            data__label_seed=2,
-        )
-        document = linear_probe.probe(config, "test")
+    for config, document in (graded(data__label_fraction=0.25), whole):
         training, validation = choose_cases(config, pictures)
         assert document["cases"] == {
             "train": [case.id for case in training],

@@ -1,4 +1,6 @@
-"""Label maps lie over their scans, bit by bit, whatever the format and orientation."""
+"""Predictions of images of any size; label maps lie over their scans, bit by bit."""
+
+import itertools
 
 import nibabel as nib
 import numpy as np
@@ -10,6 +12,57 @@ from ssl3d.errors import UserError
 from tests.support import source_files as files
 from tests.support.evaluating import SHAPE
 from tests.support.predicting import run, use_thresholds
+
+# Images mirrored.
+
+WHOLE = {"segment3d": (24, 24, 24), "classify2d": (24, 24)}  # one window for each shared image
+
+
+@pytest.mark.parametrize(("name", "flipped"), [("segment3d", (0, 2)), ("classify2d", (0, 1))])
+def test_mirrored_predictions_are_means_over_the_flips(
+    save_model, datasets, tmp_path, name, flipped
+):
+    dataset = datasets[int(name[-2])]
+    save_model(
+        tmp_path, dataset, name, data__crop=WHOLE[name], augment__flip=0.5,
+        augment__flip_axes=flipped, predict__mirror=False,
+    )  # fmt: skip
+    plain, mirrored = predictor.load(tmp_path), predictor.load(tmp_path, mirror=True)
+    image = np.asarray(store.load_image(dataset, dataset.cases[0]))
+
+    def predict(trained, image):
+        if name == "segment3d":
+            return predictor.segment(trained, image)
+        return next(predictor.classify(trained, [image]))
+
+    answers = []
+    for axes in itertools.chain.from_iterable(
+        itertools.combinations(flipped, count) for count in range(len(flipped) + 1)
+    ):
+        answer = predict(plain, np.flip(image, axes))
+        answers.append(np.flip(answer, axes) if name == "segment3d" else answer)
+    np.testing.assert_allclose(predict(mirrored, image), np.mean(answers, 0), atol=1e-5)
+    assert not np.allclose(answers[0], np.mean(answers, 0), atol=1e-5)
+
+
+def test_who_trains_without_mirrored_images_predicts_without(save_model, volumes, tmp_path):
+    """Setting augment.flip=0 is enough: such a network knows no mirror image."""
+    size = WHOLE["segment3d"]
+    save_model(
+        tmp_path, volumes, data__crop=size, augment__flip=0.0, augment__flip_axes=(0,),
+        predict__mirror=True,
+    )  # fmt: skip
+    trained = predictor.load(tmp_path)
+    assert trained.model.config.predict.mirror is False  # as summary.json will say
+    image = np.asarray(store.load_image(volumes, volumes.cases[0]))
+    np.testing.assert_allclose(
+        predictor.segment(trained, image), trained.forward(image[None])[0], atol=1e-5
+    )
+    with pytest.raises(UserError, match=r"--mirror: .* without mirrored images .*flip=0"):
+        predictor.load(tmp_path, mirror=True)
+
+
+# Label maps over their scans.
 
 # Tilted out of all planes, the axes along S, R, A and two of them reversed.
 TILT = np.array([[0.02, -0.995, 0.1], [0.1, 0.1, 0.99], [-0.995, 0.01, 0.1]])

@@ -1,134 +1,13 @@
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy import ndimage
-from sklearn.linear_model import Ridge
-from sklearn.preprocessing import StandardScaler
 
 from ssl3d import tasks
 from ssl3d.data import store
+from ssl3d.data.pipeline import OUTSIDE
 from ssl3d.downstream import linear_probe, voxel_features
-from ssl3d.downstream.voxel_features import NormalEquations
-from ssl3d.errors import UserError
-from ssl3d.tasks.segmentation import OUTSIDE
+from ssl3d.models.readouts import THRESHOLDS, scores_of
 from ssl3d.training import transfer
 from ssl3d.training.cases import choose_cases, labels_of
-
-# The closed form.
-
-
-def examples(seed, size=60, features=7, targets=3):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(size, features)) @ rng.normal(size=(features, features)) + 3
-    x *= 10.0 ** rng.uniform(-2, 2, features)
-    y = np.eye(targets)[rng.integers(0, targets, size)]
-    return x, y, rng.uniform(0, 2, size)
-
-
-def solve(x, y, weights, penalties=voxel_features.PENALTIES):
-    equations = NormalEquations(x.shape[1], y.shape[1])
-    equations.add(x, y, weights)
-    return equations.solve(penalties)
-
-
-@given(
-    seed=st.integers(0, 1000),
-    size=st.integers(5, 80),
-    features=st.integers(1, 20),
-    targets=st.integers(2, 4),
-)
-@settings(max_examples=30)
-def test_every_penalty_is_scikit_learns_ridge(seed, size, features, targets):
-    x, y, weights = examples(seed, size, features, targets)
-    scaler = StandardScaler().fit(x, sample_weight=weights)
-    readouts = solve(x, y, weights)
-    assert [readout.penalty for readout in readouts] == list(voxel_features.PENALTIES)
-    for readout in readouts:
-        ridge = Ridge(alpha=readout.penalty * weights.sum(), solver="svd")
-        ridge.fit(scaler.transform(x), y, sample_weight=weights)
-        np.testing.assert_allclose(readout(x), ridge.predict(scaler.transform(x)), atol=1e-5)
-
-
-def test_without_a_penalty_it_is_least_squares():
-    x, y, _ = examples(0)
-    (readout,) = solve(x, y, np.ones(len(x)), (0.0,))
-    solution, *_ = np.linalg.lstsq(np.c_[x, np.ones(len(x))], y)
-    np.testing.assert_allclose(readout.coefficients, solution[:-1], atol=1e-8)
-    np.testing.assert_allclose(readout.intercept, solution[-1], atol=1e-8)
-
-
-@given(cuts=st.lists(st.integers(0, 60), max_size=5))
-def test_case_by_case_is_all_at_once(cuts):
-    x, y, weights = examples(1)
-    equations = NormalEquations(x.shape[1], y.shape[1])
-    for part in np.split(np.arange(len(x)), sorted(cuts)):
-        equations.add(x[part], y[part], weights[part])
-    for one, other in zip(equations.solve(), solve(x, y, weights), strict=True):
-        np.testing.assert_allclose(one.coefficients, other.coefficients, rtol=1e-6, atol=1e-9)
-
-
-def test_a_weight_is_a_number_of_repetitions():
-    x, y, _ = examples(2)
-    times = np.random.default_rng(0).integers(0, 4, len(x))
-    repeated = solve(np.repeat(x, times, 0), np.repeat(y, times, 0), np.ones(times.sum()))
-    for one, other in zip(solve(x, y, times), repeated, strict=True):
-        np.testing.assert_allclose(one(x), other(x), atol=1e-8)
-
-
-def test_features_that_never_change_or_are_twice_the_same():
-    x, y, weights = examples(3)
-    constant = np.full((len(x), 1), 1e4 + 0.1)
-    for plain, more in zip(
-        solve(x, y, weights), solve(np.c_[x, constant], y, weights), strict=True
-    ):
-        np.testing.assert_array_equal(more.coefficients[-1], 0)
-        np.testing.assert_allclose(more(np.c_[x, constant]), plain(x), atol=1e-6)
-    for readout in solve(np.c_[x, x], y, weights):
-        np.testing.assert_allclose(*np.split(readout.coefficients, 2), rtol=1e-4, atol=1e-6)
-
-
-def test_features_that_are_not_finite_are_refused():
-    x, y, weights = examples(4)
-    x[3, 1] = np.inf
-    with pytest.raises(UserError, match="not finite"):
-        solve(x, y, weights)
-
-
-# Voxels.
-
-
-def random_levels(shape, channels=(2, 3, 4), seed=0):
-    rng = np.random.default_rng(seed)
-    return tuple(
-        jnp.asarray(rng.normal(size=(2, *(-(-side // 2**i) for side in shape), width)), jnp.float32)
-        for i, width in enumerate(channels)
-    )
-
-
-@pytest.mark.parametrize("shape", [(8, 12), (7, 13), (5, 6, 9)])
-def test_features_are_interpolated_linearly(shape):
-    """Against SciPy; and the readout of interpolated features is the interpolated readout."""
-    levels = random_levels(shape)
-    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1).reshape(-1, len(shape))
-    features = np.asarray(voxel_features.features_at(levels, np.stack([grid, grid])))
-    begin = 0
-    for i, level in enumerate(levels):
-        places = ((grid + 0.5) / 2**i - 0.5).T
-        for channel in range(level.shape[-1]):
-            for row in range(2):
-                wanted = ndimage.map_coordinates(
-                    np.asarray(level[row, ..., channel]), places, order=1, mode="nearest"
-                )
-                np.testing.assert_allclose(features[row, :, begin + channel], wanted, atol=1e-5)
-        begin += level.shape[-1]
-    rng = np.random.default_rng(1)
-    coefficients, intercept = rng.normal(size=(begin, 3)), rng.normal(size=3)
-    scores = voxel_features.scores_of(levels, jnp.asarray(coefficients), jnp.asarray(intercept))
-    assert scores.shape == (2, *shape, 3)
-    wanted = (features @ coefficients + intercept).reshape(scores.shape)
-    np.testing.assert_allclose(scores, wanted, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -153,40 +32,6 @@ def test_windows_hold_every_voxel_once(tiny, volumes, name, crop):
         assert sums[number] == pytest.approx(image.sum(), abs=1e-6)
 
 
-@given(seed=st.integers(0, 1000), size=st.integers(4, 400))
-def test_sampled_voxels_represent_all(seed, size):
-    rng = np.random.default_rng(seed)
-    shape = (6, 7, 8)
-    label = rng.choice([0, 1, 2, OUTSIDE], shape, p=rng.dirichlet((9, 1, 0.3, 2))).astype(np.uint8)
-    if (label == OUTSIDE).all():
-        return
-    voxels, represents = voxel_features.sample_voxels(rng, label, size)
-    assert voxels.shape == (size, 3)
-    used = represents > 0
-    assert used.sum() == min(size, (label != OUTSIDE).sum())
-    assert len(np.unique(voxels[used], axis=0)) == used.sum()
-    sampled = label[tuple(voxels[used].T)]
-    for index in np.unique(label[label != OUTSIDE]):
-        assert represents[used][sampled == index].sum() == pytest.approx((label == index).sum())
-
-
-def test_rare_classes_count_more_but_not_as_much():
-    weights = voxel_features.class_weights(np.array([10000, 100, 0]))
-    np.testing.assert_allclose(weights, [1, 10, 0])
-
-
-def test_all_thresholds_at_once():
-    rng = np.random.default_rng(0)
-    scores, label = rng.normal(0.3, 0.4, (500, 4)), rng.integers(0, 4, 500)
-    thresholds = np.linspace(-1, 1, 21)
-    correct, predicted = voxel_features.foreground_counts(scores, label, thresholds)
-    for number, threshold in enumerate(thresholds):
-        prediction = (scores + np.array([threshold, 0, 0, 0])).argmax(-1)
-        for index in (1, 2, 3):
-            assert predicted[number, index - 1] == (prediction == index).sum()
-            assert correct[number, index - 1] == ((prediction == index) & (label == index)).sum()
-
-
 def with_encoders(config, dataset):
     """What a probe makes of a config: itself with the encoder's settings, and the encoders."""
     config = config.copy_and_resolve_references()
@@ -205,13 +50,13 @@ def test_penalty_and_threshold_are_the_best_of_validation(tiny, volumes, pretrai
     readouts = voxel_features.fit_voxels(encode, config, volumes, volumes.split("train"))
     validation = volumes.split("val")
     chosen = voxel_features.choose_voxels(encode, readouts, config, volumes, validation)
-    dice = np.zeros((len(readouts), len(voxel_features.THRESHOLDS)))
+    dice = np.zeros((len(readouts), len(THRESHOLDS)))
     for case in validation:
         levels = encode(np.asarray(store.load_image(volumes, case), np.float32)[None])
         truth = np.asarray(store.load_label(volumes, case)) == 1
         for row, readout in enumerate(readouts):
-            scores = np.asarray(voxel_features.scores_of(levels, *readout.on_device()))[0]
-            for column, threshold in enumerate(voxel_features.THRESHOLDS):
+            scores = np.asarray(scores_of(levels, *readout.on_device()))[0]
+            for column, threshold in enumerate(THRESHOLDS):
                 prediction = scores[..., 1] - scores[..., 0] > threshold
                 dice[row, column] += (
                     2 * (prediction & truth).sum() / (prediction.sum() + truth.sum())
@@ -221,5 +66,5 @@ def test_penalty_and_threshold_are_the_best_of_validation(tiny, volumes, pretrai
     row, column = np.unravel_index(dice.argmax(), dice.shape)
     assert (chosen[0].penalty, chosen[1]) == (
         readouts[row].penalty,
-        voxel_features.THRESHOLDS[column],
+        THRESHOLDS[column],
     )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.engine.study_data import StudyData, check
+from experiments.engine.study import StudyData, check
 from experiments.hippocampus_levels import EVERY, LEVELS, STUDY, levels, write_slices
 from ssl3d import prepare
 from ssl3d.data import store

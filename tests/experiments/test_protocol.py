@@ -5,6 +5,7 @@ import itertools
 import re
 import shutil
 
+import pandas as pd
 import pytest
 
 from experiments import protocol
@@ -15,6 +16,11 @@ from ssl3d.errors import UserError
 from tests.support.small_study import STUDIES, done, rows, tiny
 
 CELLS = 6 * 2 * 2
+
+
+def assert_same(found, wanted):
+    for one, other in zip(found, wanted, strict=True):
+        pd.testing.assert_frame_equal(one, other, check_names=False)
 
 
 def test_a_whole_study(call, capsys):
@@ -264,13 +270,13 @@ def test_tables_that_another_process_is_replacing_are_read_whole(call):
     """Its results.csv is there already, its cases.csv and curves.csv are not."""
     call("--methods=scratch", "--repetitions=1")
     whole = results_table.read(call.output)
-    for file in ("cases.csv", "curves.csv"):
+    files = {file: (call.output / file).read_bytes() for file in ("cases.csv", "curves.csv")}
+    for file in files:
         lines = (call.output / file).read_text().splitlines(keepends=True)
         (call.output / file).write_text("".join(lines[:2]))
-    assert results_table.read(call.output) == whole
+    assert_same(results_table.read(call.output), whole)
     results_table.update(call.output)
-    assert rows(call.output, "cases.csv") == whole.cases
-    assert rows(call.output, "curves.csv") == whole.curves
+    assert {file: (call.output / file).read_bytes() for file in files} == files
 
 
 def test_cells_without_folders_need_all_tables(call):
@@ -285,7 +291,7 @@ def test_the_record_reads_as_it_was_written(call, tmp_path):
     call("--repetitions=1")
     kept = results_table.read(call.output)
     results_table.write(tmp_path / "copy", kept)
-    assert results_table.read(tmp_path / "copy") == kept
+    assert_same(results_table.read(tmp_path / "copy"), kept)
 
 
 @pytest.mark.parametrize(("name", "study"), STUDIES.items(), ids=STUDIES)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ssl3d.models import decoders, encoders
+from tests.support.random_weights import random_variables
 
 SETTINGS = {
     "residual": {"kind": "resunet", "width": 4, "depth": 3},
@@ -12,26 +13,18 @@ SETTINGS = {
 }
 
 
-def network(settings, outputs=3, deep=0):
-    encoder = encoders.build(settings)
-    decoder = decoders.build(encoder, outputs, deep)
-
-    def init(key, x):
-        variables = encoder.init(key, x)
-        return variables, decoder.init(key, encoder.apply(variables, x))
-
-    def apply(variables, x):
-        return decoder.apply(variables[1], encoder.apply(variables[0], x))
-
-    return jax.jit(init), jax.jit(apply)
-
-
 @pytest.mark.parametrize("size", [(16, 16), (13, 9), (8, 12, 9)])
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_logits_have_the_size_of_the_input(settings, size):
-    init, apply = network(settings, deep=1)
-    x = jax.random.normal(jax.random.key(0), (2, *size, 2))
-    finest, coarser = apply(init(jax.random.key(1), x), x)
+    encoder = encoders.build(settings)
+    decoder = decoders.build(encoder, 3, deep=1)
+
+    def logits(key, x):
+        features, _ = encoder.init_with_output(key, x)
+        return decoder.init_with_output(key, features)[0]
+
+    x = jax.ShapeDtypeStruct((2, *size, 2), jnp.float32)
+    finest, coarser = jax.eval_shape(logits, jax.random.key(0), x)
     assert finest.shape == (2, *size, 3)
     assert coarser.shape == (2, *(-(-side // 2) for side in size), 3)
     assert finest.dtype == jnp.float32
@@ -41,18 +34,18 @@ def test_every_level_of_the_encoder_reaches_the_logits():
     encoder = encoders.build(SETTINGS["residual"])
     decoder = decoders.build(encoder, 2)
     x = jax.random.normal(jax.random.key(0), (1, 16, 16, 1))
-    features = encoder.apply(encoder.init(jax.random.key(1), x), x)
-    variables = decoder.init(jax.random.key(2), features)
+    features = jax.jit(encoder.apply)(random_variables(encoder, x), x)
+    variables = random_variables(decoder, features)
 
     def total(levels):
         return decoder.apply(variables, encoders.Features(levels))[0].sum()
 
-    for gradient in jax.grad(total)(features.levels):
+    for gradient in jax.jit(jax.grad(total))(features.levels):
         assert np.abs(gradient).max() > 0
 
 
 def test_the_decoder_of_the_original_has_as_many_parameters():
-    """2,113 thousand with three classes, base 16, in 3D (reference, section 2.1)."""
+    """2,113,411 values with three classes, width 16, in 3D, running statistics included."""
     settings = {
         "kind": "unet", "width": 16, "depth": 5, "norm": "batch", "activation_first": True,
     }  # fmt: skip
@@ -62,4 +55,15 @@ def test_the_decoder_of_the_original_has_as_many_parameters():
     features = jax.eval_shape(lambda x: encoder.init_with_output(jax.random.key(0), x)[0], x)
     shapes = jax.eval_shape(decoder.init, jax.random.key(0), features)
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    assert count == pytest.approx(2_113_000, rel=2e-3)
+    assert count == 2_113_411
+    biases = {f"up_{i}": shapes["params"][f"up_{i}"]["bias"].shape for i in range(4)}
+    assert biases == {f"up_{i}": (16 * 2**i,) for i in range(4)}
+
+
+@pytest.mark.parametrize("kind", ["resunet", "unet"])
+def test_other_decoders_have_no_such_bias(kind):
+    encoder = encoders.build({"kind": kind, "width": 4, "depth": 2})
+    x = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
+    features = jax.eval_shape(lambda x: encoder.init_with_output(jax.random.key(0), x)[0], x)
+    shapes = jax.eval_shape(decoders.build(encoder, 3).init, jax.random.key(0), features)
+    assert list(shapes["params"]["up_0"]) == ["kernel"]

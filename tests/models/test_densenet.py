@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from ssl3d import tasks
 from ssl3d.errors import UserError
 from ssl3d.models import densenet, encoders, heads, layers, load_encoder
 from ssl3d.training import loop, run_log
+from tests.support.examples import traced_step
 from tests.support.oracles import SPECS, agree, normal
+from tests.support.shipped_configs import PROXY_CONFIGS
 
 TINY = {"kind": "densenet121", "width": 4, "depth": 2}
 sizes = st.one_of(*(st.lists(st.integers(1, 9), min_size=r, max_size=r).map(tuple) for r in (2, 3)))
@@ -221,7 +222,7 @@ def test_dropout_acts_in_training_alone():
         return encoder.apply(variables, x, train=True, rngs={"dropout": key}).levels[-1]
 
     assert not np.array_equal(*(dropped(jax.random.key(i)) for i in range(2)))
-    encoder.apply(variables, x)  # asks for no key
+    jax.eval_shape(encoder.apply, variables, x)  # asks for no key
 
 
 @pytest.mark.parametrize(
@@ -250,10 +251,16 @@ def test_inputs_of_which_one_voxel_is_left_are_refused():
         encoders.build(TINY | {"depth": 5}, (32, 32))
 
 
-@pytest.mark.parametrize(
-    "name", [f"{name}2d" for name in tasks.TASKS if not hasattr(tasks.module_of(name), "NEEDS")]
-)
-def test_every_proxy_task_trains_and_exports_it(tiny, pictures, tmp_path, name, monkeypatch):
+@pytest.mark.parametrize("name", [name for name in PROXY_CONFIGS if name.endswith("2d")])
+def test_every_proxy_task_takes_it(tiny, pictures, name):
+    config = tiny(name, pictures.path, encoder__kind="densenet121")
+    loss, metrics = traced_step(config, pictures)
+    assert loss.shape == (4,)
+    assert "accuracy" in metrics
+
+
+@pytest.mark.parametrize("name", ["rotation2d", "rpl2d"], ids=["whole crops", "patches"])
+def test_a_run_trains_and_exports_it(tiny, pictures, tmp_path, name, monkeypatch):
     monkeypatch.setattr(densenet, "BLOCKS", (2,))  # layers of one block: less to compile
     config = tiny(name, pictures.path, encoder__kind="densenet121", steps=2, validate_every=2)
     assert loop.train(config, tmp_path)

@@ -1,5 +1,7 @@
+import functools
 import itertools
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,8 @@ from hypothesis import strategies as st
 
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads, layers
+from tests.support.oracles import normal
+from tests.support.random_weights import random_variables
 
 U_NETS = ("unet", "resunet")  # the third kind has a test file of its own
 
@@ -26,21 +30,16 @@ sizes = st.one_of(
 )
 
 
-def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
 def pooled(config, x, train=False):
-    """Pooled features of a freshly initialised encoder, in one compilation."""
+    """Pooled features of an untrained encoder, in one compilation."""
     encoder = encoders.build(config)
 
     @jax.jit
-    def run(key, x):
-        variables = encoder.init(key, x)
+    def run(variables, x):
         features, _ = encoder.apply(variables, x, train=train, mutable=["batch_stats"])
         return heads.pooled(features)
 
-    return run(jax.random.key(0), x)
+    return run(random_variables(encoder, x), x)
 
 
 def counts(config, channels, rank):
@@ -61,6 +60,18 @@ def test_size_of_the_original():
     for width, rank, millions in ((8, 3, 0.886), (32, 3, 14.14), (16, 2, 1.18)):
         total = sum(counts(config | {"width": width}, channels=1, rank=rank).values())
         assert total / 1e6 == pytest.approx(millions, rel=5e-3)
+
+
+@pytest.mark.parametrize("kind", U_NETS)
+def test_initialisation_is_hes(kind):
+    """Also what `random_variables` stands for in other tests."""
+    encoder, x = encoders.build({"kind": kind, "width": 16, "depth": 2}), normal(0, 1, 8, 8, 4)
+    variables = jax.jit(encoder.init)(jax.random.key(0), x)
+    same = random_variables(encoder, x)
+    assert jax.tree.structure(variables) == jax.tree.structure(same)
+    for path, leaf in jax.tree.leaves_with_path(variables):
+        expected = np.std(functools.reduce(lambda tree, key: tree[key.key], path, same))
+        assert np.std(leaf) == pytest.approx(expected, rel=0.2), jax.tree_util.keystr(path)
 
 
 @pytest.mark.parametrize("kind", U_NETS)
@@ -126,7 +137,7 @@ def test_smallest_norm_is_what_the_smallest_norm_sees(kind, size, depth):
 def test_every_parameter_has_a_gradient(kind):
     encoder = encoders.build({"kind": kind, "width": 8, "depth": 2})
     x, direction = normal(0, 2, 4, 4, 4, 2), normal(1, 16)
-    variables = jax.jit(encoder.init)(jax.random.key(0), x)
+    variables = random_variables(encoder, x)
     gradients = jax.jit(jax.grad(lambda v: (heads.pooled(encoder.apply(v, x)) @ direction).sum()))(
         variables
     )
@@ -141,7 +152,7 @@ def test_pooling_passes_the_whole_gradient_on(monkeypatch):
     """
     encoder = encoders.build({"kind": "unet", "width": 8, "depth": 3})
     x, direction = normal(0, 2, 8, 8, 8, 2), normal(1, 32)
-    variables = jax.jit(encoder.init)(jax.random.key(0), x)
+    variables = random_variables(encoder, x)
 
     def gradients():
         def score(v, shift):
@@ -174,7 +185,7 @@ def test_bfloat16_has_float32_parameters_and_close_values(kind):
     config = {"kind": kind, "width": 8, "depth": 2}
     x = normal(0, 2, 8, 8, 8, 1)
     half = encoders.build(config | {"dtype": "bfloat16"})
-    variables = jax.jit(half.init)(jax.random.key(0), x)
+    variables = random_variables(half, x)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     coarse = jax.jit(half.apply)(variables, x)
     fine = jax.jit(encoders.build(config).apply)(variables, x)
@@ -190,15 +201,16 @@ def test_bfloat16_has_float32_parameters_and_close_values(kind):
 def test_dropout_acts_in_training_alone(kind):
     encoder = encoders.build({"kind": kind, "width": 4, "depth": 1, "dropout": 0.5})
     x = normal(0, 1, 8, 8, 1)
-    variables = encoder.init(jax.random.key(0), x)
-    dropped = [
-        encoder.apply(variables, x, train=True, rngs={"dropout": jax.random.key(i)}).levels[-1]
-        for i in range(2)
-    ]
-    assert not np.array_equal(*dropped)
-    np.testing.assert_array_equal(
-        encoder.apply(variables, x).levels[-1], encoder.apply(variables, x).levels[-1]
-    )
+    variables = random_variables(encoder, x)
+
+    @partial(jax.jit, static_argnums=0)
+    def bottleneck(train, key):
+        return encoder.apply(variables, x, train=train, rngs={"dropout": key}).levels[-1]
+
+    keys = jax.random.split(jax.random.key(0))
+    assert not np.array_equal(*(bottleneck(True, key) for key in keys))
+    np.testing.assert_array_equal(*(bottleneck(False, key) for key in keys))
+    jax.eval_shape(encoder.apply, variables, x)  # asks for no key
 
 
 def test_config_dict_and_dict_build_the_same():

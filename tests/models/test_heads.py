@@ -5,10 +5,8 @@ import numpy as np
 import pytest
 
 from ssl3d.models import encoders, heads
-
-
-def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+from tests.support.oracles import normal
+from tests.support.random_weights import random_variables
 
 
 @pytest.mark.parametrize("size", [(3, 4), (2, 3, 4)])
@@ -32,8 +30,9 @@ def test_pooling_sums_in_float32():
 def test_patches_are_encoded_each_on_its_own():
     encoder = encoders.build({"kind": "unet", "width": 4, "depth": 2})
     patches = normal(0, 2, 3, 8, 8, 1)
-    variables = encoder.init(jax.random.key(0), patches[:, 0])
+    variables = random_variables(encoder, patches[:, 0])
 
+    @jax.jit
     def encode(patches):
         return heads.encode_patches(encoder.bind(variables), patches, "mean", train=False)
 

@@ -170,6 +170,65 @@ def test_norm_against_numpy(kind, epsilon, size, channels):
     np.testing.assert_allclose(y, expected, rtol=1e-3, atol=1e-3)
 
 
+def gradients_by_hand(x, upstream, kind, groups, epsilon):
+    """Of sum(norm(x) * upstream) with respect to x and the scale, in float64."""
+    x, upstream = np.asarray(x, np.float64), np.asarray(upstream, np.float64)
+    batch, channels = x.shape[0], x.shape[-1]
+    count = groups if kind == "group" else channels
+    shape, axes = (batch, -1, count, channels // count), (1, 3)
+    if kind == "batch":
+        shape, axes = (-1, channels), (0,)
+    parts, pull = x.reshape(shape), upstream.reshape(shape)
+    deviation = np.sqrt(parts.var(axes, keepdims=True) + epsilon)
+    unit = (parts - parts.mean(axes, keepdims=True)) / deviation
+    within = pull - pull.mean(axes, keepdims=True)
+    within -= unit * (pull * unit).mean(axes, keepdims=True)
+    scale = (unit.reshape(x.shape) * upstream).reshape(-1, channels).sum(0)
+    return (within / deviation).reshape(x.shape), scale
+
+
+@pytest.mark.parametrize(
+    ("kind", "epsilon"), [("group", 1e-5), ("instance", 1e-5), ("batch", 1e-3)]
+)
+@pytest.mark.parametrize("size", [(40, 36), (20, 24, 17)])
+@pytest.mark.parametrize(("ratio", "dtype"), [(1e3, "float32"), (1e4, "float32"), (64, "bfloat16")])
+def test_norm_of_values_far_from_zero(kind, epsilon, size, ratio, dtype):
+    """`ratio` is mean / deviation. In the second half of the channels the mean is negative."""
+    far = ratio * jnp.where(jnp.arange(16) < 8, 1.0, -1.0)
+    x = (normal(0, 2, *size, 16) + far).astype(dtype)
+    upstream = normal(1, *x.shape) + 0.5
+    norm = layers.Norm(kind)
+    variables = unfreeze(norm.init(jax.random.key(0), x))
+
+    @jax.jit
+    def run(x, scale):
+        def apply(x, scale):
+            new = variables | {"params": variables["params"] | {"scale": scale}}
+            return norm.apply(new, x, train=True, mutable=["batch_stats"])[0]
+
+        y, pull = jax.vjp(apply, x, scale)
+        return y, *pull(upstream)
+
+    y, by_x, by_scale = run(x, jnp.ones(16))
+    count = layers.groups(16)
+    expected = oracle(x, kind, count, epsilon)
+    np.testing.assert_allclose(y, expected, atol=1e-3)
+    wanted_x, wanted_scale = gradients_by_hand(x, upstream, kind, count, epsilon)
+    # A gradient has the type of its array.
+    precision = 1e-3 if dtype == "float32" else 2**-8 * np.abs(wanted_x).max()
+    np.testing.assert_allclose(by_x.astype(jnp.float32), wanted_x, atol=precision)
+    np.testing.assert_allclose(by_scale, wanted_scale, atol=1e-3 * np.abs(upstream).sum() / 16)
+
+
+def test_norm_of_values_near_one_outlier():
+    """The estimate of the mean holds voxels of the outlier alone, at worst."""
+    x = normal(0, 1, 32, 32, 32, 4) + 1e3
+    x = x.at[:, ::8, ::8, ::8].set(0)
+    norm = layers.Norm("instance")
+    y, _ = norm.init_with_output(jax.random.key(0), x)
+    np.testing.assert_allclose(y, oracle(x, "instance", 4, 1e-5), atol=1e-3)
+
+
 def test_batch_norm_keeps_running_statistics():
     x, norm = 5 + 3 * normal(0, 8, 6, 6, 2), layers.Norm("batch")
     variables = norm.init(jax.random.key(0), x, train=True)

@@ -18,7 +18,7 @@ from ssl3d.errors import UserError
 from ssl3d.training import loop, sharding
 from ssl3d.training import step as steps
 from ssl3d.training.cases import labels_of
-from tests.conftest import tiny_config
+from tests.support.tiny_configs import tiny_config
 
 
 def gradients_on(mesh, config, dataset):
@@ -59,7 +59,7 @@ def relative_difference(one, other):
 
 
 def compare(name, space, folder):
-    """Prints how far eight devices are from one; `space` of the eight share a volume.
+    """Prints how far eight devices are from one; `space` of the eight share an image.
 
     The smallest difference among three draws: where some activation is as good as zero, at the
     ReLU's kink, rounding alone moves the gradient by 1e-3 or more, on a single device too.

@@ -1,8 +1,9 @@
 """Records of a study made by hand: numbers in, and no run at all."""
 
 import numpy as np
+import pandas as pd
 
-from experiments.analysis.published import Published
+from experiments.analysis.published import TABLES, Published
 from experiments.analysis.results_table import Record
 
 PUBLISHED = Published(
@@ -16,6 +17,7 @@ PUBLISHED = Published(
     },
     caveats=("Nobody knows.",),
 )
+TABLES["hand made"] = PUBLISHED  # under which a study can name it
 CASES = 40
 
 
@@ -67,17 +69,30 @@ def record_of(results):
         "seconds": "120",
         "peak_memory_mb": "2048",
     }
-    return Record(results, [before], cases, curves)
+    return Record(
+        pd.DataFrame(results).fillna(""),
+        pd.DataFrame([before]),
+        pd.DataFrame(cases).set_index(["id", "subject", "score"]),
+        pd.DataFrame(curves).set_index("cell").T.rename(index=int).fillna(""),
+    )
+
+
+def rows_of(record):
+    """The rows of results.csv, to be changed and put back by `with_rows`."""
+    return record.results.to_dict("records")
+
+
+def with_rows(record, rows):
+    """A record with other rows of results.csv, and the same cases and curves."""
+    return record._replace(results=pd.DataFrame(rows).fillna(""))
 
 
 def with_2d(record, method, score):
     """Rows of a 2D method beside those that there are, its curves on slices above all."""
     mode = "random" if method.startswith("scratch2d") else "finetune"
     own = [result(method, "5%", number, score + number / 100, mode=mode) for number in (1, 2)]
-    more = record_of(record.results + own)
-    curves = [
-        row
-        | {key: str(float(row[key]) + 0.5) for key in row if key != "cell" and "2d" in row["cell"]}
-        for row in more.curves
-    ]
+    more = record_of(rows_of(record) + own)
+    curves = more.curves.copy()
+    for cell in curves.filter(like="2d"):
+        curves[cell] = curves[cell].map(lambda text: text and str(float(text) + 0.5))
     return more._replace(curves=curves)

@@ -9,6 +9,9 @@ from ssl3d.errors import UserError
 
 PROXY = [name for name in tasks.TASKS if not hasattr(tasks.module_of(name), "NEEDS")]
 PROXY_CONFIGS = [f"{task}{rank}d" for rank, task in itertools.product((2, 3), PROXY)]
+# Those with the variants `paper` and `original`.
+PUBLISHED = ("cpc", "exemplar", "jigsaw", "rotation", "rpl")
+PUBLISHED_CONFIGS = [f"{task}{rank}d" for rank, task in itertools.product((2, 3), PUBLISHED)]
 PRESETS = ("phantom", *datasets.PRESETS)
 
 

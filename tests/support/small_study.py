@@ -13,8 +13,8 @@ from collections import Counter
 
 from experiments import protocol
 from experiments.engine import claims, runs
+from experiments.engine.grid import ROOT
 from experiments.engine.study import Column
-from experiments.engine.study_data import ROOT
 from experiments.hippocampus import STUDY
 from tests.support import stand_in
 

@@ -14,6 +14,7 @@ from ssl3d.data.pipeline import Example
 from ssl3d.errors import UserError
 from ssl3d.tasks import cpc
 from ssl3d.tasks.grid import patch_grid, starts
+from tests.support.random_weights import random_variables
 
 
 def test_contexts_and_targets_in_3d_are_the_original_codes():
@@ -111,7 +112,7 @@ def test_no_prediction_depends_on_a_voxel_it_predicts(tiny, name, overrides):
         return jnp.abs(outputs["predictions"][0, anchor]).sum()
 
     patches = jnp.zeros((1, grid.count, *grid.patch, 1))
-    variables = jax.jit(task.network.init)(jax.random.key(0), patches)
+    variables = random_variables(task.network, patches)
     gradient = np.asarray(jax.jit(jax.grad(predict))(images, variables))
     context = cpc.contexts(grid, config.task.anchor_row, config.task.border)[anchor]
     for i in set(context.tolist()) - {grid.count}:
@@ -249,19 +250,53 @@ def test_constant_codes_rank_nothing_first_and_true_ones_everything():
 def test_the_original_objective_tells_one_true_column_from_one_false():
     outputs, targets = outputs_and_targets()
     pair = np.random.default_rng(1).uniform(size=(4, 9)).astype(np.float32)
-    loss, metrics = cpc.binary(outputs, targets | {"pair": pair}, GOALS)
+    binary = jax.jit(lambda *arrays: cpc.binary(*arrays, GOALS))
+    loss, metrics = binary(outputs, targets | {"pair": pair})
     assert loss.shape == (4,)
     assert np.isfinite(loss).all()
     # Every score is 0: undecided, and never right.
     outputs["predictions"] = np.zeros_like(outputs["predictions"])
-    loss, metrics = cpc.binary(outputs, targets | {"pair": pair}, GOALS)
+    loss, metrics = binary(outputs, targets | {"pair": pair})
     np.testing.assert_allclose(loss, np.log(2), rtol=1e-6)
     assert metrics["pair_accuracy"][0].sum() == 0
 
 
+@pytest.mark.parametrize("row", [2, 3], ids=["same subject", "padding"])
+def test_the_original_objective_samples_no_negative_from_the_same_subject_and_padding(row):
+    """Whatever number is drawn; anchor 0 of volume 0 has 2 + 3 columns to choose from."""
+    outputs, targets = outputs_and_targets()
+    changed = with_codes(outputs, row, outputs["codes"][row][::-1] + 1)
+    for draw in np.linspace(0, 0.999, 11, dtype=np.float32):
+        pair = {"pair": np.full((4, 9), draw)}
+        before, _ = cpc.binary(outputs, targets | pair, GOALS)
+        after, _ = cpc.binary(changed, targets | pair, GOALS)
+        kept = [0] if row == 2 else [0, 1, 2]
+        np.testing.assert_allclose(before[jnp.array(kept)], after[jnp.array(kept)], rtol=1e-6)
+
+
+def test_the_original_objective_samples_every_other_column():
+    """By the loss of one anchor, with codes that tell the columns apart."""
+    outputs, _ = outputs_and_targets(code=1)
+    targets = {"subject": np.array([7, 3, 7, 5]), "valid": np.array([True] * 4)}
+    outputs["predictions"] = np.zeros((4, 3, 2, 1), np.float32)
+    outputs["predictions"][0, 1] = 1
+    outputs["codes"] = np.arange(1, 37, dtype=np.float32).reshape(4, 9, 1) / 36
+    column = outputs["codes"][:, GOALS].mean((2, 3))  # [B, A]
+    rest = 4 * np.log(2)  # of the anchors without a prediction
+
+    def negative(draw):
+        loss, _ = cpc.binary(outputs, targets | {"pair": np.full((4, 9), draw)}, GOALS)
+        softplus = float(loss[0]) * 6 - np.log1p(np.exp(-column[0, 1])) - rest
+        return np.log(np.expm1(softplus))
+
+    seen = {round(float(negative(draw)), 3) for draw in (np.arange(8, dtype=np.float32) + 0.5) / 8}
+    wanted = [*column[0, [0, 2]], *column[1], *column[3]]
+    assert sorted(seen) == pytest.approx(sorted(wanted), abs=2e-3)
+
+
 def test_the_original_flips_each_patch_on_its_own_along_the_rows():
     patches = np.random.default_rng(0).normal(size=(16, 3, 4, 1)).astype(np.float32)
-    shown, _ = cpc.views(jax.random.key(0), {"patches": patches}, True, 0.0, True)
+    shown, _ = cpc.views(jax.random.key(0), {"patches": jnp.asarray(patches)}, True, 0.0, True)
     flipped = [np.array_equal(a, b[::-1]) for a, b in zip(shown, patches, strict=True)]
     kept = [np.array_equal(a, b) for a, b in zip(shown, patches, strict=True)]
     assert np.logical_xor(flipped, kept).all()

@@ -5,7 +5,8 @@ import pytest
 
 from ssl3d import augment, tasks
 from ssl3d.errors import UserError
-from ssl3d.tasks import exemplar
+from ssl3d.tasks import exemplar, retrieval
+from tests.support.random_weights import random_variables
 
 MARGIN = 1.0
 margin_loss = jax.jit(exemplar.margin_loss, static_argnums=2)
@@ -21,7 +22,7 @@ def embeddings(batch, size=6, seed=0):
 
 
 def everyone(batch):
-    return {"subject": np.arange(batch), "valid": np.ones(batch, bool)}
+    return {"subject": jnp.arange(batch), "valid": jnp.ones(batch, bool)}
 
 
 def guarded_distance(a, b):
@@ -90,7 +91,7 @@ def test_a_perfect_encoder_reaches_zero():
 def test_gradients_at_identical_and_at_zero_features_are_finite(tiny):
     task = tasks.build(tiny("exemplar2d"))
     blank = jnp.zeros((3, 2, 8, 8, 1))
-    variables = jax.jit(task.network.init)(jax.random.key(0), blank)
+    variables = random_variables(task.network, blank)
 
     def loss(params, crops):
         return task.loss(task.network.apply({"params": params}, crops), everyone(3))[0].mean()
@@ -104,7 +105,7 @@ def test_gradients_at_identical_and_at_zero_features_are_finite(tiny):
 def test_one_head_of_unit_length_serves_both(tiny):
     task = tasks.build(tiny("exemplar2d"))
     crops = jnp.asarray(np.random.default_rng(0).normal(size=(2, 2, 8, 8, 1)), jnp.float32)
-    variables = jax.jit(task.network.init)(jax.random.key(0), crops)
+    variables = random_variables(task.network, crops)
     apply = jax.jit(task.network.apply)
     x = apply(variables, crops)
     assert x.shape == (2, 2, 8)
@@ -125,77 +126,26 @@ def test_the_original_codes_loss_is_won_by_constants(tiny):
     np.testing.assert_array_equal(loss, MARGIN)
 
 
-def collected(count, size=5, seed=0):
-    rng = np.random.default_rng(seed)
-    near = rng.normal(size=(count, 1, size)) + 0.4 * rng.normal(size=(count, 2, size))
-    return {"embeddings": near, "histogram": rng.normal(size=(count, 2, 7))}
+def original_loss_by_hand(x, subject, valid, margin):
+    losses = []
+    for i, (positive, anchor, _) in enumerate(x.astype(float)):
+        before = [(i - k) % len(x) for k in range(1, len(x))]
+        allowed = [j for j in before if subject[j] != subject[i] and valid[j]]
+        near = np.mean((anchor - positive) ** 2)
+        far = [np.mean((anchor - x[j, 2]) ** 2) for j in allowed[:1]]
+        losses.append(max(0, near - far[0] + margin) if far else 0)
+    return losses
 
 
-def test_score_asks_for_the_own_original_among_the_whole_pool():
-    data, subjects = collected(20), np.arange(20)
-    result = exemplar.score(data, subjects, np.zeros(20, int), pool=32)
-    for name, key in (("accuracy", "embeddings"), ("accuracy_histogram", "histogram")):
-        originals, transformed = data[key][:, 0], data[key][:, 1]
-        distance = ((transformed[:, None] - originals) ** 2).sum(-1)
-        hits, count = result[name]
-        np.testing.assert_array_equal(hits, distance.argmin(axis=1) == np.arange(20))
-        np.testing.assert_array_equal(count, 1)
-    assert 0 < result["accuracy"][0].sum() < 20
-    np.testing.assert_allclose(result["chance"][0], 1 / 20)
-
-
-def test_score_does_not_depend_on_the_order_of_the_cases():
-    data, subjects = collected(20), np.arange(20)
-    order = np.random.default_rng(1).permutation(20)
-    plain = exemplar.score(data, subjects, np.zeros(20, int), pool=20)
-    shuffled = exemplar.score(
-        {name: values[order] for name, values in data.items()},
-        subjects[order],
-        np.zeros(20, int),
-        pool=20,
-    )
-    for name in plain:
-        np.testing.assert_array_equal(plain[name][0][order], shuffled[name][0])
-
-
-def line(places):
-    """Embeddings on a line: originals at `places`, the transformed ones a quarter further on."""
-    places = np.asarray(places, float)[:, None, None]
-    return {
-        name: np.concatenate([places, places + 0.25], 1) for name in ("embeddings", "histogram")
-    }
-
-
-def test_a_pool_holds_one_case_of_each_of_so_many_subjects():
-    subjects, repeats = np.array([0, 0, 1, 2, 3, 4] * 2), np.repeat([0, 1], 6)
-    for pool, size in ((4, 4), (32, 5)):
-        result = exemplar.score(line(range(12)), subjects, repeats, pool)
-        np.testing.assert_array_equal(result["accuracy"][0], 1)
-        np.testing.assert_allclose(result["chance"][0], 1 / size)
-
-
-def test_fellow_eyes_and_other_repeats_are_no_rivals():
-    subjects, repeats = np.array([0, 0, 1, 2, 3, 4] * 2), np.repeat([0, 1], 6)
-    # Nearest to case 0 is its fellow eye, to the others somebody else's original of repeat 1.
-    places = [0, 0.25, 1, 2, 3, 4, 9, 8, 2.25, 3.25, 4.25, 1.25]
-    result = exemplar.score(line(places), subjects, repeats, pool=32)
-    np.testing.assert_array_equal(result["accuracy"][0][:6], 1)
-    nearer = exemplar.score(line(places), subjects, np.zeros(12, int), pool=32)
-    assert nearer["accuracy"][0][3:6].sum() == 0  # as they would be in the same repeat
-
-
-def test_constant_embeddings_score_nothing():
-    data = {"embeddings": np.ones((10, 2, 4)), "histogram": np.ones((10, 2, 4))}
-    result = exemplar.score(data, np.arange(10), np.zeros(10, int), pool=8)
-    assert result["accuracy"][0].sum() == 0
-    assert result["accuracy_histogram"][0].sum() == 0
-    np.testing.assert_allclose(result["chance"][0], 1 / 8)
-
-
-def test_a_validation_set_of_one_subject_has_no_rivals_and_no_hits():
-    result = exemplar.score(collected(3), np.zeros(3, int), np.zeros(3, int), pool=32)
-    assert result["accuracy"][0].sum() == 0
-    np.testing.assert_array_equal(result["chance"][0], 1)
+@pytest.mark.parametrize("valid", [[True] * 6, [True] * 4 + [False] * 2])
+def test_the_original_codes_negative_is_another_subject_and_no_padding(valid):
+    x = np.random.default_rng(0).uniform(size=(6, 3, 16)).astype(np.float32)
+    for subject in ([4, 4, 4, 9, 5, 7], range(6), [1] * 6):
+        targets = {"subject": np.array(subject), "valid": np.array(valid)}
+        loss, _ = original_loss(x, targets, MARGIN)
+        np.testing.assert_allclose(
+            loss, original_loss_by_hand(x, **targets, margin=MARGIN), rtol=1e-5
+        )
 
 
 def test_the_histogram_orders_untouched_volumes_and_not_changed_ones(tiny):
@@ -211,9 +161,9 @@ def test_the_histogram_orders_untouched_volumes_and_not_changed_ones(tiny):
         crops, _ = jax.jit(jax.vmap(lambda key, x: exemplar.views(key, {"volume": x}, True, task)))(
             keys, volumes
         )
-        data = jax.tree.map(np.asarray, exemplar.collect(crops, jnp.zeros((16, 2, 3)), {}))
+        data = jax.tree.map(np.asarray, retrieval.collect(crops, jnp.zeros((16, 2, 3)), {}))
         assert data["histogram"].shape == (16, 2, 33)
-        score = exemplar.score(data, np.arange(16), np.zeros(16, int), pool=32)
+        score = retrieval.score(data, np.arange(16), np.zeros(16, int), pool=32)
         return score["accuracy_histogram"][0].mean()
 
     assert accuracy(0.0) == 1.0
@@ -263,6 +213,36 @@ def test_turns_are_those_of_the_whole_group(tiny):
     same = np.isclose(moved[:, None], turns, atol=1e-4).all(axis=(2, 3, 4))
     assert (same.sum(axis=1) == 1).all()
     assert same.any(axis=0).all()
+
+
+@pytest.mark.parametrize(
+    ("rank", "variant", "chance", "shift", "factor"),
+    [
+        (3, "paper", 0.5, 0.125, 0.5),
+        (2, "paper", 0.5, 0.125, 0.5),
+        (3, "original", 0.5, 0.125, 0.5),
+        (2, "original", 1.0, 0.2, 0.2),
+    ],
+)
+def test_the_published_variants_change_brightness_and_contrast_alone(
+    tiny, rank, variant, chance, shift, factor
+):
+    config = tiny(f"exemplar{rank}d", argument=f"phantom,{variant}", task__zoom=0.0)
+    config.task.flip = config.task.turn = 0.0
+    volume = jnp.asarray(np.random.default_rng(0).normal(size=(6,) * rank + (2,)) ** 3, jnp.float32)
+    keys = jax.random.split(jax.random.key(0), 200)
+    moved = jax.jit(jax.vmap(lambda key: exemplar.transform(key, volume, config.task)))(keys)
+    x, y = np.asarray(volume, float).ravel(), np.asarray(moved, float).reshape(200, -1)
+    gains = ((y - y.mean(1, keepdims=True)) @ (x - x.mean())) / np.square(x - x.mean()).sum()
+    shifts = (y.mean(1) - x.mean()) / (x.max() - x.min())
+    affine = gains[:, None] * (x - x.mean()) + y.mean(1, keepdims=True)
+    np.testing.assert_allclose(y, affine, atol=1e-5 * np.abs(x).max())
+    changed = np.abs(gains - 1) > 1e-4
+    assert changed.mean() == pytest.approx(chance, abs=0.12)
+    np.testing.assert_allclose(shifts[~changed], 0, atol=1e-5)
+    for found, most in ((gains[changed] - 1, factor), (shifts[changed], shift)):
+        assert 0.9 * most < np.abs(found).max() < 1.001 * most
+        assert abs(found.mean()) < 0.2 * most
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import hashlib
+import importlib
 import itertools
 import time
 
@@ -12,6 +13,7 @@ from ssl3d import tasks
 from ssl3d.data.pipeline import Example
 from ssl3d.errors import UserError
 from ssl3d.tasks import jigsaw
+from tests.support.random_weights import random_variables
 
 
 def distances(table):
@@ -76,7 +78,7 @@ def test_permuting_embeddings_equals_permuting_patches(tiny, rank):
     rng = np.random.default_rng(0)
     patches = jnp.asarray(rng.normal(size=(batch, count, *(7,) * rank, 1)), jnp.float32)
     orders = np.stack([[rng.permutation(count) for _ in range(2)] for _ in range(batch)])
-    variables = jax.jit(task.network.init)(jax.random.key(0), (patches, orders))
+    variables = random_variables(task.network, (patches, orders))
     apply = jax.jit(task.network.apply)
     logits = apply(variables, (patches, orders))
     assert logits.shape == (batch, 2, 10)
@@ -112,6 +114,22 @@ def test_puzzles_of_a_volume_share_one_encoding_of_its_patches(tiny):
         outputs, _ = jax.eval_shape(task.network.init_with_output, jax.random.key(0), batch)
     assert encoded == [(2 * 27, *patches.shape[1:])]
     assert outputs.shape == (2, 5, config.task.permutations)
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_in_the_original_no_layer_lies_between_encoder_and_head(tiny, rank):
+    config = tiny(f"jigsaw{rank}d", argument="phantom,original", head__hidden=(2048, 1024))
+    config.task.code = default_code(rank)
+    task = tasks.build(config)
+    patches = jnp.zeros((1, 3**rank, *(6,) * rank, 1))
+    orders = jnp.arange(3**rank)[None, None]
+    shapes = jax.eval_shape(task.network.init, jax.random.key(0), (patches, orders))["params"]
+    assert sorted(shapes) == ["encoder", "head"]
+    assert shapes["head"]["Dense_0"]["kernel"].shape == (3**rank * 8, 2048)
+
+
+def default_code(rank):
+    return importlib.import_module(f"configs.jigsaw{rank}d").get_config("ukb,original").task.code
 
 
 def test_targets_name_the_orders():

@@ -9,12 +9,13 @@ from ssl3d.data.pipeline import Example
 from ssl3d.errors import UserError
 from ssl3d.tasks import rpl
 from ssl3d.tasks.grid import cut, patch_grid
+from tests.support.random_weights import random_variables
 
 
 @pytest.mark.parametrize(("count", "classes"), [(27, 26), (9, 8)])
 def test_classes_are_the_places_but_the_centre(count, classes):
     centre = count // 2
-    places = np.array([i for i in range(count) if i != centre])
+    places = jnp.array([i for i in range(count) if i != centre])
     np.testing.assert_array_equal(rpl.class_of(places, centre), np.arange(classes))
 
 
@@ -67,7 +68,9 @@ def test_the_centre_comes_first_and_then_the_queries(draws):
     assert (numbers == numbers[..., :1]).all()
     assert (numbers[:, 0, 0] == 3**rank // 2).all()
     np.testing.assert_array_equal(numbers[:, 1:, 0], targets["query"])
-    np.testing.assert_array_equal(targets["position"], rpl.class_of(targets["query"], 3**rank // 2))
+    np.testing.assert_array_equal(
+        targets["position"], rpl.class_of(jnp.asarray(targets["query"]), 3**rank // 2)
+    )
 
 
 def test_queries_of_one_volume_differ_and_all_places_are_asked_for(draws):
@@ -110,7 +113,7 @@ def test_each_query_is_answered_from_the_centre_and_itself_alone(tiny):
     task = tasks.build(tiny("rpl2d"))
     rng = np.random.default_rng(0)
     patches = jnp.asarray(rng.normal(size=(2, 4, 7, 7, 1)), jnp.float32)
-    variables = jax.jit(task.network.init)(jax.random.key(0), patches)
+    variables = random_variables(task.network, patches)
     answer = jax.jit(task.network.apply)
     before = answer(variables, patches)
     after = answer(variables, patches.at[0, 2].add(1.0))  # the second query of the first volume

@@ -72,7 +72,10 @@ def test_a_task_outside_the_repository(commands, call_command, tmp_path):
 
     lines = run_log.read_metrics(tmp_path / "run")
     assert [line["step"] for line in lines if line["split"] == "val"] == [0, 2, 4]
+    assert [line["step"] for line in lines if line["split"] == "probe"] == [0, 1, 2, 3, 4]
     for line in lines:
+        if line["split"] == "probe":
+            continue
         assert np.isfinite(line["loss"])
         assert line["chance"] == pytest.approx(1 / 4)
         if line["split"] == "val":

@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import pytest
 
@@ -83,3 +84,43 @@ def test_splits_without_cases_are_refused(tiny, volumes, splits, kept, message):
     dataset = dataclasses.replace(volumes, cases=volumes.split(*kept))
     with pytest.raises(UserError, match=message):
         choose_cases(tiny("rpl3d", data__train_splits=splits), dataset)
+
+
+# Labels.
+
+
+def test_label_fractions_are_nested_and_leave_validation_alone(tiny, pictures):
+    for seed in (0, 1, 2):
+        before = set()
+        for fraction in (0.1, 0.3, 0.6, 1.0):
+            config = tiny("classify2d", data__label_fraction=fraction, data__label_seed=seed)
+            training, validation = choose_cases(config, pictures)
+            ids = {case.id for case in training}
+            assert before <= ids
+            assert [case.id for case in validation] == [c.id for c in pictures.split("val")]
+            subjects = {case.subject for case in pictures.split("train")}
+            assert len({case.subject for case in training}) == max(
+                1, round(fraction * len(subjects))
+            )
+            before = ids
+        assert before == {case.id for case in pictures.split("train")}
+
+
+def test_another_label_seed_is_another_subset(tiny, pictures):
+    chosen = set()
+    for seed in range(6):
+        config = tiny("classify2d", data__label_fraction=0.3, data__label_seed=seed)
+        chosen.add(tuple(case.id for case in choose_cases(config, pictures)[0]))
+    assert len(chosen) > 2
+
+
+def test_cases_without_a_label_are_left_out(tiny, volumes, tmp_path):
+    shutil.copytree(volumes.path, tmp_path / "data")
+    dataset = store.read(tmp_path / "data")
+    cases = tuple(
+        dataclasses.replace(case, labelled=index not in (2, 9))
+        for index, case in enumerate(dataset.cases)
+    )
+    config = tiny("segment3d", tmp_path / "data")
+    training, validation = choose_cases(config, dataclasses.replace(dataset, cases=cases))
+    assert (len(training), len(validation)) == (7, 3)

@@ -7,7 +7,7 @@ import pytest
 from configs import default
 from ssl3d.bounds import Config, at_least, bounded
 from ssl3d.errors import UserError
-from ssl3d.training import config_checks
+from ssl3d.training import config_checks, loop
 
 SHARE = "at least 0 and below 1"
 PROBABILITY = "between 0 and 1"
@@ -131,3 +131,43 @@ def test_a_task_outside_the_repository_declares_bounds_of_its_own():
     config.task.update({"flip": 2, "decoder": {"depth": 0}})
     with pytest.raises(UserError, match=r"^config\.task\.decoder\.depth=0: must be 1 or more"):
         config_checks.check(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "key"),
+    [
+        ("cpc2d", {"optimizer__accumulate": 2}, "config.optimizer.accumulate=2.*negatives"),
+        ("exemplar2d", {"optimizer__accumulate": 2}, "config.optimizer.accumulate=2.*negatives"),
+        ("rpl2d", {"optimizer__accumulate": 3}, "config.optimizer.accumulate=3"),
+        ("rpl2d", {"optimizer__accumulate": 0}, "config.optimizer.accumulate=0"),
+        ("rpl2d", {"optimizer__learning_rate": -1.0}, "config.optimizer.learning_rate"),
+        ("rpl2d", {"optimizer__warmup_steps": -1}, "config.optimizer.warmup_steps"),
+        ("rpl2d", {"optimizer__ema": 1.5}, "config.optimizer.ema"),
+        ("rpl2d", {"optimizer__clip_norm": 0.0}, "config.optimizer.clip_norm"),
+        ("rpl2d", {"mesh__space": 2}, "config.mesh.space=2"),
+        ("rpl2d", {"batch_size": 0}, "config.batch_size=0"),
+        ("rpl2d", {"steps": 0}, "config.steps=0"),
+        ("rpl2d", {"log_every": 0}, "config.log_every=0"),
+        ("rpl2d", {"probe_every": -1}, "config.probe_every=-1"),
+        ("rpl2d", {"probe__cases": 0}, "config.probe.cases=0"),
+        ("rpl2d", {"seed": -1}, "config.seed"),
+        ("rpl2d", {"validation__repeats": 0}, "config.validation.repeats"),
+        ("rpl2d", {"head__pool": "sum"}, "head.pool"),
+        ("rpl2d", {"head__hidden": (0,)}, "head.hidden"),
+        ("rpl2d", {"head__dropout": 1.5}, "head.dropout"),
+        ("rpl2d", {"data__margin": -1}, "config.data.margin"),
+        ("rpl2d", {"data__margin": 12}, "config.data.margin"),
+        ("rpl2d", {"data__crop": (24.0, 24.0)}, "config.data.crop"),
+        ("rpl2d", {"data__crop": ("a", "b")}, "config.data.crop"),
+        ("rotation2d", {"data__crop": (0, 0)}, "config.data.crop"),
+        ("cpc2d", {"task__temperature": 0.0}, "config.task.temperature"),
+        ("cpc2d", {"task__code": 0}, "config.task.code"),
+        ("classify2d", {"augment__flip_axes": (0, 2)}, "config.augment.flip_axes.*0 to 1"),
+        ("classify2d", {"augment__flip_axes": ()}, "config.augment.flip_axes"),
+    ],
+)
+def test_a_run_with_invalid_values_is_refused_by_key(
+    tiny, pictures, tmp_path, name, overrides, key
+):
+    with pytest.raises(UserError, match=key):
+        loop.train(tiny(name, pictures.path, **overrides), tmp_path)

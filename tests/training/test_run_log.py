@@ -95,3 +95,18 @@ def test_numbers_are_described_with_their_interval_and_baselines():
     )
     assert run_log.describe({"loss": 1.0, "dice": 0.75}, "dice") == "loss 1.000 dice 0.750"
     assert run_log.describe({"loss": 1.0}, "accuracy") == "loss 1.000"
+
+
+def test_a_probe_in_all_places(tmp_path, capsys):
+    log = run_log.RunLog(tmp_path, 10, 0, "accuracy")
+    scores = {"dice": 0.52, "untrained": 0.31, "intensities": 0.05}
+    log.log(5, "probe", scores | {"seconds": 0.25})
+    log.close()
+    assert capsys.readouterr().out.splitlines() == [
+        "step      5 probe dice 0.520 (untrained 0.310, intensities 0.050)"
+    ]
+    line = {"step": 5, "split": "probe"} | scores | {"seconds": 0.25}
+    assert run_log.read_metrics(tmp_path) == [line]
+    assert {tag for tag, step, _ in events(tmp_path) if step == 5} == {
+        "probe/dice", "probe/untrained", "probe/intensities", "probe/seconds"
+    }  # fmt: skip

@@ -13,8 +13,8 @@ from ssl3d.training import run_log
 
 ROOT = Path(__file__).parents[2]
 
-# Configs, and how many of the eight devices share a volume.
-SHARED = [("rpl3d", 1), ("cpc3d", 1), ("rotation3d", 2), ("mae3d", 2), ("segment3d", 2)]
+# Configs, and how many of the eight devices share an image.
+SHARED = [("rpl2d", 1), ("cpc2d", 1), ("rotation2d", 2), ("mae2d", 2), ("segment3d", 2)]
 
 
 def python(arguments, **environment):
@@ -64,7 +64,8 @@ def free_port():
 
 
 def test_two_processes_train_as_one_does(tiny, tiny_options, pictures, in_repository, tmp_path):
-    options = tiny_options("cpc2d", pictures.path, steps=2, validate_every=2, checkpoint_every=2)
+    every = dict.fromkeys(("steps", "validate_every", "checkpoint_every", "probe_every"), 2)
+    options = tiny_options("cpc2d", pictures.path, **every)
     assert main.main([*options, f"--workdir={tmp_path / 'one'}"]) == 0
     coordinator = {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
@@ -84,6 +85,12 @@ def test_two_processes_train_as_one_does(tiny, tiny_options, pictures, in_reposi
     assert "2 cpu device(s)" in said[0]
     assert "step" not in said[1]  # one of them reports
     lines = [run_log.read_metrics(tmp_path / name) for name in ("one", "two")]
+    probes = [[line for line in part if line["split"] == "probe"] for part in lines]
+    assert [line["step"] for line in probes[0]] == [0, 2]
+    for alone, together in zip(*probes, strict=True):
+        for key in ("step", "untrained", "intensities"):
+            assert alone[key] == together[key]
+    lines = [[line for line in part if line["split"] != "probe"] for part in lines]
     assert len(lines[0]) == 4
     for alone, together in zip(*lines, strict=True):
         for key in ("step", "split", "chance"):

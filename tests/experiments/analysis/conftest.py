@@ -3,13 +3,13 @@
 import pytest
 
 from experiments.analysis import findings
-from tests.support.hand_made_study import PUBLISHED, record_of, result
+from tests.support.hand_made_study import record_of, result
 from tests.support.small_study import tiny
 
 
 @pytest.fixture(scope="module")
 def study():
-    return tiny(published=PUBLISHED, beside="dice")
+    return tiny(published="hand made", beside="dice")
 
 
 @pytest.fixture(scope="module")

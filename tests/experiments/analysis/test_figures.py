@@ -1,3 +1,5 @@
+import pandas as pd
+
 from experiments.analysis import figures, findings
 from tests.support.hand_made_study import record_of, result
 
@@ -14,5 +16,5 @@ def test_figures_without_curves_or_a_single_repetition(study, tmp_path):
     full = record_of(rows)
     facts = findings.find(study, full, 2, draws=200)
     assert len(figures.write(tmp_path / "a", study, facts)) == 2
-    facts = findings.find(study, full._replace(curves=[]), 2, draws=200)
+    facts = findings.find(study, full._replace(curves=pd.DataFrame()), 2, draws=200)
     assert len(figures.write(tmp_path / "b", study, facts)) == 1

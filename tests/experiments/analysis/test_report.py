@@ -5,8 +5,9 @@ import shutil
 import pytest
 
 from experiments import protocol
-from experiments.analysis import findings, report, tables
-from tests.support.hand_made_study import record_of, result, with_2d
+from experiments.analysis import findings, tables
+from experiments.analysis.templates import sentences
+from tests.support.hand_made_study import record_of, result, rows_of, with_2d
 from tests.support.small_study import tiny
 
 
@@ -17,7 +18,7 @@ def test_verdicts(found):
     assert {row[2] for row in tables.comparisons(found).rows} == {"scratch"}
     assert by_place["rpl3d", "5%"].startswith("gain: +0.100 [+0.")
     assert by_place["rpl3d", "all"].startswith("no gain shown: +0.000 [")
-    words = report.summary(found)
+    words = sentences("summary", found)
     assert words[0].startswith("With 5% labels significantly better than scratch: rpl3d (+0.100")
     assert words[-1] == "With all labels no gain of any pretraining over scratch is shown."
 
@@ -28,13 +29,15 @@ def test_2d_scratch_has_a_plateau_of_its_own(study, record):
     row = tables.plateau(study, facts).rows[0]
     assert (*row[:3], *row[4:]) == ("scratch2d", "5%", "+0.0200", "2", "not at its plateau in dice")
     assert not any(key.method == "scratch2d-double" for key, _ in facts.comparisons)
-    (said,) = [line for line in report.summary(facts) if "plateau" in line]  # scratch is at its own
+    (said,) = [
+        line for line in sentences("summary", facts) if "plateau" in line
+    ]  # scratch is at its own
     assert said.startswith("With 5% labels scratch2d is not at its plateau: twice the steps change")
     assert said.endswith(" it by +0.020.")
     # Without it there is nothing to compare its double with, least of all 3D scratch.
     alone = findings.find(study, with_2d(record, "scratch2d-double", 0.32), 2, draws=200)
     assert set(alone.plateau) == {("scratch", "all")}
-    assert report.unchecked(facts) == [
+    assert sentences("unchecked", facts) == [
         "Whether scratch was trained to its plateau with 5% labels was not checked here "
         "(--methods=scratch,scratch-double checks it)."
     ]
@@ -44,14 +47,14 @@ def test_2d_scratch_has_a_plateau_of_its_own(study, record):
 def test_gains_are_looked_at_against_twice_the_steps(study, record, double, said):
     """They have to be 0.1 of scratch, in all repetitions; of others nobody asks."""
     doubles = [result("scratch-double", "5%", n, double + n / 100, 12) for n in (1, 2)]
-    facts = findings.find(study, record_of(record.results + doubles), 2, draws=2000)
+    facts = findings.find(study, record_of(rows_of(record) + doubles), 2, draws=2000)
     assert set(facts.beyond) == {(findings.Key("rpl3d", "finetune"), "5%")}
     ((*row, verdict, repetitions),) = tables.beyond(facts).rows
     assert (*row, repetitions) == ("rpl3d", "5%", "scratch-double", "2")
     assert verdict.startswith(said)
     words = "rpl3d against scratch-double, scratch with twice the steps, in 2 repetitions"
-    assert f"With 5% labels {words}: {verdict}." in report.summary(facts)
-    assert facts.plateau["scratch", "5%"].changes == (pytest.approx(double - 0.5),)
+    assert f"With 5% labels {words}: {verdict}." in sentences("summary", facts)
+    assert facts.plateau["scratch", "5%"].difference == pytest.approx(double - 0.5)
 
 
 def test_reports_of_stored_tables_are_made_again(stand_in, volumes, tmp_path):

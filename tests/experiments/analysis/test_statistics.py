@@ -148,9 +148,9 @@ def test_compare_finds_what_is_there_and_nothing_else():
     scratch = random.normal(0.7, 0.05, (3, 60))
     noise = random.normal(0, 0.02, (3, 3, 60))
     methods = {
-        "better": (scores(scratch + 0.05 + noise[0]), scores(scratch)),
-        "same": (scores(scratch + noise[1] - noise[1].mean()), scores(scratch)),
-        "worse": (scores(scratch - 0.05 + noise[2]), scores(scratch)),
+        "better": ("scratch", scores(scratch + 0.05 + noise[0]), scores(scratch)),
+        "same": ("scratch", scores(scratch + noise[1] - noise[1].mean()), scores(scratch)),
+        "worse": ("scratch", scores(scratch - 0.05 + noise[2]), scores(scratch)),
     }
     found = statistics.compare(methods, subjects(60), 4000)
     assert [found[name].shown() for name in ("better", "same", "worse")] == [1, 0, -1]
@@ -158,14 +158,15 @@ def test_compare_finds_what_is_there_and_nothing_else():
     assert found["worse"].verdict().startswith("loss: -0.0")
     assert found["same"].verdict().startswith("no gain shown: ")
     better = found["better"]
-    assert better.low_holm <= better.low < better.difference < better.high <= better.high_holm
-    assert better.low_holm > 0
+    (low, high), (low_holm, high_holm) = better.estimate.interval(), better.interval
+    assert low_holm <= low < better.difference < high <= high_holm
+    assert low_holm > 0
 
 
 def test_a_single_repetition_shows_nothing():
     scratch = np.random.default_rng(7).normal(0.7, 0.05, (1, 60))
     found = statistics.compare(
-        {"better": (scores(scratch + 0.2), scores(scratch))}, subjects(60), 500
+        {"better": ("scratch", scores(scratch + 0.2), scores(scratch))}, subjects(60), 500
     )
     assert found["better"].shown() == 0
     assert "a single repetition" in found["better"].verdict()

@@ -3,11 +3,12 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
-from experiments.analysis import figures, findings, report, tables
-from experiments.analysis.published import PANCREAS_CONVERGENCE
+from experiments.analysis import figures, findings, tables, templates
+from experiments.analysis.published import TABLES
 from experiments.engine.study import Column
-from tests.support.hand_made_study import PUBLISHED, record_of
+from tests.support.hand_made_study import PUBLISHED, record_of, rows_of, with_rows
 
 MARKDOWN = """\
 ## Dice on the test set, by labelled training subjects
@@ -33,7 +34,7 @@ def test_markdown_word_for_word(study, found):
         "summary": ["Words."],
         "about": [("data", "none")],
     }
-    text = report.render("tables.md", tables=[table], **about)
+    text = templates.render("tables.md", tables=[table], **about)
     assert text == f"# {study.title}\n\nA note.\n\nWords.\n\n- data: none\n\n{MARKDOWN}"
 
 
@@ -58,23 +59,24 @@ Somebody et al. & -- & 0.600 & -- & 0.800 \\
 
 def test_latex_word_for_word(study, found):
     table = tables.scores_by_label(study, found)
-    assert report.render("tables.tex", tables=[table], notes=[]) == LATEX
-    two = report.render("tables.tex", tables=[table, table], notes=["Cut down to 5 %."])
+    assert templates.render("tables.tex", tables=[table], notes=[]) == LATEX
+    two = templates.render("tables.tex", tables=[table, table], notes=["Cut down to 5 %."])
     whole = LATEX.replace(r"\end{table}", "\\par\\footnotesize Cut down to 5 \\%.\n\\end{table}")
     assert two == f"{whole}\n{whole}"
 
 
-def test_scores_beside_one_another(study, record, found):
-    study = dataclasses.replace(
-        study,
-        columns=(Column("dice", "mean"), Column("WT", "WT")),
-        published_scores=dataclasses.replace(
-            PUBLISHED,
-            columns=("WT",),
-            rows={"scratch": {"WT": ".88"}, "Somebody et al.": {"WT": ".9"}},
-        ),
-    )
-    table = tables.scores_by_column(study, found)
+@pytest.fixture
+def two_scores(study, monkeypatch):
+    """The study with two columns, the second also published."""
+    rows = {"scratch": {"WT": ".88"}, "Somebody et al.": {"WT": ".9"}}
+    table = dataclasses.replace(PUBLISHED, columns=("WT",), rows=rows)
+    monkeypatch.setitem(TABLES, "two scores", table)
+    columns = Column("dice", "mean"), Column("WT", "WT")
+    return dataclasses.replace(study, columns=columns, published_scores="two scores")
+
+
+def test_scores_beside_one_another(two_scores, record, found):
+    table = tables.scores_by_column(two_scores, found)
     assert table.header == ("method", "dice", "paper", "WT", "paper")
     assert table.rows == (
         ("scratch", "0.715 ± 0.007", "–", "0.615 ± 0.007", "0.880"),
@@ -84,22 +86,16 @@ def test_scores_beside_one_another(study, record, found):
     )
 
 
-def test_scores_of_all_labels_are_not_set_beside_ours_of_fewer(study, record):
-    study = dataclasses.replace(
-        study,
-        columns=(Column("dice", "mean"), Column("WT", "WT")),
-        published_scores=dataclasses.replace(
-            PUBLISHED, columns=("WT",), rows={"scratch": {"WT": ".88"}}
-        ),
-    )
-    few = record_of([row for row in record.results if row["labels"] == "5%"])
-    table = tables.scores_by_column(study, findings.find(study, few, 2, draws=200))
-    assert table.title == "scores with 5% labelled training subjects"
+def test_scores_of_all_labels_are_not_set_beside_ours_of_fewer(two_scores, record):
+    few = record_of([row for row in rows_of(record) if row["labels"] == "5%"])
+    facts = findings.find(two_scores, few, 2, draws=200)
+    table = tables.scores_by_column(two_scores, facts)
+    assert table.title == "Scores with 5% labelled training subjects"
     assert table.header == ("method", "dice", "WT")
 
 
 def test_fewer_repetitions_than_others_are_counted(study, record):
-    rows = [row for row in record.results if row["cell"] != "rpl3d-5%-2"]
+    rows = [row for row in rows_of(record) if row["cell"] != "rpl3d-5%-2"]
     facts = findings.find(study, record_of(rows), 2, draws=200)
     table = tables.scores_by_label(study, facts)
     assert [row[1] for row in table.rows] == ["0.515 ± 0.007", "0.610 (1)", "–", "–"]
@@ -110,8 +106,8 @@ def test_fewer_repetitions_than_others_are_counted(study, record):
 
 
 def test_an_undefined_score_is_left_out(study, record):
-    rows = [row | {"dice": "" if row["labels"] == "5%" else row["dice"]} for row in record.results]
-    facts = findings.find(study, record._replace(results=rows), 2, draws=200)
+    rows = [row | {"dice": "" if row["labels"] == "5%" else row["dice"]} for row in rows_of(record)]
+    facts = findings.find(study, with_rows(record, rows), 2, draws=200)
     assert {row[1] for row in tables.scores_by_label(study, facts).rows} == {"–"}
     figures.data_efficiency(study, facts)
 
@@ -137,7 +133,7 @@ def test_the_plateau_of_every_score(study, record):
     study = dataclasses.replace(study, columns=(Column("dice", "mean"), Column("WT", "WT")))
     rows = [
         row | {"WT": "0.9"} if row["cell"] == "scratch-double-all-1" else row
-        for row in record.results
+        for row in rows_of(record)
         if row["cell"] != "scratch-double-all-2"
     ]
     table = tables.plateau(study, findings.find(study, record_of(rows), 2, draws=200))
@@ -151,17 +147,15 @@ def test_gains_without_twice_the_steps_have_no_table(study, found):
 
 
 def test_an_undefined_score_has_no_plateau(study, record):
-    rows = [row | {"dice": ""} if row["labels"] == "all" else row for row in record.results]
-    cases = [
-        {key: "nan" if "-all-" in key else text for key, text in row.items()}
-        for row in record.cases
-    ]
-    facts = findings.find(study, record._replace(results=rows, cases=cases), 2, draws=200)
+    rows = [row | {"dice": ""} if row["labels"] == "all" else row for row in rows_of(record)]
+    cases = record.cases.copy()
+    cases.loc[:, cases.columns.str.contains("-all-")] = "nan"
+    facts = findings.find(study, with_rows(record, rows)._replace(cases=cases), 2, draws=200)
     assert tables.plateau(study, facts).rows == (("scratch", "all", "–", "–", "2", "–"),)
 
 
 def test_the_convergence_of_the_paper():
-    table = tables.published_convergence(PANCREAS_CONVERGENCE)
+    table = tables.published_convergence(TABLES["pancreas convergence"])
     assert table.header == ("method", "epoch 0", "epoch 10", "epoch 20", "epoch 400")
     assert table.rows[0] == ("scratch", "≈ 0.165", "≈ 0.120", "≈ 0.350", "≈ 0.550")
     assert table.rows[1][3] == "–"

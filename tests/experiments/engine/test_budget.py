@@ -7,7 +7,7 @@ import pytest
 from experiments.engine import budget, grid, runs
 from experiments.engine.budget import Budget, Cost
 from experiments.engine.grid import Job, Size
-from experiments.engine.study_data import StudyData
+from experiments.engine.study import StudyData
 from ssl3d.errors import UserError
 from tests.support.small_study import done, rows, tiny
 

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 from experiments import hippocampus_slices
 from experiments.engine import grid
-from experiments.engine.grid import Cell, Size
-from experiments.engine.study import METHODS, label_fraction
-from experiments.engine.study_data import StudyData, case_hash, check
+from experiments.engine.grid import Cell, Size, case_hash
+from experiments.engine.study import METHODS, StudyData, check, label_fraction
 from ssl3d.data import store
 from ssl3d.errors import UserError
 from ssl3d.training.cases import choose_cases

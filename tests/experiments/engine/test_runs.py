@@ -9,8 +9,8 @@ import time
 import pytest
 
 from experiments.engine import grid, runs, worker
-from experiments.engine.grid import Cell, Job
-from experiments.engine.study_data import ROOT, StudyData
+from experiments.engine.grid import ROOT, Cell, Job
+from experiments.engine.study import StudyData
 from ssl3d.errors import RunError, UserError
 from tests.support.small_study import done, rows, start, tiny
 

@@ -4,12 +4,11 @@ import json
 import math
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 
 from experiments.engine import worker
-from experiments.engine.study_data import ROOT
+from experiments.engine.grid import ROOT
 from ssl3d.errors import UserError
 
 
@@ -89,24 +88,6 @@ def test_device_seconds_leave_out_validation():
         {"step": 15, "volumes_per_second": 4.0, "data_wait": 0.5},
     ]
     assert worker.device_seconds(lines, batch_size=4) == pytest.approx(40 / 8 + 20 / 4)
-
-
-def test_peak_memory_is_that_of_the_process():
-    code = "from experiments.engine import worker; print(worker.peak_memory())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    before = float(done.stdout)
-    code = "import numpy; x = numpy.ones(25 * 2**20); " + code
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert 150 < float(done.stdout) - before < 300  # 200 MB of ones
-
-
-def test_peak_memory_of_an_accelerator(monkeypatch):
-    devices = [
-        SimpleNamespace(memory_stats=lambda peak=peak: {"peak_bytes_in_use": peak * 2**20})
-        for peak in (300, 700)
-    ]
-    monkeypatch.setattr(worker.jax, "local_devices", lambda: devices)
-    assert worker.peak_memory() == 700
 
 
 def test_without_its_parent_it_ends(tmp_path):

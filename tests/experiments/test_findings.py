@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from experiments import findings
-from experiments.analysis import results_page
 from ssl3d.errors import UserError
 
-RESULTS = Path(__file__).parents[3] / "results"
+RESULTS = Path(__file__).parents[2] / "results"
 
 
 def test_the_page_is_what_the_command_renders(tmp_path):
@@ -40,4 +39,4 @@ def test_the_page_has_the_command_of_every_stored_study():
 
 def test_missing_tables_are_an_error(tmp_path):
     with pytest.raises(UserError, match=r"hippocampus: no results\.csv; restore the stored study"):
-        results_page.render(tmp_path, findings.STUDIES)
+        findings.render(tmp_path)

@@ -1,0 +1,11 @@
+"""Contrast in 2D, on pictures or on slices of volumes.
+
+python -m ssl3d.main --config=configs/contrast2d.py
+"""
+
+from configs import contrast3d
+from ssl3d.bounds import Config
+
+
+def get_config(arg: str = "phantom") -> Config:
+    return contrast3d.configure(arg, rank=2)

@@ -1,0 +1,11 @@
+"""Several proxy tasks on one encoder in 2D, on pictures or on slices of volumes.
+
+python -m ssl3d.main --config=configs/joint2d.py
+"""
+
+from configs import joint3d
+from ssl3d.bounds import Config
+
+
+def get_config(arg: str = "phantom") -> Config:
+    return joint3d.configure(arg, rank=2)
