@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from matplotlib.axes import Axes
@@ -76,7 +77,8 @@ def examples(
         )
         record = task.record(rng, example, True)
         key = jax.random.fold_in(jax.random.key(config.seed), number)
-        inputs, targets = jax.device_get(task.views(key, record, True))
+        on_device = jax.tree.map(jnp.asarray, record)
+        inputs, targets = jax.device_get(task.views(key, on_device, True))
         inspected.append(Inspected(case, example.image, task.panels(record, inputs, targets)))
     return inspected
 
