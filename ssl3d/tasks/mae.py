@@ -13,7 +13,6 @@ by a shortcut: smooth noise can be filled in too.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,21 +20,25 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax import Array
+from jaxtyping import Bool, Float, PRNGKeyArray
 
 from ssl3d import augment
 from ssl3d.data.pipeline import Example, crop
 from ssl3d.errors import UserError
 from ssl3d.models import decoders, encoders
-from ssl3d.tasks import Box, Panel, Task
+from ssl3d.tasks import Box, Metrics, Panel, Targets, Task
+
+Image = Float[Array, "*S C"]
+Images = Float[Array, "B *S C"]
 
 
 class Network(nn.Module):
-    """Masked crops [B, *S, C] -> predicted targets [B, *S, C], float32."""
+    """Masked crops -> predicted targets, float32."""
 
     encoder: nn.Module
 
     @nn.compact
-    def __call__(self, masked: Array, train: bool = False) -> Array:
+    def __call__(self, masked: Images, train: bool = False) -> Images:
         decoder = decoders.build(self.encoder, masked.shape[-1], name="decoder")
         return decoder(self.encoder(masked, train), train)[0]
 
@@ -52,12 +55,12 @@ def spread(blocks: Array, size: tuple[int, ...], block: int) -> Array:
     return blocks
 
 
-def normalised(image: Array, block: int) -> Array:
-    """Every block of [*S, C] with mean 0 and variance 1 in each channel."""
+def normalised(image: Image, block: int) -> Image:
+    """Every block of an image with mean 0 and variance 1 in each channel."""
     size = image.shape[:-1]
     missing = [*((0, -side % block) for side in size), (0, 0)]
 
-    def mean(x: Array) -> Array:
+    def mean(x: Image) -> Image:
         total, count = (augment.coarsen(jnp.pad(y, missing), block) for y in (x, jnp.ones_like(x)))
         return spread(total / count, size, block)
 
@@ -65,11 +68,10 @@ def normalised(image: Array, block: int) -> Array:
     return centred / jnp.sqrt(mean(jnp.square(centred)) + 1e-6)
 
 
-def filling(image: Array, visible: Array, block: int) -> Array:
-    """Trilinear filling: image [*S, C], visible bool [*S, 1] -> weighted means of visible voxels.
+def filling(image: Image, visible: Bool[Array, "*S 1"], block: int) -> Image:
+    """Trilinear filling: weighted means of visible voxels; 0 where none is in reach.
 
-    Normalised convolution (Knutsson & Westin 1993): weights fall linearly along each axis and
-    reach `block` voxels. 0 where no voxel in reach is visible.
+    Normalised convolution (Knutsson & Westin 1993), weights fall linearly over `block` voxels.
     """
     sums = jnp.concatenate([jnp.where(visible, image, 0), visible.astype(image.dtype)], axis=-1)
     for axis, side in enumerate(image.shape[:-1]):
@@ -81,12 +83,9 @@ def filling(image: Array, visible: Array, block: int) -> Array:
 
 
 def views(
-    key: Array, record: dict[str, Array], masked: int, block: int, normalise: bool
-) -> tuple[Array, dict[str, Array]]:
-    """Masks `masked` random blocks of a crop [*S, C] with zeros.
-
-    The targets are `mask` bool [*S], true where masked, and `target` and `filling` [*S, C].
-    """
+    key: PRNGKeyArray, record: dict[str, Array], masked: int, block: int, normalise: bool
+) -> tuple[Image, dict[str, Array]]:
+    """Masks some blocks of a crop; targets: `mask` bool [*S], `target` and `filling` [*S, C]."""
     volume = record["volume"].astype(jnp.float32)
     size = volume.shape[:-1]
     blocks = block_grid(size, block)
@@ -98,11 +97,11 @@ def views(
     return jnp.where(visible, volume, 0), targets | {"mask": ~visible[..., 0]}
 
 
-def loss(outputs: Array, targets: dict[str, Array]) -> tuple[Array, dict[str, Any]]:
-    """Mean squared error over masked voxels, [B, *S, C] -> [B], and what it and filling explain."""
+def loss(outputs: Images, targets: Targets) -> tuple[Float[Array, " B"], Metrics]:
+    """Mean squared error over the masked voxels, and what prediction and filling explain."""
     mask, target = targets["mask"][..., None], targets["target"]
 
-    def error(prediction: Array) -> Array:
+    def error(prediction: Images) -> Float[Array, " B"]:
         return jnp.square(prediction - target).mean(tuple(range(1, target.ndim)), where=mask)
 
     of_mean = error(jnp.zeros_like(target))

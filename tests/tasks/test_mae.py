@@ -225,7 +225,8 @@ def test_panels(tiny, outputs):
     config = tiny("mae2d", data__crop=(12, 12), task__block=3)
     task = tasks.build(config)
     record = {"volume": crop_of((12, 12)).astype(np.float16), "start": np.asarray([3, 5])}
-    inputs, targets = jax.device_get(task.views(jax.random.key(0), record, True))
+    on_device = jax.tree.map(jnp.asarray, record)
+    inputs, targets = jax.device_get(task.views(jax.random.key(0), on_device, True))
     given = None if outputs is None else np.zeros_like(inputs)
     whole, *shown = task.panels(record, inputs, targets, given)
     assert whole.boxes[0].start == (3, 5)
