@@ -113,7 +113,7 @@ def build(config: Mapping[str, Any] | ConfigDict, size: Sequence[int] = ()) -> n
     return encoder
 
 
-def check_full_resolution(config: Mapping[str, Any], purpose: str) -> None:
+def check_full_resolution(config: Mapping[str, Any] | ConfigDict, purpose: str) -> None:
     """Raises `UserError` if the encoder has no level that a decoder needs, e.g. to "segment"."""
     if not kind_of(config).full_resolution:
         suited = " or ".join(name for name, kind in KINDS.items() if kind.full_resolution)
