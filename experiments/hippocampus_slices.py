@@ -17,7 +17,6 @@ STUDY = dataclasses.replace(
     title="Hippocampus: MR segmentation by 2D networks with two labelled cases",
     methods=(SCRATCH_2D, "rotation2d"),
     labels=("2",),
-    # Earlier repetitions suggested the task and the steps.
     first_repetition=54,
     repetitions=40,
     # Four times those of 3D scratch; after twice as many, 2D scratch is below its plateau.

@@ -141,14 +141,14 @@ def _keep_out_of_repositories(output: Path) -> None:
 
 def open_data(study: Study, options: argparse.Namespace, output: Path) -> StudyData:
     """The data of a study. Raises `UserError` where they are missing or do not fit."""
-    if options.source and study.downstream == "classify":
+    if (source := options.source) and study.downstream == "classify":
         raise UserError(f"--source: scores label maps, and {study.name} has grades; leave it out")
-    if options.source and not options.source.is_dir():
-        raise UserError(f"--source={options.source}: no such folder")
+    if source and not source.is_dir():
+        raise UserError(f"--source={source}: no such folder")
     # Last, as it may generate or cut them.
     dataset = open_dataset(study, options.data, output)
     corpus = store.read(options.pretrain_data) if options.pretrain_data else dataset
-    source = str(options.source.resolve()) if options.source else ""
+    source = str(source.resolve()) if source else ""
     return StudyData(study, dataset, corpus, options.transductive, source=source)
 
 

@@ -43,6 +43,17 @@ MaskRow = TypedDict(
 _ROUNDING = 1e-6
 
 
+class CaseScore(TypedDict):
+    """A score over all cases, see `classification_scores`."""
+
+    score: str
+    value: float
+    low: float
+    high: float
+    cases: int
+    classes: int
+
+
 def segmentation_scores(
     prediction: np.ndarray,
     truth: np.ndarray,
@@ -209,7 +220,7 @@ def classification_scores(
     probabilities: np.ndarray,
     subjects: Sequence[str] | np.ndarray | None = None,
     seed: int = 0,
-) -> list[dict]:
+) -> list[CaseScore]:
     """Accuracy, quadratically weighted kappa and AUROC of all cases, with intervals.
 
     Args:
@@ -220,8 +231,8 @@ def classification_scores(
       seed: of the bootstrap.
 
     Returns:
-      A row per score: `score`, `value`, the 95 % bootstrap interval `low` and `high`, the number
-      of `cases` and of `classes` among the labels.
+      A row per score: its value, the 95 % bootstrap interval `low` and `high`, the number of cases
+      and of classes among the labels.
 
     Raises:
       ValueError: shapes or labels do not fit each other, or there is no case.
@@ -238,12 +249,21 @@ def classification_scores(
         "kappa": lambda weights: quadratic_kappa(labels, predicted, classes, weights),
         "auroc": lambda weights: auroc(labels, probabilities, weights),
     }
-    counts = {"cases": size, "classes": np.unique(labels).size}
-    rows = []
+    present = np.unique(labels).size
+    rows: list[CaseScore] = []
     for name, statistic in scores.items():
         low, high = bootstrap_interval(statistic, units, seed)
         value = float(statistic(np.ones(size)))
-        rows.append({"score": name, "value": value, "low": low, "high": high} | counts)
+        rows.append(
+            {
+                "score": name,
+                "value": value,
+                "low": low,
+                "high": high,
+                "cases": size,
+                "classes": present,
+            }
+        )
     return rows
 
 

@@ -16,6 +16,7 @@ from experiments.analysis.findings import Findings, Key
 from experiments.engine.study import DOUBLES, METHODS, SCRATCH, Study
 from ssl3d.atomic import atomic_write
 
+_BAND: dict[str, Any] = {"alpha": 0.12, "linewidth": 0}
 # 2D or not, frozen or not.
 _DASHES = {(False, False): "-", (True, False): "--", (False, True): ":", (True, True): "-."}
 
@@ -33,10 +34,9 @@ def data_efficiency(study: Study, findings: Findings) -> Figure:
         at = table.index.to_numpy(float) + (number - (len(lines) - 1) / 2 if bars else 0)
         axes.plot(at, table["mean"], marker="o", **line)
         if bars:
-            shown = {name: line[name] for name in ("color", "linestyle")}
-            axes.vlines(at, table["low"], table["high"], **shown)
+            axes.vlines(at, table["low"], table["high"], line["color"], line["linestyle"])
         else:
-            _band(axes, at, table["low"], table["high"], line)
+            axes.fill_between(at, table["low"], table["high"], color=line["color"], **_BAND)
     # The scores set the axis: bands of few repetitions are wide.
     values = np.array([value for place in findings.runs for value in findings.values(*place, name)])
     if np.isfinite(values).any():
@@ -44,8 +44,7 @@ def data_efficiency(study: Study, findings: Findings) -> Figure:
         room = 0.1 * (high - low) or 0.01
         axes.set_ylim(low - room, high + room)
     axes.set_xticks(np.arange(len(labels)), labels)
-    axes.set_xlabel("labelled training subjects")
-    axes.set_ylabel(f"{name}, test set")
+    axes.set(xlabel="labelled training subjects", ylabel=f"{name}, test set")
     figure.axes[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
 
@@ -63,9 +62,8 @@ def convergence(findings: Findings) -> Figure:
             if len(scores) > 1:
                 # Within the observed range: the band of few repetitions can be far wider.
                 low, high = np.clip(statistics.t_interval(scores), scores.min(), scores.max())
-                _band(panel, steps, low, high, line)
-        panel.set_title(f"labels: {amount}")
-        panel.set_xlabel("step")
+                panel.fill_between(steps, low, high, color=line["color"], **_BAND)
+        panel.set(title=f"labels: {amount}", xlabel="step")
     panels[0].set_ylabel("validation score")
     figure.axes[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
@@ -90,10 +88,6 @@ def _figure(panels: int) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(2.5 + 3.8 * panels, 4.2))
     FigureCanvasAgg(figure)
     return figure, list(np.atleast_1d(figure.subplots(1, panels, sharey=True)))
-
-
-def _band(axes: Axes, at: np.ndarray, low: Any, high: Any, line: dict[str, Any]) -> None:
-    axes.fill_between(at, low, high, color=line["color"], alpha=0.12, linewidth=0)
 
 
 def _lines(findings: Findings) -> Iterator[tuple[Key, dict[str, Any]]]:

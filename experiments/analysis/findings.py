@@ -66,11 +66,6 @@ class Findings:
         return any(scratch_of(key.method, self.rank) == SCRATCH_2D for key in self.rows)
 
     @property
-    def uneven(self) -> bool:
-        """Whether some rows have fewer repetitions than others."""
-        return any(len(rows) < self.repetitions for rows in self.runs.values())
-
-    @property
     def unchecked(self) -> dict[str, list[str]]:
         """The amounts of labels with which a scratch is not known to be at its plateau, if any."""
         found: dict[str, list[str]] = {}
@@ -96,8 +91,8 @@ class Findings:
 
     def moved(self, amount: str) -> dict[str, Comparison]:
         """The scratches that are not at their plateau with an amount of labels."""
-        found = {name: c for (name, a), c in self.plateau.items() if a == amount}
-        return {name: c for name, c in found.items() if abs(c.difference) >= PLATEAU}
+        doubled = {name: found for (name, a), found in self.plateau.items() if a == amount}
+        return {name: d for name, d in doubled.items() if abs(d.difference) >= PLATEAU}
 
     def steps(self, amount: str) -> int:
         """The usual steps with an amount of labels: scratch-long and the doubled ones have more."""
@@ -139,33 +134,30 @@ def find(study: Study, record: Record, classes: int, draws: int = statistics.DRA
     facts = arrange(study, record, classes)
     for amount in facts.labels:
         pairs = {}
-        for place in [place for place in facts.places if place[1] == amount]:
-            weighted = facts.runs[place]["weighted"]
+        for key in [key for key, a in facts.places if a == amount]:
+            place, weighted = (key, amount), facts.runs[key, amount]["weighted"]
             facts.scores[place] = statistics.estimate(weighted, None, facts.subjects, draws)
             name, own, scratch = facts.with_scratch(place)
             if not name:
                 continue
-            if (own["draws"] != scratch["draws"]).any() and place[0] not in facts.mixed:
-                facts.mixed.append(place[0])
+            if (own["draws"] != scratch["draws"]).any() and key not in facts.mixed:
+                facts.mixed.append(key)
             pair = name, own["weighted"], scratch["weighted"]
-            if (
-                place[0].method in DOUBLES.values()
-            ):  # a check of scratch, not a method to be compared
+            if key.method in DOUBLES.values():  # a check of scratch, not a method to be compared
                 doubled = statistics.compare({(name, amount): pair}, facts.subjects, draws)
                 facts.plateau.update(doubled)
             else:
                 pairs[place] = pair
         compared = statistics.compare(pairs, facts.subjects, draws)
         facts.comparisons.update(compared)
-        gains = [place for place, comparison in compared.items() if comparison.shown() > 0]
-        if gains:
+        if any(comparison.shown() > 0 for comparison in compared.values()):
             # All methods and not the gains alone, which the same noise has selected.
             pairs = {}
             for place, comparison in compared.items():
                 own, double = facts.both(place, DOUBLES[comparison.against])
                 pairs[place] = DOUBLES[comparison.against], own["weighted"], double["weighted"]
             again = statistics.compare(pairs, facts.subjects, draws)
-            facts.beyond.update({place: again[place] for place in gains if place in again})
+            facts.beyond.update({p: found for p, found in again.items() if compared[p].shown() > 0})
     _converge(facts, record)
     return facts
 
@@ -182,10 +174,11 @@ def arrange(study: Study, record: Record, classes: int) -> Findings:
         for (method, mode, amount), rows in results.groupby(["method", "mode", "labels"])
     }
     methods = [*study.methods, *METHODS]  # and those that were run beyond the study's
-    keys = {key for key, _ in runs}
-    rows = sorted(keys, key=lambda key: (methods.index(key.method), key.mode != "finetune"))
+    order = {key: (methods.index(key.method), key.mode != "finetune") for key, _ in runs}
     labels = results.groupby("labels")["training_cases"].min().sort_values().index
-    return Findings(runs, subjects, rows, labels.tolist(), study.rank)
+    return Findings(
+        runs, subjects, sorted(order, key=order.__getitem__), labels.tolist(), study.rank
+    )
 
 
 def weighted_scores(

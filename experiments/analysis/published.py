@@ -46,8 +46,7 @@ def _read(table: pd.DataFrame) -> Published:
     texts = {name: tuple(own["value"]) for name, own in about.groupby("entry")}
     endings = texts.get("own", ("",)) + texts.get("other", ("",))
     columns = tuple(numbers["column"].unique())
-    source, score = texts["source"][0], texts["score"][0]
-    return Published(source, score, columns, rows, texts["note"], endings)
+    return Published(texts["source"][0], texts["score"][0], columns, rows, texts["note"], endings)
 
 
 _FILE = pd.read_csv(Path(__file__).with_suffix(".csv"), dtype=str, keep_default_na=False)

@@ -1,7 +1,6 @@
 """The report of a study: tables.md, tables.tex, figures/ and report.html."""
 
 import base64
-import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from experiments.analysis import figures, findings, tables
 from experiments.analysis.results_table import Record
 from experiments.analysis.templates import render, sentences
-from experiments.engine.study import METHODS, Study, StudyData
+from experiments.engine.study import Study, StudyData
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
 
@@ -19,9 +18,7 @@ _FOLDERS = ("--data", "--output", "--pretrain-data", "--source")
 def write(plan: StudyData, found: Record, limits: Sequence[str], typed: str, output: Path) -> None:
     """Writes tables, figures and page. Raises `UserError` if there is no finished cell.
 
-    Args:
-      limits: sentences that a reader must not miss, e.g. that the study was cut down.
-      typed: the command that continues the study.
+    `limits` are sentences that a reader must not miss, `typed` continues the study.
     """
     if found.results.empty:
         raise UserError(f"{output}: no finished cell yet; run the study first")
@@ -35,15 +32,13 @@ def write(plan: StudyData, found: Record, limits: Sequence[str], typed: str, out
         "notes": [*limits, *sentences("notes", plan, facts)],
         "summary": summary,
         "about": [text.split(": ", 1) for text in about],
-        "methods": {key.method: METHODS[key.method].about for key in facts.rows},
         "pictures": {
             picture.stem.replace("_", " "): base64.b64encode(picture.read_bytes()).decode()
             for picture in pictures
         },
-        "sliced": facts.sliced,
+        "facts": facts,
         "tables": tables.all_tables(study, found, facts, plan.elsewhere),
         "unchecked": sentences("unchecked", facts),
-        "cells": len(found.results),
     }
     for name in ("tables.md", "tables.tex", "report.html"):
         with atomic_write(output / name) as partial:
@@ -54,8 +49,8 @@ def write(plan: StudyData, found: Record, limits: Sequence[str], typed: str, out
 def as_typed(study: Study, arguments: Sequence[str]) -> str:
     """The command that continues the study, without the folders of this machine."""
     typed = [text for text in arguments if text != "--report-only"]
-    shown = [re.sub(f"^({'|'.join(_FOLDERS)})=.*", r"\1=DIR", text) for text in typed]
-    for before, folder in itertools.pairwise(range(len(shown))):  # --data DIR
-        if shown[before] in _FOLDERS:
-            shown[folder] = "DIR"
+    shown = [
+        "DIR" if before in _FOLDERS else re.sub(f"^({'|'.join(_FOLDERS)})=.*", r"\1=DIR", text)
+        for before, text in zip(["", *typed], typed, strict=False)
+    ]
     return " ".join([f"python -m experiments.{study.name}", *shown])

@@ -26,7 +26,7 @@ RESULTS, CASES = "results.csv", "cases.csv"
 # The files, and what tells their rows apart. Pictures alone have grades; a score is a column of the
 # study ("dice") or "predicted".
 _TABLES = {
-    RESULTS: ["cell", "method", "mode", "labels", "repetition"],
+    RESULTS: ["cell", "method", "mode", "labels", "repetition", "pretraining"],
     "pretraining.csv": ["pretraining"],
     CASES: ["id", "subject", "grade", "score"],
     "curves.csv": ["cell"],
@@ -52,13 +52,10 @@ class Record(NamedTuple):
 
 
 def read(output: Path) -> Record:
-    """The tables of a folder, merged with the results of its runs.
+    """The tables of a folder, merged with the results of its runs, which replace their rows.
 
-    Where the folder of a run exists, its results replace the rows of the tables: another process
-    may have replaced some of the tables and not yet the others.
-
-    Raises:
-      UserError: a table cannot be read, or lacks the test cases of a cell.
+    Another process may have replaced some of the tables and not yet the others. Raises `UserError`
+    where a table cannot be read, or lacks the test cases of a cell.
     """
     results, pretraining, cases, curves = (_read_table(output, file) for file in _TABLES)
     runs, trained = (
@@ -66,16 +63,13 @@ def read(output: Path) -> Record:
         for kind in (CELLS, PRETRAINING)
     )
     tested = [{"cell": run["row"]["cell"]} | case for run in runs for case in run["cases"]]
-    points = [
-        {"cell": run["row"]["cell"], "step": step, "score": score}
-        for run in runs
-        for step, score in run["curve"]
-    ]
+    points = [(run["row"]["cell"], *point) for run in runs for point in run["curve"]]
+    validated = pd.DataFrame(points, columns=["cell", "step", "score"])
     found = Record(
         _with_rows(results, runs, "cell"),
         _with_rows(pretraining, trained, "pretraining"),
         _with_columns(_by_case(cases), _by_case(pd.DataFrame(tested))),
-        _with_columns(_by_step(curves), _by_step(pd.DataFrame(points))).sort_index(),
+        _with_columns(_by_step(curves), _by_step(validated)).sort_index(),
     )
     if lacking := found.known().difference(found.cases):
         raise UserError(

@@ -15,6 +15,7 @@ from experiments.engine.study import DOUBLES, Study
 
 NONE = "–"
 PAPER = "paper"
+Columns = Mapping[str, tuple[str, str]]  # heading -> amount of labels and name of a score
 
 
 class Table(NamedTuple):
@@ -31,7 +32,7 @@ def all_tables(study: Study, record: Record, findings: Findings, elsewhere: bool
     """The tables of a study, pretrained on other data or not, without the empty ones."""
     tables = [scores_by_label(study, findings, elsewhere)]
     if study.beside not in ("", study.columns[0].name):
-        tables.append(beside_published(study, findings, elsewhere))
+        tables.append(scores_by_label(study, findings, elsewhere, study.beside))
     if len(study.columns) > 1:
         tables.append(scores_by_column(study, findings))
     tables += [comparisons(findings), convergence(findings)]
@@ -41,19 +42,16 @@ def all_tables(study: Study, record: Record, findings: Findings, elsewhere: bool
     return [table for table in tables if table.rows]
 
 
-def scores_by_label(study: Study, findings: Findings, elsewhere: bool = False) -> Table:
-    """Methods x amounts of labels: mean ± deviation over repetitions, and the paper's."""
-    score = study.columns[0].name
-    title = f"{score} on the test set, by labelled training subjects"
-    published = TABLES[study.published].like_ours(elsewhere) if study.beside == score else None
-    return _scores(title, findings, {a: (a, score) for a in findings.labels}, published)
-
-
-def beside_published(study: Study, findings: Findings, elsewhere: bool = False) -> Table:
-    """The score defined as the published one is, where it is not the compared one."""
-    published = TABLES[study.published].like_ours(elsewhere)
-    columns = {amount: (amount, study.beside) for amount in findings.labels}
-    return _scores(f"{study.beside}: {published.score}", findings, columns, published)
+def scores_by_label(
+    study: Study, findings: Findings, elsewhere: bool = False, score: str = ""
+) -> Table:
+    """Methods x amounts of labels, by the compared score or another, with the paper's if alike."""
+    score = score or study.columns[0].name
+    published = TABLES[study.published].like_ours(elsewhere) if score == study.beside else None
+    about = " on the test set, by labelled training subjects"
+    if published and score != study.columns[0].name:
+        about = f": {published.score}"
+    return _scores(score + about, findings, {a: (a, score) for a in findings.labels}, published)
 
 
 def scores_by_column(study: Study, findings: Findings) -> Table:
@@ -65,17 +63,8 @@ def scores_by_column(study: Study, findings: Findings) -> Table:
     return _scores(f"Scores with {amount} labelled training subjects", findings, columns, published)
 
 
-def _scores(
-    title: str,
-    findings: Findings,
-    columns: Mapping[str, tuple[str, str]],
-    published: Published | None,
-) -> Table:
-    """Methods x columns: ours beside the paper's, then the paper's other rows.
-
-    Args:
-      columns: heading -> amount of labels and name of a score.
-    """
+def _scores(title: str, findings: Findings, columns: Columns, published: Published | None) -> Table:
+    """Methods x columns: ours beside the paper's, then the paper's other rows."""
     amounts = {amount for amount, _ in columns.values()}
     keys = [key for key in findings.rows if any((key, a) in findings.runs for a in amounts)]
     ours = [key.method for key in keys]
@@ -119,12 +108,10 @@ def convergence(findings: Findings) -> Table:
 
 def published_convergence(published: Published) -> Table:
     """The paper's convergence: scores after some epochs instead of steps to a score."""
-    rows = tuple(
-        (name, *(published.shown(name, column) for column in published.columns))
-        for name in published.rows
-    )
-    header = ("method", *published.columns)
-    return Table("Convergence in the paper", header, rows, sentences("paper", published))
+    columns = published.columns
+    rows = ((name, *(published.shown(name, x) for x in columns)) for name in published.rows)
+    notes = sentences("paper", published)
+    return Table("Convergence in the paper", ("method", *columns), tuple(rows), notes)
 
 
 def plateau(study: Study, findings: Findings) -> Table:
@@ -161,22 +148,15 @@ def beyond(findings: Findings) -> Table:
 
 def pretrainings(record: Record) -> Table:
     """The pretrainings, and how well the proxy task was learned."""
-    rows = tuple(
-        (
-            row["method"],
-            row["steps"],
-            row["cases"] + (" (transductive)" if row["transductive"] == "True" else ""),
-            *(
-                f"{float(row[key]):.3f}" if row.get(key) else NONE
-                for key in ("trained_score", "untrained_score", "chance")
-            ),
-            f"{float(row['seconds']) / 60:.1f}",
-            f"{float(row['peak_memory_mb']) / 1024:.1f}",
-        )
-        for row in record.pretraining.to_dict("records")
-    )
+    rows = []
+    for row in record.pretraining.to_dict("records"):
+        seen = row["cases"] + " (transductive)" * (row["transductive"] == "True")
+        scores = [row.get(key) for key in ("trained_score", "untrained_score", "chance")]
+        shown = [f"{float(score):.3f}" if score else NONE for score in scores]
+        minutes, memory = float(row["seconds"]) / 60, float(row["peak_memory_mb"]) / 1024
+        rows.append((row["method"], row["steps"], seen, *shown, f"{minutes:.1f}", f"{memory:.1f}"))
     header = ("pretraining", "steps", "cases", "score", "untrained", "chance", "minutes", "GB")
-    return Table("Pretraining", header, rows, sentences("pretraining"))
+    return Table("Pretraining", header, tuple(rows), sentences("pretraining"))
 
 
 def costs(findings: Findings) -> Table:

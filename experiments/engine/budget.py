@@ -22,8 +22,7 @@ from experiments.engine.study import StudyData
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
 
-FILE = "plan.json"
-PROBE = "probe"
+FILE, PROBE = "plan.json", "probe"
 VALIDATIONS = 8  # per downstream run, where time is short
 _MARGIN = 0.85  # share of the time that is planned; the rest is for the report and the unforeseen
 _LEAST_SCALE = 0.5  # of the steps; below it the grid is reduced instead, while it can be
@@ -56,8 +55,7 @@ class Budget(NamedTuple):
 
     def may_start(self, job: Job, deadline: float) -> bool:
         """Whether a run that starts now would end before the deadline (`time.monotonic`)."""
-        cost = self.seconds.get(kind(job), Cost(0, 0, 0))
-        return time.monotonic() + cost.of(job) < deadline
+        return time.monotonic() + self.seconds.get(kind(job), Cost(0, 0, 0)).of(job) < deadline
 
 
 def read(output: Path) -> Budget | None:
@@ -119,10 +117,9 @@ def choose(
     """The first size that fits, the scale of its steps, and the costs by kind; or `UserError`.
 
     Args:
-      tried: the candidates, see `sizes`.
       jobs_of: the runs of a size at full length, pretraining included.
       measure: the cost of a run; takes time itself, called once per kind.
-      left: seconds, of all processes together, less the time spent on measuring.
+      left: seconds that all processes together still have.
     """
     costs: dict[str, Cost] = {}
 
@@ -176,10 +173,7 @@ def probe(output: Path, job: Job) -> Cost:
 def agree(
     data: StudyData, full: Size, minutes: float, deadline: float, output: Path, parts: int
 ) -> tuple[StudyData, Budget]:
-    """The shortened study, and the budget of its output folder, decided on the first call.
-
-    Raises `UserError` where the folder has another budget or full size, or nothing fits.
-    """
+    """The shortened study and the budget of its output, decided on the first call."""
     study = dataclasses.replace(data.study, validations=VALIDATIONS)
     data = dataclasses.replace(data, study=study)
 

@@ -190,8 +190,7 @@ def _resolve(
     encoder = {f"encoder.{key}": value for key, value in data.study.encoder.items()}
     settings = {**data.study.data, **encoder, **settings}
     config = load_config(file, argument, settings)
-    lengths = {key: n for key, n in _flat(config).items() if key in _LENGTHS}
-    scaled = {key: round(n * data.scale) for key, n in lengths.items()}
+    scaled = {key: round(n * data.scale) for key, n in _flat(config).items() if key in _LENGTHS}
     steps = max(scaled["steps"], 1)
     scaled["steps"] = max(round(steps * _times(data, method, config.steps)), 1)
     scaled["validate_every"] = max(steps // validations, 1)

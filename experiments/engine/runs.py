@@ -28,15 +28,10 @@ class Stopped(Exception):
 def work(
     output: Path, jobs: Sequence[Job], may_start: Callable[[Job], bool] = lambda job: True
 ) -> None:
-    """Runs every unfinished job, and waits for those that other processes are running.
+    """Runs every unfinished job after its pretraining, and waits for those of other processes.
 
-    The pretraining of a cell runs first. A job that may not start (the budget is spent) is left
-    out.
-
-    Raises:
-      UserError: input error of a job.
-      RunError: jobs failed; the others are done.
-      Stopped: on SIGTERM or SIGINT.
+    A job that may not start (the budget is spent) is left out. Raises `UserError` for an input
+    error of a job, `RunError` where jobs failed and the others are done, and `Stopped`.
     """
     failed: dict[str, str] = {}
     waiting, told = list(jobs), False

@@ -16,9 +16,8 @@ from ssl3d.errors import UserError
 # Dotted config key -> value, as in `--config.KEY=VALUE`.
 Settings = Mapping[str, Any]
 
-SCRATCH = "scratch"
-# Baseline of 2D networks on the slices of volumes.
-SCRATCH_2D = "scratch2d"
+# The second is the baseline of 2D networks on the slices of volumes.
+SCRATCH, SCRATCH_2D = "scratch", "scratch2d"
 # Controls: is scratch at its plateau? Not among the compared methods.
 DOUBLES = {name: f"{name}-double" for name in (SCRATCH, SCRATCH_2D)}
 
@@ -177,10 +176,7 @@ class StudyData:
 
 
 def check(data: StudyData, methods: Sequence[str], labels: Sequence[str] = ()) -> None:
-    """Raises `UserError` for an unknown method, and where the data do not allow a cell.
-
-    Pretraining sees no test cases, and `supervised` needs labels of other data.
-    """
+    """Raises `UserError` for an unknown method, and where the data do not allow a cell."""
     for name in methods:
         if name not in METHODS:
             near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.0)[0]

@@ -65,12 +65,11 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     training = [line for line in lines if line["split"] == "train"]
     validation = [line for line in lines if line["split"] == "val"]
     task = open_problem(config)[0].task
-    row: dict[str, Any] = dict(job["row"])
-    cases: list[Any] = []
-    curve: list[Any] = []
+    result: dict[str, Any] = {"row": dict(job["row"]), "cases": [], "curve": []}
+    row = result["row"]
     if job["columns"]:
-        curve = [[line["step"], _rounded(line[task.best_by])] for line in validation]
-        cases, scores = test(job, workdir)
+        result["curve"] = [[line["step"], _rounded(line[task.best_by])] for line in validation]
+        result["cases"], scores = test(job, workdir)
         row |= scores
     else:
         for name, line in (("untrained", validation[0]), ("trained", validation[-1])):
@@ -87,7 +86,7 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
         speed = float(np.median([line["volumes_per_second"] for line in training]))
         row["step_seconds"] = config.batch_size / speed
         row["validation_seconds"] = min(line["seconds"] for line in validation)
-    return {"row": row, "cases": cases, "curve": curve}
+    return result
 
 
 def test(job: dict[str, Any], workdir: Path) -> tuple[list[Any], dict[str, Any]]:

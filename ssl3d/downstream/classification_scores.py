@@ -39,7 +39,7 @@ class Summary(TypedDict):
     scores: dict[str, Interval]
     largest_class_share: float
     confusion: list[list[int]]
-    reference: dict[str, Any]
+    reference: dict[str, float]
 
 
 def score_cases(

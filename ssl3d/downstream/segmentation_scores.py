@@ -53,7 +53,7 @@ class Summary(TypedDict):
     regions: dict[str, list[int]]
     mean_foreground: dict[str, Any]
     scores: dict[str, dict[str, Any]]
-    reference: dict[str, Any]
+    reference: dict[str, float]
 
 
 class Scored(NamedTuple):

@@ -1,6 +1,7 @@
-"""Weights of networks and encoders without compiling their initialisation, nor training them."""
+"""Weights of networks and encoders that were not trained."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -24,10 +25,11 @@ def random_variables(module, *inputs, seed=0):
 
 def write_encoder(folder, rank, channels, settings=ENCODER, seed=5):
     """The folder of a pretraining run with a random encoder."""
-    image = np.zeros((1, *(16,) * rank, channels), np.float32)
+    encoder = encoders.build(settings)
+    variables = jax.jit(encoder.init)(jax.random.key(seed), jnp.zeros((1, *(16,) * rank, channels)))
     export.save_encoder(
         folder / "encoder",
-        random_variables(encoders.build(settings), image, seed=seed),
+        jax.device_get(variables),
         {"encoder": settings, "rank": rank, "channels": channels},
     )
     return folder

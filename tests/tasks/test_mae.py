@@ -224,7 +224,10 @@ def test_the_network_sees_no_masked_voxel(tiny, name):
 def test_panels(tiny, outputs):
     config = tiny("mae2d", data__crop=(12, 12), task__block=3)
     task = tasks.build(config)
-    record = {"volume": crop_of((12, 12)).astype(np.float16), "start": np.asarray([3, 5])}
+    record = {
+        "volume": jnp.asarray(crop_of((12, 12)), jnp.float16),
+        "start": jnp.asarray([3, 5]),
+    }
     on_device = jax.tree.map(jnp.asarray, record)
     inputs, targets = jax.device_get(task.views(jax.random.key(0), on_device, True))
     given = None if outputs is None else np.zeros_like(inputs)
