@@ -1,7 +1,7 @@
 """Every key of a config, explained. The presets of `datasets.py` change the sizes.
 
 The keys `config.task.*` are each task's own and are explained in its config file, for both ranks:
-contrast3d.py, cpc3d.py, exemplar3d.py, jigsaw3d.py, joint3d.py, rotation3d.py, rpl3d.py,
+contrast3d.py, cpc3d.py, exemplar3d.py, jigsaw3d.py, joint3d.py, mae3d.py, rotation3d.py, rpl3d.py,
 segment3d.py and classify2d.py.
 `python -m ssl3d.main --config=FILE --print_config` prints all keys with their values.
 

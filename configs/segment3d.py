@@ -23,6 +23,8 @@ def configure(arg: str, rank: int) -> Config:
     config, _ = default.get_config("segmentation", rank, arg, kind="label_map", variants=("",))
     default.downstream(config)
     del config.head  # the decoder replaces it
+    # Whether the pretraining run's decoder is used too, but for its last projection.
+    config.transfer.decoder = False
     if rank == 2:
         config.validation.repeats = 8  # slices of each validation volume
     # Probability that a crop is centred near a labelled voxel.

@@ -124,7 +124,7 @@ def build_encoders(
     random = xla.jit_once(encoder.init)(jax.random.key(config.seed), example)
     nested = {name: {"encoder": tree} for name, tree in random.items()}
     _, pretrained = export.load_encoder(config.init.encoder)
-    loaded, _ = transfer.load_into(nested, pretrained, config.init.encoder)
+    loaded, _ = transfer.load_into(nested, {"encoder": pretrained}, config.init.encoder)
     loaded = {name: tree["encoder"] for name, tree in loaded.items()}
 
     @xla.jit

@@ -17,6 +17,9 @@ from jaxtyping import Float32
 from ssl3d.models import layers, unet
 from ssl3d.models.features import DTYPES, Features
 
+# Name of the last 1x1 projection at each resolution; its outputs are the task's own.
+PROJECTION = "logits_"
+
 
 class Decoder(nn.Module):
     """Features -> logits at 1 + `deep` resolutions, finest first.
@@ -68,16 +71,17 @@ class Decoder(nn.Module):
             if i <= self.deep:
                 # Not initialised near zero: with all classes equally likely at first, neighbouring
                 # ones (parts of an organ) are learned as one and separated only 200 steps later.
-                head = nn.Dense(self.outputs, name=f"logits_{i}")
+                head = nn.Dense(self.outputs, name=f"{PROJECTION}{i}")
                 logits.append(head(x.astype(jnp.float32)))
         return tuple(reversed(logits))
 
 
-def build(encoder: Any, outputs: int, deep: int = 0) -> Decoder:
+def build(encoder: Any, outputs: int, deep: int = 0, name: str | None = None) -> Decoder:
     """The decoder that continues `encoder` with levels of the same kind.
 
     Args:
       encoder: a `UNetEncoder`, or a module with its attributes.
+      name: of the submodule, where a module builds it in its `__call__`.
     """
     return Decoder(
         outputs=outputs,
@@ -87,4 +91,5 @@ def build(encoder: Any, outputs: int, deep: int = 0) -> Decoder:
         activation_first=encoder.activation_first,
         dropout=encoder.dropout,
         dtype=encoder.dtype,
+        name=name,
     )

@@ -113,6 +113,16 @@ def build(config: Mapping[str, Any] | ConfigDict, size: Sequence[int] = ()) -> n
     return encoder
 
 
+def check_full_resolution(config: Mapping[str, Any] | ConfigDict, purpose: str) -> None:
+    """Raises `UserError` if the encoder has no level that a decoder needs, e.g. to "segment"."""
+    if not kind_of(config).full_resolution:
+        suited = " or ".join(name for name, kind in KINDS.items() if kind.full_resolution)
+        raise UserError(
+            f"config.encoder.kind={config['kind']!r}: has no level at full resolution to "
+            f"{purpose} with; use {suited}"
+        )
+
+
 def _one_of(key: str, value: Any, choices: Sequence[str]) -> None:
     if value not in choices:
         raise UserError(f"encoder.{key} is {value!r}; choose one of {', '.join(choices)}")

@@ -3,6 +3,7 @@
     encoder/encoder.safetensors     flat names, e.g. params/level_0/first/conv/kernel
     encoder/encoder.json            settings of the encoder, rank, channels, origin, and the
                                     SHA-256 checksum of the weights
+    decoder/decoder.*               the same of the decoder, if the task's network has one
 
 Equal weights give equal bytes, whenever and wherever they are written.
 """
@@ -13,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -29,6 +30,8 @@ from ssl3d.models import encoders
 
 WEIGHTS = "encoder.safetensors"
 DESCRIPTION = "encoder.json"
+DECODER_WEIGHTS = "decoder.safetensors"
+DECODER_DESCRIPTION = "decoder.json"
 
 
 def save_encoder(
@@ -93,6 +96,42 @@ def load_encoder(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     return module, traverse_util.unflatten_dict(found, sep="/")
 
 
+def save_decoder(
+    folder: Path, variables: Mapping[str, Any], description: Mapping[str, Any]
+) -> None:
+    """Writes a decoder; arguments as in `save_encoder`."""
+    save_variables(folder, DECODER_WEIGHTS, DECODER_DESCRIPTION, variables, description)
+
+
+def load_decoder(folder: str | Path) -> dict[str, Any]:
+    """The variables of the decoder beside an exported encoder.
+
+    Args:
+      folder: a run's folder or its `encoder/`.
+
+    Raises:
+      UserError: no decoder was exported, or a file cannot be read.
+    """
+    weights = weights_file(folder, "decoder")
+    file = weights.with_name(DECODER_DESCRIPTION)
+    try:
+        checksum = json.loads(file.read_text()).get("sha256")
+    except FileNotFoundError:
+        raise UserError(
+            f"{file}: missing; give the folder of a finished run whose task has a decoder, or set "
+            "config.transfer.decoder=False"
+        ) from None
+    except (OSError, AttributeError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({type(error).__name__}: {error})") from None
+    return traverse_util.unflatten_dict(read_weights(weights, checksum), sep="/")
+
+
+def weights_file(folder: str | Path, part: Literal["encoder", "decoder"]) -> Path:
+    """The weights of a part of a run, given the run's folder or its `encoder/`."""
+    own = encoder_folder(folder)
+    return own / WEIGHTS if part == "encoder" else own.parent / part / DECODER_WEIGHTS
+
+
 def encoder_folder(folder: str | Path) -> Path:
     """The `encoder/` of a run's folder, or the folder itself if it holds an encoder."""
     folder = Path(folder)
@@ -117,7 +156,7 @@ def check_leaves(
     """
     for name in sorted(wanted.keys() | found.keys()):
         if name not in found:
-            raise UserError(f"{weights}: {name} is missing; export the encoder again")
+            raise UserError(f"{weights}: {name} is missing; export it again")
         if name not in wanted:
             raise UserError(f"{weights}: {name} is not part of what {description} describes")
         if found[name].shape != wanted[name].shape or found[name].dtype != wanted[name].dtype:

@@ -123,6 +123,7 @@ TASKS = {
         "exemplar",
         "jigsaw",
         "joint",
+        "mae",
         "rotation",
         "rpl",
         "segmentation",

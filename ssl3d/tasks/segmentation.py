@@ -221,12 +221,7 @@ def build(config: ml_collections.ConfigDict, labels: Labels | None) -> Task:
                 f"config.task.regions: {region} names a class outside 1 to {len(classes) - 1} "
                 f"({', '.join(classes[1:])})"
             )
-    if not encoders.kind_of(config.encoder).full_resolution:
-        suited = (name for name, kind in encoders.KINDS.items() if kind.full_resolution)
-        raise UserError(
-            f"config.encoder.kind={config.encoder.kind!r}: has no level at full resolution to "
-            f"segment with; use {' or '.join(suited)}"
-        )
+    encoders.check_full_resolution(config.encoder, "segment")
     if not 0 <= task.deep < config.encoder.depth - 1:
         raise UserError(
             f"config.task.deep={task.deep}: must be below {config.encoder.depth - 1}, the number "

@@ -107,8 +107,10 @@ def audit(
         count = min(images, max(_VOXELS // largest, 48))
         noise.write(Path(folder) / "noise", dataset, cases, count, config.seed)
         trial = config.copy_and_resolve_references()
+        # A task with a decoder has no head.
+        linear = {key: value for key, value in _LINEAR.items() if key.split(".")[0] in trial}
         trial.update_from_flattened_dict(
-            ({} if network else _LINEAR)
+            ({} if network else linear)
             | {
                 "data.path": str(Path(folder) / "noise"),
                 "data.phantom.kind": "",

@@ -148,7 +148,7 @@ def _restore_or_transfer(
     manager: ocp.CheckpointManager,
     state: State,
     config: ml_collections.ConfigDict,
-    pretrained: dict[str, Any] | None,
+    pretrained: transfer.Pretrained | None,
 ) -> tuple[State, int, str]:
     """The state to train from: the last checkpoint's, or `state` with the pretrained encoder.
 
@@ -283,19 +283,20 @@ def _export(given: Problem, state: State, workdir: Path) -> None:
     if jax.process_index() != 0:
         return
     config, dataset = given.config, given.dataset
-    export.save_encoder(
-        workdir / "encoder",
-        jax.device_get(encoder_variables(state)),
-        {
-            "encoder": config.encoder.to_dict(),
-            "rank": config.rank,
-            "channels": len(dataset.modalities),
-            "modalities": list(dataset.modalities),
-            "task": config.task.name,
-            "dataset": dataset.name,
-            "steps": config.steps,
-        },
-    )
+    description = {
+        "encoder": config.encoder.to_dict(),
+        "rank": config.rank,
+        "channels": len(dataset.modalities),
+        "modalities": list(dataset.modalities),
+        "task": config.task.name,
+        "dataset": dataset.name,
+        "steps": config.steps,
+    }
+    variables = jax.device_get(variables_of(state))
+    for part, save in (("encoder", export.save_encoder), ("decoder", export.save_decoder)):
+        found = {name: tree[part] for name, tree in variables.items() if part in tree}
+        if found:
+            save(workdir / part, found, description)
 
 
 def _summary(given: Problem, workdir: Path, step: int, signal_name: str, seconds: float) -> str:

@@ -43,14 +43,16 @@ class Problem(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def open_problem(config: ml_collections.ConfigDict) -> tuple[Problem, dict[str, Any] | None]:
+def open_problem(
+    config: ml_collections.ConfigDict,
+) -> tuple[Problem, transfer.Pretrained | None]:
     """Opens the data and builds the task.
 
     Changes `config.encoder` to a pretrained encoder's, and the crop of a proxy task to one that
     lies inside the images.
 
     Returns:
-      The problem, and the variables of the pretrained encoder to start from, if any.
+      The problem, and the pretrained variables to start from, if any.
 
     Raises:
       UserError: config, data or encoder do not fit together.

@@ -7,11 +7,14 @@ fine-tuned after a warm-up in which only the new layers learn.
     config.transfer.mode    random: its weights are not used; frozen: they are used and stay bit
                             for bit as they are; finetune: they are used and trained as well,
                             after `warmup_steps`
+    config.transfer.decoder segmentation: whether the weights of the run's decoder are used as well,
+                            except its last projections; it is trained from the start in every mode
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +23,10 @@ import numpy as np
 from flax import traverse_util
 
 from ssl3d.errors import UserError
-from ssl3d.models import export
+from ssl3d.models import decoders, export
+
+# The variables of the submodules to load, as `network.init` nests them.
+Pretrained = Mapping[Literal["encoder", "decoder"], Mapping[str, Any]]
 
 MODES = ("random", "frozen", "finetune")
 
@@ -52,7 +58,7 @@ def explain(config: ml_collections.ConfigDict) -> str:
     return ""
 
 
-def adopt_architecture(config: ml_collections.ConfigDict, channels: int) -> dict[str, Any] | None:
+def adopt_architecture(config: ml_collections.ConfigDict, channels: int) -> Pretrained | None:
     """Replaces `config.encoder` by the settings of the encoder in `config.init.encoder`.
 
     Weights then fit, and random weights are compared on the same network. Only `dtype`, the type of
@@ -62,8 +68,8 @@ def adopt_architecture(config: ml_collections.ConfigDict, channels: int) -> dict
       channels: C of the data set.
 
     Returns:
-      The encoder's variables, for `load_into`, if the mode uses them: a damaged encoder is refused
-      before anything is written.
+      The variables for `load_into`, if the mode uses them: the encoder's, and with
+      config.transfer.decoder the decoder's. Damaged ones are refused before anything is written.
 
     Raises:
       UserError: the mode needs an encoder and none is given, it cannot be read, or it has another
@@ -79,6 +85,10 @@ def adopt_architecture(config: ml_collections.ConfigDict, channels: int) -> dict
             raise UserError(
                 "config.transfer.mode=finetune: give a pretraining run, --config.init.encoder=DIR"
             )
+        if config.transfer.get("decoder", False):
+            raise UserError(
+                "config.transfer.decoder=True: give a pretraining run, --config.init.encoder=DIR"
+            )
         return None
     about = export.describe_encoder(folder)
     if about["rank"] != config.rank:
@@ -91,63 +101,69 @@ def adopt_architecture(config: ml_collections.ConfigDict, channels: int) -> dict
             f"config.init.encoder={folder}: was trained on {about['channels']} channels, the data "
             f"set has {channels}; pretrain on {channels} or fewer"
         )
-    loaded = export.load_encoder(folder)[1] if loads(config) else None
+    loaded: dict[Literal["encoder", "decoder"], Any] = {}
+    if loads(config):
+        loaded["encoder"] = export.load_encoder(folder)[1]
+        if config.transfer.get("decoder", False):
+            loaded["decoder"] = export.load_decoder(folder)
     dtype = config.encoder.dtype
     config.encoder.update(about["encoder"])
     config.encoder.dtype = dtype
-    return loaded
+    return loaded or None
 
 
 def load_into(
-    variables: dict[str, Any], loaded: dict[str, Any], folder: str
+    variables: dict[str, Any], loaded: Pretrained, folder: str
 ) -> tuple[dict[str, Any], str]:
-    """Puts a pretrained encoder's parameters and running statistics into a network's variables.
+    """Puts pretrained parameters and running statistics into a network's variables.
 
     If the encoder has fewer input channels than the network, its first layer is repeated over them
-    and rescaled, so that the sum over the channels does not change.
+    and rescaled, so that the sum over the channels does not change. The last projections of a
+    decoder belong to its task and are left out.
 
     Args:
-      variables: "params" and, with batch norm, "batch_stats", each with "encoder".
-      loaded: the encoder's, from `export.load_encoder`.
+      variables: "params" and, with batch norm, "batch_stats", each by submodule.
+      loaded: from `adopt_architecture`.
       folder: the pretraining run or its `encoder/`.
 
     Returns:
       The variables, and a sentence on what was loaded and what was not.
 
     Raises:
-      UserError: an array is missing in the encoder or in the network, or has another shape.
+      UserError: an array is missing in the file or in the network, or has another shape.
     """
-    file = export.encoder_folder(folder) / export.WEIGHTS
-    own = {name: tree["encoder"] for name, tree in variables.items() if "encoder" in tree}
-    found: dict[str, Any] = dict(traverse_util.flatten_dict(loaded, sep="/"))
-    wanted: dict[str, Any] = dict(traverse_util.flatten_dict(own, sep="/"))
-    repeated = []
-    for name, leaf in wanted.items():
-        if name in found and _fewer_channels(found[name].shape, leaf.shape):
-            found[name] = _repeat_channels(found[name], leaf.shape[-2])
-            repeated.append(name)
-    export.check_leaves(found, wanted, file, "the config's network")
-    placed = {
-        name: jax.device_put(jnp.asarray(found[name]), leaf.sharding)
-        for name, leaf in wanted.items()
-    }
-    encoder = traverse_util.unflatten_dict(placed, sep="/")
-    merged = {
-        name: tree | ({"encoder": encoder[name]} if name in encoder else {})
-        for name, tree in variables.items()
-    }
-    rest = sorted(
-        {
+    merged: dict[str, Any] = dict(traverse_util.flatten_dict(variables, sep="/"))
+    rest, sentences = set(merged), []
+    for part, tree in loaded.items():
+        file = export.weights_file(folder, part)
+        found = _transferred(tree)
+        wanted = _transferred({name: own[part] for name, own in variables.items() if part in own})
+        repeated = [
             name
-            for tree in variables.values()
-            for name in traverse_util.flatten_dict(tree, sep="/")
-            if not name.startswith("encoder/")
-        }
-    )
-    text = f"all {len(wanted)} arrays of the encoder loaded from {file.parent}"
-    if repeated:
-        text += f" ({', '.join(repeated)} repeated over the channels)"
-    return merged, f"{text}; at random start {', '.join(rest)}"
+            for name, leaf in wanted.items()
+            if part == "encoder" and name in found
+            if _fewer_channels(found[name].shape, leaf.shape)
+        ]
+        for name in repeated:
+            found[name] = _repeat_channels(found[name], wanted[name].shape[-2])
+        export.check_leaves(found, wanted, file, "the config's network")
+        for name, leaf in wanted.items():
+            place = name.replace("/", f"/{part}/", 1)
+            merged[place] = jax.device_put(jnp.asarray(found[name]), leaf.sharding)
+            rest.remove(place)
+        sentences.append(f"all {len(wanted)} arrays of the {part} loaded from {file.parent}")
+        if repeated:
+            sentences[-1] += f" ({', '.join(repeated)} repeated over the channels)"
+    # without the name of the collection
+    names = sorted({name.split("/", 1)[1] for name in rest})
+    sentences.append(f"at random start {', '.join(names)}")
+    return traverse_util.unflatten_dict(merged, sep="/"), "; ".join(sentences)
+
+
+def _transferred(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of a submodule by flat name, without a decoder's last projections."""
+    flat = traverse_util.flatten_dict(dict(tree), sep="/")
+    return {name: leaf for name, leaf in flat.items() if f"/{decoders.PROJECTION}" not in name}
 
 
 def _fewer_channels(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

@@ -14,6 +14,8 @@ from ssl3d.figures import inspection
     [
         ("rotation3d", 2),
         ("rpl2d", 5),
+        ("mae3d", 4),
+        ("mae2d", 4),
         ("contrast3d", 3),
         ("joint2d", 6),
         ("segment3d", 3),
@@ -22,7 +24,8 @@ from ssl3d.figures import inspection
     ],
 )
 def test_every_panel_of_the_task_is_shown(tiny, datasets, name, panels):
-    dataset = datasets[2 if name in ("rpl2d", "joint2d", "classify2d") else 3]
+    pictures = ("rpl2d", "mae2d", "joint2d", "classify2d")
+    dataset = datasets[2 if name in pictures else 3]
     config = tiny(name, dataset.path)
     inspected = inspection.examples(config, dataset, dataset.cases[:2])
     figure = inspection.figure(inspected, config.name, config.rank)

@@ -15,6 +15,7 @@ def tiny_task(task, rank):
         "contrast": {"code": 8, "pool": 4, "view": (16,) * rank},
         "cpc": patches | {"code": 8, "context": 8, "overlap": 0 if rank == 3 else SIDE // 6},
         "exemplar": {"code": 8, "pool": 4},
+        "mae": {"block": 6},
         "jigsaw": patches | {"puzzles": 2, "code": 8},
         "rpl": patches | {"queries": 3},
     }.get(task, {})
@@ -42,8 +43,9 @@ def tiny_overrides(name):
     }
     if stem not in DOWNSTREAM:
         overrides["probe_every"] = 0
-    if task == "segmentation":
+    if task in ("segmentation", "mae"):
         del overrides["head.hidden"]
+    if task == "segmentation":
         overrides["predict.mirror"] = False
     if task == "joint":
         for part in ("contrast", "cpc", "exemplar", "jigsaw", "rpl"):

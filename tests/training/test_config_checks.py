@@ -37,6 +37,7 @@ PROBABILITY = "between 0 and 1"
                 ("cpc3d", "task.context", 1),
                 ("exemplar3d", "task.pool", 2),
                 ("jigsaw3d", "task.permutation_seed", 0),
+                ("mae3d", "task.block", 1),
                 ("segment3d", "task.deep", 0),
                 ("segment3d", "data.label_seed", 0),
                 ("segment3d", "transfer.warmup_steps", 0),
@@ -51,6 +52,7 @@ PROBABILITY = "between 0 and 1"
                 ("rpl3d", "optimizer.ema"),
                 ("rpl3d", "head.dropout"),
                 ("exemplar3d", "task.zoom_amount"),
+                ("mae3d", "task.ratio"),
                 ("segment3d", "augment.zoom"),
                 ("segment3d", "predict.overlap"),
             ]

@@ -169,7 +169,7 @@ def test_more_channels_repeat_the_first_layer(tmp_path):
     x = jax.random.normal(jax.random.key(0), (1, 16, 16, 1))
     wide = jnp.repeat(x, 3, axis=-1)
     own = {"params": {"encoder": module.init(jax.random.key(1), wide)["params"]}}
-    merged, said = transfer.load_into(own, loaded, str(folder))
+    merged, said = transfer.load_into(own, {"encoder": loaded}, str(folder))
     assert "level_0/first/conv/kernel" in said
     assert "shortcut" in said
     before = module.apply(loaded, x).levels[-1]
@@ -234,7 +234,7 @@ def test_every_leaf_must_fit(pretrained, what):
         changed[f"{name}s" if what == "renamed" else name] = leaf[..., :1]
     other = traverse_util.unflatten_dict(changed, sep="/")
     with pytest.raises(UserError, match="level_1/first/conv/kernel"):
-        transfer.load_into(own, other, str(pretrained))
+        transfer.load_into(own, {"encoder": other}, str(pretrained))
     export.save_encoder(pretrained / "encoder", other, export.describe_encoder(pretrained))
     with pytest.raises(UserError, match="level_1/first/conv/kernel"):
         export.load_encoder(pretrained)
