@@ -184,7 +184,8 @@ def test_processes_share_the_validation_too(validation):
 def test_crops_are_inside_or_padded_by_reflection(shapes, seed, train):
     shape, size = shapes
     image = np.arange(np.prod(shape), dtype=np.float32).reshape(*shape, 1)
-    part, start = pipeline.crop(np.random.default_rng(seed), image, size, train)
+    rng = np.random.default_rng(seed)
+    part, start = pipeline.crop(rng, image, size, train, beyond=True)
     assert part.shape == (*size, 1)
     assert start.dtype == np.int32
     index = np.indices(size).reshape(len(size), -1) + start[:, None]
@@ -196,6 +197,12 @@ def test_crops_are_inside_or_padded_by_reflection(shapes, seed, train):
         else:
             assert start[axis] == (whole - side) // 2
     np.testing.assert_array_equal(part, image[tuple(index)].reshape(part.shape))
+    if all(side <= whole for whole, side in zip(shape, size, strict=True)):
+        inside, _ = pipeline.crop(np.random.default_rng(seed), image, size, train)
+        np.testing.assert_array_equal(inside, part)
+    else:
+        with pytest.raises(ValueError, match="smaller than the crop"):
+            pipeline.crop(rng, image, size, train)
 
 
 def test_training_crops_reach_every_place_and_validation_ones_the_middle():

@@ -32,7 +32,7 @@ PROBABILITY = "between 0 and 1"
                 ("rpl3d", "validation.repeats", 1),
                 ("rpl3d", "mesh.space", 1),
                 ("cpc3d", "task.code", 1),
-                ("jigsaw2d", "task.code", 1),
+                ("jigsaw2d", "task.code", 0),
                 ("exemplar2d", "task.code", 1),
                 ("cpc3d", "task.context", 1),
                 ("exemplar3d", "task.pool", 2),
