@@ -337,3 +337,16 @@ def test_the_same_key_moves_an_example_alike_alone_and_in_a_batch(rank):
         np.testing.assert_allclose(together[0][index], alone[0], atol=1e-5)
         np.testing.assert_array_equal(together[1][index], alone[1])
         np.testing.assert_array_equal(change(key, x, label)[0], alone[0])
+
+
+@pytest.mark.parametrize("variance", [0.0, 0.2, 0.5, 0.7, 2.25])
+def test_blur_has_the_variance_it_is_asked_for_and_needs_no_border(variance):
+    impulse = np.zeros((41, 3, 1), np.float32)
+    impulse[20] = 1
+    response = np.asarray(augment.blur(jnp.asarray(impulse), (variance, 0.0)))
+    reach = augment.blur_reach(variance)
+    assert response.shape == (41 - 2 * reach, 3, 1)
+    profile, places = response[:, 1, 0], np.arange(reach, 41 - reach) - 20
+    assert profile.min() >= 0
+    assert profile.sum() == pytest.approx(1, abs=1e-5)
+    assert (profile * places**2).sum() == pytest.approx(variance, abs=1e-4)

@@ -83,7 +83,9 @@ def test_targets_name_what_was_done_to_the_crop(rank, group):
     @jax.jit
     @jax.vmap
     def draw(key):
-        return rotation.views(key, {"volume": jnp.asarray(x)}, False, 3, group, 0.5, 1)
+        return rotation.views(
+            key, {"volume": jnp.asarray(x)}, False, 3, group, 0.5, 1, (0.0,) * rank
+        )
 
     views, targets = draw(jax.random.split(jax.random.key(0), 100))
     assert views.shape == (100, 3, *x.shape)
@@ -101,7 +103,8 @@ def test_training_changes_intensities_and_validation_does_not():
     record = {"volume": jnp.asarray(cube(2, side=6))}
     key = jax.random.key(1)
     draw = jax.jit(
-        lambda train: rotation.views(key, record, train, 1, "axes", 0.5, 1), static_argnums=0
+        lambda train: rotation.views(key, record, train, 1, "axes", 0.5, 1, (0.0, 0.0)),
+        static_argnums=0,
     )
     (plain, targets), (changed, same) = draw(False), draw(True)
     assert targets["rotation"] == same["rotation"]
@@ -118,12 +121,37 @@ def test_every_class_has_a_name_of_its_own(rank):
 
 
 def test_a_coarser_crop_is_turned_alike():
-    fine = np.repeat(np.repeat(cube(2, side=4), 2, axis=0), 2, axis=1)
-    key = jax.random.key(0)
-    views, targets = rotation.views(key, {"volume": cube(2, side=4)}, False, 2, "axes", 0.5, 1)
-    coarse, same = rotation.views(key, {"volume": fine}, False, 2, "axes", 0.5, 2)
+    small = jnp.asarray(cube(2, side=4))
+    fine = jnp.repeat(jnp.repeat(small, 2, axis=0), 2, axis=1)
+    key, sharp = jax.random.key(0), (0.0, 0.0)
+    views, targets = rotation.views(key, {"volume": small}, False, 2, "axes", 0.5, 1, sharp)
+    coarse, same = rotation.views(key, {"volume": fine}, False, 2, "axes", 0.5, 2, sharp)
     np.testing.assert_array_equal(targets["rotation"], same["rotation"])
     np.testing.assert_allclose(views, coarse, atol=1e-6)
+
+
+def test_an_evened_out_crop_is_smoothed_before_it_is_turned():
+    volume, blur = jnp.asarray(cube(3, side=8)), (0.8, 0.0, 0.3)
+    views, targets = rotation.views(
+        jax.random.key(0), {"volume": volume}, False, 1, "axes", 0.0, 1, blur
+    )
+    smooth = augment.blur(volume.astype(jnp.float32), blur)
+    assert smooth.shape[:-1] == (4, 8, 6)  # two voxels, none and one from either side
+    assert rotation.inner_size((8, 8, 8), blur) == (4, 4, 4)
+    expected = augment.rotate(smooth[:, 2:6, 1:5], targets["rotation"][0])
+    np.testing.assert_allclose(views[0], expected, atol=1e-5)
+
+
+def test_turns_in_one_plane_leave_the_third_axis(tiny):
+    volume = jnp.asarray(cube(3, side=4)[..., :3, :])  # thick slices: fewer along the third axis
+    views, targets = rotation.views(
+        jax.random.key(0), {"volume": volume}, False, 4, "xy", 0.0, 1, (0.0,) * 3
+    )
+    for turned, k in zip(views, targets["rotation"], strict=True):
+        np.testing.assert_allclose(turned, np.rot90(volume, int(k), (0, 1)))
+    config = tiny("rotation3d", task__group="xy", data__crop=(16, 16, 8))
+    assert rotation.equal_axes(config) == (0, 1)
+    assert tasks.build(config).network.head.out == 4
 
 
 def test_accuracy_stands_beside_chance():
