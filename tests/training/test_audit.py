@@ -13,6 +13,14 @@ from ssl3d.phantoms import noise
 from ssl3d.training import audit, loop
 from tests.support.shipped_configs import PROXY
 
+# Of exemplar and contrast, the volumes themselves are the classes, of noise too; a reconstruction has
+# no chance level, and joint tasks are their parts.
+AUDITED = [
+    f"{task}{rank}d"
+    for task in PROXY
+    if task not in {"contrast", "exemplar", "joint", "mae"}
+    for rank in (3, 2)
+]
 # Enough to tell chance from a shortcut.
 SMALL = {"steps": 120, "images": 256}
 SHAPES = [(26, 30, 27), (31, 28, 30), (27, 38, 27), (30, 30, 24)]
@@ -78,7 +86,7 @@ def test_shipped_tasks_stay_at_chance(tiny, scans, name):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("preset", ["phantom", "hippocampus"])
-@pytest.mark.parametrize("name", [f"{task}{rank}d" for task in PROXY for rank in (3, 2)])
+@pytest.mark.parametrize("name", AUDITED)
 def test_every_shipped_config_stays_at_chance(request, tmp_path, name, preset):
     config = importlib.import_module(f"configs.{name}").get_config(preset)
     config.data.path = str(tmp_path / "data")
