@@ -13,8 +13,8 @@ from ssl3d.phantoms import noise
 from ssl3d.training import audit, loop
 from tests.support.shipped_configs import PROXY
 
-# Of exemplar and contrast, the volumes themselves are the classes, of noise too; a reconstruction has
-# no chance level, and joint tasks are their parts.
+# The classes of exemplar and contrast are the volumes themselves, of noise too; a reconstruction
+# has no chance level; joint tasks are their parts.
 AUDITED = [
     f"{task}{rank}d"
     for task in PROXY
