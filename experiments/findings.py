@@ -59,11 +59,11 @@ class Stored:
 
     def against(self, method: str, amount: str = "2") -> Comparison:
         """A method compared with scratch of the same steps, as in the report."""
-        return self.facts.comparisons[key(method), amount]
+        return self.facts.comparisons[_key(method), amount]
 
     def beyond(self, method: str, amount: str = "2") -> Comparison:
         """A method that gains, compared with scratch with twice the steps."""
-        return self.facts.beyond[key(method), amount]
+        return self.facts.beyond[_key(method), amount]
 
     def compare(
         self, method: str, others: "Stored", other: str, looks: int = 1, of: "Stored | None" = None
@@ -74,7 +74,7 @@ class Stored:
           looks: number of looks at the data, which p and interval are corrected for.
           of: restricts the repetitions to those of this folder.
         """
-        own, rest = self.facts.runs[key(method), "2"], others.facts.runs[key(other), "2"]
+        own, rest = self.facts.runs[_key(method), "2"], others.facts.runs[_key(other), "2"]
         common = own.index.intersection(rest.index)
         if of:
             common = common.intersection(of.record.results["repetition"].astype(int).tolist())
@@ -96,11 +96,10 @@ class Stored:
 
     def deviation(self, method: str, amount: str) -> str:
         """The standard deviation of the score over repetitions."""
-        return f"{np.std(self.facts.values(key(method), amount, self._score), ddof=1):.3f}"
+        return f"{np.std(self.facts.values(_key(method), amount, self._score), ddof=1):.3f}"
 
 
-def key(method: str) -> Key:
-    """The row of a method."""
+def _key(method: str) -> Key:
     return Key(method, METHODS[method].mode or "finetune")
 
 

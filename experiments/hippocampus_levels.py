@@ -54,9 +54,9 @@ def write_slices(volumes: store.Dataset, folder: Path) -> store.Dataset:
     if (folder / store.MANIFEST).exists():
         pictures = store.read(folder)
         if pictures.extra != origin:
+            remedy = "give another --output, or remove the folder"
             raise UserError(
-                f"{folder}: holds slices of other volumes than {volumes.path}; give another "
-                "--output, or remove the folder"
+                f"{folder}: holds slices of other volumes than {volumes.path}; {remedy}"
             )
         return pictures
     if volumes.rank != 3 or volumes.classes[1:] != PARTS:

@@ -103,10 +103,8 @@ def carry_out(study: Study, options: argparse.Namespace, typed: str, started: fl
         counts = len(grid.cells(size)), len(grid.cells(full))
         limits = sentences("cut_down", minutes, data.scale, size, *counts)
     elif before:
-        raise UserError(
-            f"{output} holds a study that was reduced to a budget; give the same --budget to "
-            "continue it, or another --output"
-        )
+        remedy = "give the same --budget to continue it, or another --output"
+        raise UserError(f"{output} holds a study that was reduced to a budget; {remedy}")
     jobs = grid.jobs(data, grid.cells(size))
     if not options.report_only:
         i, n = options.part

@@ -23,8 +23,7 @@ from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
 
 RESULTS, CASES = "results.csv", "cases.csv"
-# The files, and what tells their rows apart. Pictures alone have grades; a score is a column of the
-# study ("dice") or "predicted".
+# The files, and what tells their rows apart. A score is a column of the study or "predicted".
 _TABLES = {
     RESULTS: ["cell", "method", "mode", "labels", "repetition", "pretraining"],
     "pretraining.csv": ["pretraining"],

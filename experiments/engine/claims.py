@@ -23,8 +23,7 @@ from ssl3d.atomic import atomic_write
 # folder may show changes a minute late.
 BEAT = 20.0
 STALE = 300.0
-# Seconds between two looks at the work of other processes.
-LOOK = 2.0
+LOOK = 2.0  # seconds between two looks at the work of other processes
 
 
 class Claim(NamedTuple):

@@ -124,9 +124,8 @@ def label_fraction(amount: str, subjects: int) -> float:
     """`config.data.label_fraction` of "5%", "8" or "all" of the subjects, or `UserError`."""
     share = _share(amount, subjects)
     if not 0 < share <= 1:
-        raise UserError(
-            f"--fractions: {amount} of {subjects} labelled training subjects; choose less, or all"
-        )
+        known = f"{subjects} labelled training subjects"
+        raise UserError(f"--fractions: {amount} of {known}; choose less, or all")
     return share
 
 
@@ -189,10 +188,8 @@ def check(data: StudyData, methods: Sequence[str], labels: Sequence[str] = ()) -
     for amount in labels:
         label_fraction(amount, data.subjects)
     if "supervised" in methods and not data.can_supervise:
-        raise UserError(
-            "--methods: supervised pretrains on the labels of another data set; give one with "
-            "label maps, --pretrain-data=DIR"
-        )
+        what = "pretrains on the labels of another data set; give it, --pretrain-data=DIR"
+        raise UserError(f"--methods: supervised {what}")
     if not data.elsewhere:
         return
     seen, remedy = data.corpus.split("train", "unlabelled"), "add --transductive"
