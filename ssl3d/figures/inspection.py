@@ -52,7 +52,7 @@ def inspect(config: ml_collections.ConfigDict, split: str, count: int, output: P
         dataset = open_dataset(config)
         cases = labelled(config, dataset.split(split))
     if not cases:
-        raise UserError(f"{dataset.path}: no cases to show in the split {split}")
+        raise UserError(f"{dataset.path}: no cases in the split {split}")
     inspected = examples(config, dataset, cases[:count])
     output.parent.mkdir(parents=True, exist_ok=True)
     figure(inspected, config.name, config.rank).savefig(output, dpi=100)
