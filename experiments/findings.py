@@ -53,7 +53,7 @@ class Stored:
         if self.record.results.empty:
             raise UserError(f"{folder}: no results.csv; restore the stored study")
         index = self.record.cases.reset_index()
-        classes = 1 + index["grade"].astype(int).max() if "grade" in index else 0
+        classes = 1 + int(index["grade"].astype(int).max()) if "grade" in index else 0
         self.facts = find(study, self.record, classes)
         self._score = study.columns[0].name
 
