@@ -54,7 +54,7 @@ def test_the_same_seed_gives_the_same_picture(tiny, pictures, tmp_path):
 
 
 def test_a_split_without_cases_is_refused(tiny, pictures, volumes, tmp_path):
-    with pytest.raises(UserError, match="no cases to show in the split unlabelled"):
+    with pytest.raises(UserError, match="no cases in the split unlabelled"):
         inspection.inspect(tiny("rpl2d", pictures.path), "unlabelled", 1, tmp_path / "a.png")
 
 
@@ -66,5 +66,5 @@ def test_downstream_tasks_show_labelled_cases_alone(tiny, make_dataset, tmp_path
     inspection.inspect(tiny("classify2d", dataset.path), "train", 1, tmp_path / "a.png")
     only = dataclasses.replace(dataset, cases=(without, *dataset.split("val", "test")))
     store.write_manifest(only)
-    with pytest.raises(UserError, match="no cases to show in the split train"):
+    with pytest.raises(UserError, match="no cases in the split train"):
         inspection.inspect(tiny("classify2d", dataset.path), "train", 1, tmp_path / "b.png")
