@@ -32,11 +32,11 @@ def test_a_proxy_task_has_nothing_to_evaluate(tiny):
 def test_a_task_outside_the_repository_brings_its_own_module(
     save_model, pictures, tmp_path, monkeypatch, capsys
 ):
-    folder = tmp_path / "my_package"
+    folder = tmp_path / "our_grades"
     folder.mkdir()
     (folder / "__init__.py").touch()
     (folder / "grading.py").write_text(
-        "from ssl3d.tasks.classification import NEEDS, build\nDOWNSTREAM = 'my_package.grades'\n"
+        "from ssl3d.tasks.classification import NEEDS, build\nDOWNSTREAM = 'our_grades.grades'\n"
     )
     (folder / "grades.py").write_text(
         "from ssl3d.downstream.classification import *\n"
@@ -44,9 +44,9 @@ def test_a_task_outside_the_repository_brings_its_own_module(
         "    return 'kappa {value:.3f}, my own line'.format(**summary['scores']['kappa'])\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    run = save_model(tmp_path / "run", pictures, "classify2d", task__name="my_package.grading")
+    run = save_model(tmp_path / "run", pictures, "classify2d", task__name="our_grades.grading")
     evaluate.main([f"--workdir={run}", "--no-pictures"])
     assert capsys.readouterr().out.endswith(", my own line\n")
-    assert tasks.TASKS.keys().isdisjoint(["my_package.grading"])
-    for name in [name for name in sys.modules if name.startswith("my_package")]:
+    assert tasks.TASKS.keys().isdisjoint(["our_grades.grading"])
+    for name in [name for name in sys.modules if name.startswith("our_grades")]:
         monkeypatch.delitem(sys.modules, name)
