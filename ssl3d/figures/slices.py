@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-# The darkest and the brightest hundredth of the values saturate.
-PERCENTILES = (1, 99)
+from ssl3d.data import intensity
 
 
 def middle_views(image: np.ndarray) -> list[tuple[tuple[int, int], int | None, np.ndarray]]:
@@ -28,9 +27,8 @@ def is_photograph(image: np.ndarray) -> bool:
 
 
 def window(image: np.ndarray) -> np.ndarray:
-    """The 1st and 99th percentile of each channel: [..., C] -> [2, C]."""
-    values = np.asarray(image, np.float32).reshape(-1, image.shape[-1])
-    return np.percentile(values, PERCENTILES, axis=0)
+    """The display window of an image in float32: [..., C] -> [2, C]."""
+    return intensity.display_window(np.asarray(image, np.float32))
 
 
 def show(axes: Axes, view: np.ndarray, colour: bool, limits: np.ndarray) -> None:

@@ -70,10 +70,10 @@ def fit_collection(
         )
     config.data.crop = fitted.crop
     bounds.derive(config)
-    kept = {case.id for case, holds in zip(cases, fitted.holds, strict=True) if holds}
-    left_out = tuple(case.id for case in cases if case.id not in kept)
+    left_out = tuple(case.id for case in cases if not holds_crop(config, case))
     train, validation = (
-        tuple(case for case in part if case.id in kept) for part in (train_cases, validation_cases)
+        tuple(case for case in part if holds_crop(config, case))
+        for part in (train_cases, validation_cases)
     )
     if not validation:
         raise UserError(
