@@ -17,7 +17,7 @@ from PIL import Image
 from ssl3d.atomic import atomic_write
 from ssl3d.data import store
 from ssl3d.data.layouts.listing import SourceCase
-from ssl3d.data.readers import nifti, suffix
+from ssl3d.data.readers import inflate, nifti, suffix
 
 
 def write_on_source_grid(
@@ -61,10 +61,7 @@ def header_for(source: SourceCase, case: store.Case) -> nib.Nifti1Header:
 
 def read_header(path: Path) -> nib.Nifti1Header:
     """The unchanged header of a valid NIfTI file, without its extensions."""
-    with path.open("rb") as file:
-        zipped = file.read(len(nifti.GZIP_MAGIC)) == nifti.GZIP_MAGIC
-    with gzip.open(path) if zipped else path.open("rb") as file:
-        head = file.read(max(size for _, size, _, _ in nifti.KINDS))
+    head = inflate.head(path, max(size for _, size, _, _ in nifti.KINDS))
     kind, size = next(
         (kind, size)
         for kind, size, where, magic in nifti.KINDS

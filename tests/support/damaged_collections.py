@@ -218,7 +218,7 @@ DAMAGES = [
     Damage("a cut picture", "images", cut("train_images/eye1.png"), ("eye1.png", "cannot be")),
     Damage("an empty picture", "images", cut("train_images/eye1.png", 0), ("0 bytes",)),
     Damage("real numbers", "images", picture("eye1.tif", real_numbers), ("eye1.tif", "real num")),
-    Damage("two pages", "images", picture("eye1.tif", pages), ("eye1.tif", "2 pages")),
+    Damage("two pages", "images", picture("eye1.tif", pages), ("eye1.tif", "several pages")),
     Damage(
         "a black picture",
         "images",

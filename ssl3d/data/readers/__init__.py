@@ -14,11 +14,14 @@ from types import ModuleType
 
 import numpy as np
 
+from ssl3d import limits
 from ssl3d.data.geometry import Grid
-from ssl3d.data.readers import dicom, nifti, pictures
-from ssl3d.data.readers.checks import check_rank, check_values, read_bytes, whole_numbers
+from ssl3d.data.readers import dicom, itk, nifti, pictures
+from ssl3d.data.readers.checks import check_rank, check_values, whole_numbers
 from ssl3d.errors import UserError
 
+# Bytes in memory while a file's checksum is computed.
+CHUNK = 1 << 20
 ITK_SUFFIXES = (".nrrd", ".mha")
 VOLUME_SUFFIXES = nifti.SUFFIXES + ITK_SUFFIXES
 PICTURE_SUFFIXES = pictures.SUFFIXES
@@ -55,7 +58,9 @@ def checksum(paths: Sequence[Path]) -> str:
     """SHA-256 of the concatenated files. Raises `UserError`."""
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(read_bytes(path))
+        with limits.open_regular(path) as file:
+            while data := file.read(CHUNK):
+                digest.update(data)
     return digest.hexdigest()
 
 
@@ -128,7 +133,4 @@ def read_label(path: Path, rank: int) -> Volume:
 def _volume_reader(kind: str) -> ModuleType:
     if kind in nifti.SUFFIXES:
         return nifti
-    # Imported on demand: SimpleITK loads slowly, and most collections do not need it.
-    from ssl3d.data.readers import itk
-
     return itk

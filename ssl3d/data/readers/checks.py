@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import re
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from ssl3d import limits
 from ssl3d.data.geometry import spacing_of
 from ssl3d.errors import UserError
 
@@ -40,8 +39,12 @@ def reporting(path: Path) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (UserError, MemoryError):
+    except UserError:
         raise
+    except MemoryError:
+        raise UserError(
+            f"{path}: not enough memory to read it; use fewer --workers, or a larger machine"
+        ) from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:
@@ -54,31 +57,11 @@ def reporting(path: Path) -> Iterator[None]:
         ) from None
 
 
-@contextlib.contextmanager
-def without_library_output() -> Iterator[None]:
-    """Suppresses the output of C++ libraries (ITK, GDCM) to the process's stderr.
-
-    They bypass Python's `sys.stderr` with several lines that name no file; `reporting` handles
-    the exception that they raise too.
-    """
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
 def read_bytes(path: Path, limit: int = -1) -> bytes:
     """The file's first `limit` bytes, or all. Raises `UserError`: unreadable or empty."""
     try:
-        with path.open("rb") as file:
+        with limits.open_regular(path) as file:
             data = file.read(limit)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     if not data:

@@ -16,15 +16,12 @@ import numpy as np
 import pydicom
 import pydicom.config
 from pydicom.errors import InvalidDicomError
+from pydicom.uid import RLELossless
 
+from ssl3d import limits
 from ssl3d.data.geometry import Grid
-from ssl3d.data.readers.checks import (
-    check_affine,
-    read_bytes,
-    reporting,
-    split_channels,
-    without_library_output,
-)
+from ssl3d.data.readers import dicom_files, isolated
+from ssl3d.data.readers.checks import check_affine, read_bytes, reporting, split_channels
 from ssl3d.errors import UserError
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -117,12 +114,15 @@ def read_series(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
     headers = [_read(path, voxels=len(paths) == 1) for path in paths]
     frames = _sorted_frames(paths, headers)
     grid = _grid(frames)
+    needed = 4 * math.prod(grid.shape)
+    limits.check_memory(paths[0].parent, needed, f"a series of {grid.shape} voxels")
     array = np.empty(grid.shape, np.float32)
     # A multi-frame file is decoded once; of single-slice files one at a time is in memory.
     decoded = _pixels(paths[0], headers[0]) if len(paths) == 1 else None
     for k, frame in enumerate(frames):
         pixels = _pixels(frame.path, _read(frame.path)) if decoded is None else decoded
-        pixels = pixels if pixels.ndim == 2 else pixels[frame.index]
+        if pixels.ndim == 3 and frame.index < len(pixels):
+            pixels = pixels[frame.index]
         if pixels.shape != frame.shape:
             raise UserError(f"{frame.path}: holds {pixels.shape} pixels, not {frame.shape}")
         array[:, :, k] = (pixels.astype(np.float64) * frame.slope + frame.intercept).T
@@ -133,13 +133,25 @@ def _read(path: Path, voxels: bool = True) -> pydicom.Dataset:
     read_bytes(path, 1)
     with reporting(path):
         try:
-            return pydicom.dcmread(path, stop_before_pixels=not voxels)
+            return dicom_files.read(path, voxels)
         except InvalidDicomError:
             raise UserError(f"{path}: not a DICOM file (no DICM mark)") from None
 
 
 def _pixels(path: Path, dataset: pydicom.Dataset) -> np.ndarray:
-    with reporting(path), without_library_output():
+    with reporting(path):
+        dicom_files.promised_bytes(path, dataset)
+        syntax = dataset.file_meta.TransferSyntaxUID
+        # pydicom itself decodes RLE; C++ libraries, which may crash, the others.
+        if not syntax.is_compressed or syntax == RLELossless:
+            return dataset.pixel_array
+    return isolated.call(path, __name__, decode_here.__name__, path)
+
+
+def decode_here(path: Path) -> np.ndarray:
+    """The pixels of a compressed file, in this process. Raises `UserError`."""
+    dataset = _read(path)
+    with reporting(path):
         return dataset.pixel_array
 
 
@@ -150,6 +162,7 @@ def _frames(path: Path, header: pydicom.Dataset) -> list[Frame]:
         raise UserError(f"{path}: a colour image; only grey volumes can be prepared")
     if "MOSAIC" in header.get("ImageType", ()):
         raise UserError(f"{path}: a mosaic of slices; convert it, e.g. with dcm2niix")
+    dicom_files.promised_bytes(path, header)
     count = int(header.get("NumberOfFrames", 1) or 1)
     shared = list(header.get("SharedFunctionalGroupsSequence", ()))
     own = list(header.get("PerFrameFunctionalGroupsSequence", ()))

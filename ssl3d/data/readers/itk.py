@@ -1,38 +1,48 @@
-"""NRRD and MetaImage files, by SimpleITK."""
+"""NRRD and MetaImage files, by SimpleITK in a process of its own."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import SimpleITK as sitk
 
-from ssl3d.data.readers.checks import (
-    check_affine,
-    read_bytes,
-    reporting,
-    split_channels,
-    without_library_output,
-)
+from ssl3d.data.readers import isolated, itk_headers
+from ssl3d.data.readers.checks import check_affine, reporting, split_channels
 from ssl3d.errors import UserError
 
-# Faults of a file are raised as exceptions; the warnings add nothing.
-sitk.ProcessObject.SetGlobalWarningDisplay(False)
+if TYPE_CHECKING:
+    # Imported by the functions of the other process alone: it loads slowly.
+    import SimpleITK as sitk
 
 
 def read_header(path: Path, rank: int) -> tuple[tuple[int, ...], int, np.ndarray]:
     """(shape (*S), channels, affine [4, 4]) from the header alone. Raises `UserError`."""
+    itk_headers.check(path)
+    return isolated.call(path, __name__, read_header_here.__name__, path, rank)
+
+
+def read(path: Path, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """The voxels float32 [*S, C] and the affine [4, 4]. Raises `UserError`."""
+    itk_headers.check(path)
+    return isolated.call(path, __name__, read_here.__name__, path, rank)
+
+
+def read_header_here(path: Path, rank: int) -> tuple[tuple[int, ...], int, np.ndarray]:
+    """`read_header` in this process."""
     reader = _reader(path)
     shape, channels = split_channels(path, reader.GetSize(), rank)
     return shape, channels * reader.GetNumberOfComponents(), _affine(path, reader)
 
 
-def read(path: Path, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """The voxels float32 [*S, C] and the affine [4, 4]. Raises `UserError`."""
+def read_here(path: Path, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """`read` in this process."""
+    import SimpleITK as sitk
+
     reader = _reader(path)
     split_channels(path, reader.GetSize(), rank)
     affine = _affine(path, reader)
-    with reporting(path), without_library_output():
+    with reporting(path):
         image = reader.Execute()
         # A view [(T,) Z, Y, X(, components)]: GetArrayFromImage copies.
         stored = sitk.GetArrayViewFromImage(image)
@@ -46,10 +56,13 @@ def read(path: Path, rank: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _reader(path: Path) -> sitk.ImageFileReader:
-    read_bytes(path, 1)
+    import SimpleITK as sitk
+
+    # Faults of a file are raised as exceptions; the warnings add nothing.
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    with reporting(path), without_library_output():
+    with reporting(path):
         reader.ReadImageInformation()
     return reader
 

@@ -9,23 +9,21 @@ from __future__ import annotations
 import io
 import math
 import struct
-import zlib
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
-from ssl3d.data.readers.checks import check_affine, read_bytes, reporting, split_channels
+from ssl3d import limits
+from ssl3d.data.readers import inflate
+from ssl3d.data.readers.checks import check_affine, reporting, split_channels
 from ssl3d.errors import UserError
 
 SUFFIXES = (".nii", ".nii.gz")
-GZIP_MAGIC = b"\x1f\x8b"
 # Bytes of the file that contain the header (348 or 540 bytes), gzipped or not.
 HEAD = 1 << 16
 # Slices converted at a time: full cache lines of the result, little memory.
 SLAB = 16
-# Maximum compression ratio of deflate.
-DEFLATE_LIMIT = 1032
 # mm per unit of the header.
 UNITS = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
 # header class, its size in bytes, offset of its magic string, the string
@@ -37,17 +35,10 @@ KINDS = (
 
 def read_header(path: Path, rank: int) -> tuple[tuple[int, ...], int, np.ndarray]:
     """(shape (*S), channels, affine [4, 4]) from the header alone. Raises `UserError`."""
-    head = read_bytes(path, HEAD)
-    most = path.stat().st_size
-    if head.startswith(GZIP_MAGIC):
-        most *= DEFLATE_LIMIT
-        try:
-            head = zlib.decompressobj(wbits=31).decompress(head, HEAD)
-        except zlib.error as error:
-            raise UserError(f"{path}: damaged gzip data ({error}); copy the file again") from None
+    head = inflate.head(path, HEAD)
     header = _parse(path, head)
     shape, channels = split_channels(path, header.get_data_shape(), rank)
-    _check_length(path, most, math.prod(shape) * channels * _dtype(path, header).itemsize)
+    _check_size(path, math.prod(shape) * channels, _dtype(path, header).itemsize)
     return shape, channels, _affine(path, header)
 
 
@@ -62,8 +53,7 @@ def read(path: Path, rank: int, as_label: bool = False) -> tuple[np.ndarray, np.
     Raises:
       UserError: damaged, not NIfTI, without valid geometry, of another rank, or not real numbers.
     """
-    data = _unzipped(path)
-    header = _parse(path, data)
+    header = _parse(path, inflate.head(path, HEAD))
     affine = _affine(path, header)
     shape, channels = split_channels(path, header.get_data_shape(), rank)
     dtype = _dtype(path, header)
@@ -71,6 +61,8 @@ def read(path: Path, rank: int, as_label: bool = False) -> tuple[np.ndarray, np.
         offset = max(int(header["vox_offset"]), int(header.sizeof_hdr))
         slope, intercept = header.get_slope_inter()
     count = math.prod(shape) * channels
+    _check_size(path, count, dtype.itemsize, offset)
+    data = inflate.content(path, offset + count * dtype.itemsize)
     _check_length(path, max(0, len(data) - offset), count * dtype.itemsize)
     stored = np.frombuffer(data, dtype, count, offset).reshape((*shape, channels), order="F")
     slope, intercept = 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
@@ -91,24 +83,6 @@ def _scaled(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
     return array
 
 
-def _unzipped(path: Path) -> bytes:
-    data = read_bytes(path)
-    if not data.startswith(GZIP_MAGIC):
-        return data
-    # Each member is verified by its checksum, so that a truncated file never passes.
-    members = []
-    while data:
-        unzip = zlib.decompressobj(wbits=31)
-        try:
-            members.append(unzip.decompress(data))
-        except zlib.error as error:
-            raise UserError(f"{path}: damaged gzip data ({error}); copy the file again") from None
-        if not unzip.eof:
-            raise UserError(f"{path}: truncated gzip data; copy the file again")
-        data = unzip.unused_data.lstrip(b"\0")
-    return members[0] if len(members) == 1 else b"".join(members)
-
-
 def _parse(path: Path, data: bytes) -> nib.Nifti1Header:
     for header_class, size, where, magic in KINDS:
         if len(data) < size or data[where : where + len(magic)] != magic:
@@ -126,6 +100,14 @@ def _dtype(path: Path, header: nib.Nifti1Header) -> np.dtype:
     if dtype.fields or dtype.kind not in "iuf":
         raise UserError(f"{path}: values of type {dtype} are not real numbers; convert the file")
     return dtype
+
+
+def _check_size(path: Path, count: int, itemsize: int, offset: int = 0) -> None:
+    """Raises `UserError` for `count` voxels that neither the file nor the memory can hold."""
+    most = inflate.most_bytes(path)
+    _check_length(path, max(0, most - offset), count * itemsize)
+    # As stored and as float32.
+    limits.check_memory(path, offset + count * (itemsize + 4), f"an image of {count} voxels")
 
 
 def _check_length(path: Path, found: int, promised: int) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from ssl3d import limits
 from ssl3d.data.readers.checks import read_bytes, reporting
 from ssl3d.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 # EXIF tag of the camera's orientation; from 5 on, rows and columns are swapped.
 ORIENTATION, FIRST_SWAPPED = 0x0112, 5
 # Divisor of 16-bit grey levels: 65535 -> 255.
@@ -57,11 +60,27 @@ def read_label(path: Path) -> np.ndarray:
 def _open(path: Path) -> Image.Image:
     read_bytes(path, 1)
     with reporting(path):
-        picture = Image.open(path)
-        pages = getattr(picture, "n_frames", 1)
-    if pages > 1:
-        raise UserError(f"{path}: {pages} pages in one file; save one picture each")
+        # Above a number of pixels Pillow warns of a bomb, which `reporting` would hide.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        # By content, Pillow would also open formats that start other programs.
+        picture = Image.open(path, formats=FORMATS)
+        many = _has_pages(picture)
+    if many:
+        raise UserError(f"{path}: several pages in one file; save one picture each")
+    width, height = picture.size
+    # As stored, converted and as float32, three channels each.
+    needed = width * height * 3 * 6
+    limits.check_memory(path, needed, f"a picture of {width} x {height} pixels")
     return picture
+
+
+def _has_pages(picture: Image.Image) -> bool:
+    """Whether there is a second page; a count would visit them all."""
+    try:
+        picture.seek(1)
+    except EOFError:
+        return False
+    return True
 
 
 def _is_grey(picture: Image.Image) -> bool:
