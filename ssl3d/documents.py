@@ -143,6 +143,13 @@ def fields(path: Path, remedy: str) -> Iterator[None]:
         ) from None
 
 
+def names(value: Any) -> tuple[str, ...]:
+    """A list of strings as a tuple. Raises TypeError."""
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise TypeError(f"a list of names is expected, found {str(value)[:40]}")
+    return tuple(value)
+
+
 def _check_depth(document: Any) -> None:
     level, depth = [document], 0
     while level:

@@ -13,12 +13,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ssl3d import documents, limits
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
 
@@ -29,6 +31,12 @@ SPLITS = ("train", "val", "test", "unlabelled")
 
 # An id is a file name: no separators, no leading dot, no characters special to shells or Windows.
 ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
+
+
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,16 +181,14 @@ def read(path: str | Path) -> Dataset:
     """
     folder = Path(path)
     file = folder / MANIFEST
-    try:
-        document = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder}: no prepared data set here ({MANIFEST} is missing); "
-            "make one with python -m ssl3d.prepare"
-        ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); prepare the data again") from None
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
+    document = documents.read_object(
+        file,
+        "prepare the data again",
+        missing=f"{folder}: no prepared data set here ({MANIFEST} is missing); "
+        "make one with python -m ssl3d.prepare",
+        large=documents.large_list(),
+    )
+    if document.get("format") != FORMAT:
         raise UserError(
             f"{file}: not the manifest of a prepared data set (format is not {FORMAT!r}); "
             "prepare the source with python -m ssl3d.prepare"
@@ -192,28 +198,23 @@ def read(path: str | Path) -> Dataset:
             f"{file}: format version {document.get('version')!r}, this program reads {VERSION}; "
             "prepare the data again"
         )
-    try:
+    with documents.fields(file, "prepare the data again"):
         dataset = Dataset(
             path=folder,
             name=str(document["name"]),
             rank=int(document["rank"]),
-            modalities=tuple(document["modalities"]),
-            classes=tuple(document["classes"]),
+            modalities=documents.names(document["modalities"]),
+            classes=documents.names(document["classes"]),
             splits_by=str(document["splits_by"]),
             cases=tuple(case_from(entry) for entry in document["cases"]),
             extra=dict(document.get("extra", {})),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{file}: a field is missing or of the wrong type ({type(error).__name__}: {error}); "
-            "prepare the data again"
-        ) from None
     _check(dataset, file)
     return dataset
 
 
 def case_from(entry: dict[str, Any]) -> Case:
-    """A case from its JSON object. Raises KeyError, TypeError, ValueError or `UserError`."""
+    """A case from its JSON object. Raises `UserError`, or one of `documents.MALFORMED`."""
     return Case(
         id=check_id(str(entry["id"])),
         subject=str(entry["subject"]),
@@ -277,30 +278,41 @@ def _check(dataset: Dataset, file: Path) -> None:
 
 def load_image(dataset: Dataset, case: Case) -> np.ndarray:
     """The image [*S, C] as a read-only memory map, float16. Raises `UserError`."""
-    array = _load(image_path(dataset.path, case.id))
-    if array.dtype != np.float16 or array.shape != (*case.shape, case.channels):
-        raise UserError(
-            f"{image_path(dataset.path, case.id)}: {array.dtype} {array.shape}, expected "
-            f"float16 {(*case.shape, case.channels)} by the manifest; prepare the data again"
-        )
-    return array
+    file = image_path(dataset.path, case.id)
+    return _load(file, np.float16, (*case.shape, case.channels))
 
 
 def load_label(dataset: Dataset, case: Case) -> np.ndarray:
     """The label [*S] as a read-only memory map, uint8. Raises `UserError`."""
-    array = _load(label_path(dataset.path, case.id))
-    if array.dtype != np.uint8 or array.shape != case.shape:
-        raise UserError(
-            f"{label_path(dataset.path, case.id)}: {array.dtype} {array.shape}, expected "
-            f"uint8 {case.shape} by the manifest; prepare the data again"
-        )
-    return array
+    return _load(label_path(dataset.path, case.id), np.uint8, case.shape)
 
 
-def _load(path: Path) -> np.ndarray:
+def _load(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+    """A read-only memory map of a file that must hold exactly this array. Raises `UserError`."""
+
+    def refuse(what: str) -> UserError:
+        return UserError(f"{path}: {what}; prepare the data again")
+
+    if not os.path.exists(path):
+        raise refuse("missing, but in the manifest")
+    with limits.open_regular(path) as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            read_header = _HEADERS.get(version)
+            if read_header is None:
+                raise ValueError(f"format version {version}")
+            found, in_fortran_order, stored = read_header(file)
+        except Exception as error:  # whatever a damaged header makes NumPy's parser raise
+            reason = " ".join(str(error).split())[:200]
+            raise refuse(f"cannot be read ({type(error).__name__}: {reason})") from None
+        if (stored, found) != (np.dtype(dtype), shape):
+            raise refuse(f"{stored} {found}, expected {np.dtype(dtype)} {shape} by the manifest")
+        offset, end = file.tell(), file.seek(0, os.SEEK_END)
+    expected = offset + math.prod(shape) * np.dtype(dtype).itemsize
+    if end != expected:
+        raise refuse(f"cannot be read ({end} bytes, expected {expected})")
+    order = "F" if in_fortran_order else "C"
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing, but in the manifest; prepare the data again") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); prepare the data again") from None
+        return np.memmap(path, dtype, "r", offset, shape, order)
+    except (OSError, ValueError) as error:
+        raise refuse(f"cannot be read ({error})") from None

@@ -48,6 +48,9 @@ KINDS = {
     "densenet121": Kind(densenet.build, stem_halvings=1),
 }
 
+# A level halves the image, so that none has more; a kernel of so many channels takes 100 GB.
+MOST_LEVELS, MOST_CHANNELS = 16, 1 << 15
+
 # Settings of every kind, and the value that a config holds for kinds without the setting.
 _DEFAULTS = {"norm": "group", "dropout": 0.0, "dtype": "float32"}
 _NEUTRAL = {"activation_first": False, "final_pool": "none"}
@@ -87,10 +90,15 @@ def build(config: Mapping[str, Any] | ConfigDict, size: Sequence[int] = ()) -> n
             hint = f"did you mean encoder.{near[0]}?" if near else f"choose of {', '.join(known)}"
             raise UserError(f"encoder.{key} is not a setting of the encoder; {hint}")
     fields = _DEFAULTS | _NEUTRAL | given
-    for key in ("width", "depth"):
+    for key, most in (("width", MOST_CHANNELS), ("depth", MOST_LEVELS)):
         value = fields.get(key)
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f"encoder.{key} is {value!r}; it must be a whole number from 1")
+        if not isinstance(value, int) or not 1 <= value <= most:
+            raise UserError(f"encoder.{key} is {value!r}; it must be a whole number, 1 to {most}")
+    if fields["width"] << (fields["depth"] - 1) > MOST_CHANNELS:
+        raise UserError(
+            f"encoder.width={fields['width']}, encoder.depth={fields['depth']}: the width doubles "
+            f"from level to level, to more than {MOST_CHANNELS} channels; use fewer levels"
+        )
     _one_of("norm", fields["norm"], layers.NORMS)
     _one_of("dtype", fields["dtype"], tuple(DTYPES))
     if not isinstance(fields["dropout"], (int, float)) or not 0 <= fields["dropout"] < 1:

@@ -21,17 +21,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
+from ssl3d import documents
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
-from ssl3d.models import encoders
+from ssl3d.models import encoders, safetensors_files
 
 WEIGHTS = "encoder.safetensors"
 DESCRIPTION = "encoder.json"
 DECODER_WEIGHTS = "decoder.safetensors"
 DECODER_DESCRIPTION = "decoder.json"
+_REMEDY = "export it again"
 
 
 def save_encoder(
@@ -82,17 +83,19 @@ def load_encoder(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         shape than the description requires.
     """
     folder = encoder_folder(folder)
-    description, module = _read_description(folder / DESCRIPTION)
+    file, weights = folder / DESCRIPTION, folder / WEIGHTS
+    description, module = _read_description(file)
     # Any size serves: the encoder is fully convolutional.
     example = jax.ShapeDtypeStruct(
         (1, *(16,) * description["rank"], description["channels"]), jnp.float32
     )
-    wanted = traverse_util.flatten_dict(
-        jax.eval_shape(module.init, jax.random.key(0), example), sep="/"
-    )
-    weights = folder / WEIGHTS
+    with documents.fields(file, _REMEDY):
+        wanted = traverse_util.flatten_dict(
+            jax.eval_shape(module.init, jax.random.key(0), example), sep="/"
+        )
+    # By the header, before an array of whatever size is read.
+    check_leaves(safetensors_files.read_header(weights), wanted, weights, DESCRIPTION)
     found = read_weights(weights, description.get("sha256"))
-    check_leaves(found, wanted, weights, DESCRIPTION)
     return module, traverse_util.unflatten_dict(found, sep="/")
 
 
@@ -114,15 +117,13 @@ def load_decoder(folder: str | Path) -> dict[str, Any]:
     """
     weights = weights_file(folder, "decoder")
     file = weights.with_name(DECODER_DESCRIPTION)
-    try:
-        checksum = json.loads(file.read_text()).get("sha256")
-    except FileNotFoundError:
-        raise UserError(
-            f"{file}: missing; give the folder of a finished run whose task has a decoder, or set "
-            "config.transfer.decoder=False"
-        ) from None
-    except (OSError, AttributeError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({type(error).__name__}: {error})") from None
+    description = documents.read_object(
+        file,
+        _REMEDY,
+        missing=f"{file}: missing; give the folder of a finished run whose task has a decoder, or "
+        "set config.transfer.decoder=False",
+    )
+    checksum = description.get("sha256")
     return traverse_util.unflatten_dict(read_weights(weights, checksum), sep="/")
 
 
@@ -167,24 +168,23 @@ def check_leaves(
 
 
 def _read_description(file: Path) -> tuple[dict[str, Any], nn.Module]:
-    try:
-        description = json.loads(file.read_text())
-        module = encoders.build(dict(description["encoder"]))
+    description = documents.read_object(
+        file,
+        _REMEDY,
+        missing=f"{file}: missing; give the folder of a finished run or its encoder/",
+    )
+    with documents.fields(file, _REMEDY):
+        try:
+            module = encoders.build(dict(description["encoder"]))
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from None
         rank, channels = int(description["rank"]), int(description["channels"])
-        if rank not in (2, 3) or channels < 1:
+        if rank not in (2, 3) or not 1 <= channels <= encoders.MOST_CHANNELS:
             raise ValueError(f"rank {rank}, {channels} channels")
-    except FileNotFoundError:
-        raise UserError(
-            f"{file}: missing; give the folder of a finished run or its encoder/"
-        ) from None
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from None
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({type(error).__name__}: {error})") from None
     return description | {"rank": rank, "channels": channels}, module
 
 
-def read_weights(file: Path, checksum: str | None) -> dict[str, np.ndarray]:
+def read_weights(file: Path, checksum: object) -> dict[str, np.ndarray]:
     """Flat name -> array of a safetensors file.
 
     Weights converted from elsewhere may come without a checksum.
@@ -192,11 +192,7 @@ def read_weights(file: Path, checksum: str | None) -> dict[str, np.ndarray]:
     Raises:
       UserError: missing, damaged, or another file than the checksum's.
     """
-    try:
-        data = file.read_bytes()
-        found = load(data)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); export it again") from None
+    found, data = safetensors_files.read(file)
     if checksum is not None and hashlib.sha256(data).hexdigest() != checksum:
         raise UserError(
             f"{file}: damaged, or from another run than the JSON beside it (the checksums "

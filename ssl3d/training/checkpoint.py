@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from flax.traverse_util import flatten_dict
 
+from ssl3d import documents
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import RunError, UserError
 
@@ -52,10 +53,7 @@ def check_config(
     file = workdir / "config.json"
     now = json.loads(config.to_json()) | dict(data or {})
     if file.exists():
-        try:
-            before = flatten_dict(json.loads(file.read_text()), sep=".")
-        except (AssertionError, ValueError) as error:
-            raise UserError(f"{file}: cannot be read ({error}); use another --workdir") from None
+        before = flatten_dict(documents.read_object(file, "use another --workdir"), sep=".")
         after = flatten_dict(now, sep=".")
         for key in sorted(before.keys() | after.keys()):
             old, new = before.get(key), after.get(key)

@@ -17,12 +17,13 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from ssl3d import intervals
+from ssl3d import documents, intervals
 from ssl3d.atomic import atomic_write
-from ssl3d.errors import RunError
+from ssl3d.errors import RunError, UserError
 
 # How many steps the host may be ahead of the device: one to hide the dispatch, and a spare.
 _STEPS_AHEAD = 2
+_REMEDY = "restore or remove the file"
 
 
 class RunLog:
@@ -203,14 +204,17 @@ def describe_probe(values: Mapping[str, float]) -> str:
 
 
 def read_metrics(workdir: Path) -> list[dict]:
-    """The lines of `metrics.jsonl`, without a last line that a kill cut short."""
+    """The lines of `metrics.jsonl`, without a last line that a kill cut short.
+
+    Raises `UserError`: a damaged file.
+    """
     file = workdir / "metrics.jsonl"
-    lines = []
-    for line in file.read_text().splitlines() if file.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
+    if not file.exists():
+        return []
+    lines = documents.read_lines(file, _REMEDY)
+    for number, line in enumerate(lines, start=1):
+        if not isinstance(line.get("step"), int) or not isinstance(line.get("split"), str):
+            raise UserError(f"{file}: line {number} has no step or no split; {_REMEDY}")
     return lines
 
 

@@ -18,8 +18,8 @@ import ml_collections
 import numpy as np
 from flax import traverse_util
 
+from ssl3d import documents
 from ssl3d.data import store
-from ssl3d.errors import UserError
 from ssl3d.models import export
 from ssl3d.training import run_log
 from ssl3d.training.problem import Problem
@@ -27,6 +27,7 @@ from ssl3d.training.problem import Problem
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
 KINDS = ("best", "last")
+_REMEDY = "restore the folder model/, or train again"
 
 
 def describe(
@@ -75,7 +76,9 @@ class Keeper:
         self._scores: dict[int, dict[str, float]] = {}
         file = workdir / "model" / "best" / DESCRIPTION
         if resumed and file.exists():
-            self._best = json.loads(file.read_text())["best"]
+            document = documents.read_object(file, _REMEDY)
+            with documents.fields(file, _REMEDY):
+                self._best = float(document["best"])
 
     def offer(self, step: int, scores: dict[str, float], variables: Any) -> None:
         """Saves the model of a validation after training has begun if its score is the highest.
@@ -129,30 +132,26 @@ def load(workdir: Path, kind: str = "best") -> Model:
     """
     folder = workdir / "model" / kind
     file = folder / DESCRIPTION
-    try:
-        about = json.loads(file.read_text())
+    other = next(name for name in KINDS if name != kind)
+    hint = (
+        f"there is one with --model={other}"
+        if (workdir / "model" / other / DESCRIPTION).exists()
+        else "give the folder of a segmentation or classification run"
+    )
+    about = documents.read_object(file, _REMEDY, missing=f"{file}: missing; {hint}")
+    with documents.fields(file, _REMEDY):
         config = ml_collections.ConfigDict(about["config"])
         dataset = store.Dataset(
             path=folder,
-            name=about["dataset"]["name"],
+            name=str(about["dataset"]["name"]),
             rank=int(about["dataset"]["rank"]),
-            modalities=tuple(about["dataset"]["modalities"]),
-            classes=tuple(about["dataset"]["classes"]),
-            splits_by=about["dataset"]["splits_by"],
+            modalities=documents.names(about["dataset"]["modalities"]),
+            classes=documents.names(about["dataset"]["classes"]),
+            splits_by=str(about["dataset"]["splits_by"]),
             cases=(),
-            extra=about["dataset"]["extra"],
+            extra=dict(about["dataset"]["extra"]),
         )
-        step, trained_on = int(about["step"]), tuple(about["trained_on"])
-    except FileNotFoundError:
-        other = next(name for name in KINDS if name != kind)
-        hint = (
-            f"there is one with --model={other}"
-            if (workdir / "model" / other / DESCRIPTION).exists()
-            else "give the folder of a segmentation or classification run"
-        )
-        raise UserError(f"{file}: missing; {hint}") from None
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({type(error).__name__}: {error})") from None
+        step, trained_on = int(about["step"]), documents.names(about["trained_on"])
     found = export.read_weights(folder / WEIGHTS, about.get("sha256"))
     variables = traverse_util.unflatten_dict(found, sep="/")
     return Model(variables, config, dataset, trained_on, step, kind)

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from ssl3d import documents
 from ssl3d.data.layouts.listing import Listing, Options, Source, SourceCase, finish
 from ssl3d.data.readers import VOLUME_SUFFIXES, stem
 from ssl3d.errors import UserError
@@ -90,7 +91,8 @@ def _classes(derivatives: Path) -> dict[int, str] | None:
     """Class names from a *dseg.tsv (columns index and name); None without one."""
     for path in sorted(derivatives.rglob("*dseg.tsv")) if derivatives.is_dir() else ():
         try:
-            rows = list(csv.DictReader(path.read_text().splitlines(), delimiter="\t"))
+            text = documents.read_text(path, "correct it")
+            rows = list(csv.DictReader(text.splitlines(), delimiter="\t"))
             return {0: "background"} | {int(row["index"]): row["name"] for row in rows}
         except (OSError, csv.Error, KeyError, TypeError, ValueError):
             raise UserError(f"{path}: not a table with the columns index and name") from None

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from ssl3d import documents
 from ssl3d.errors import UserError
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises `UserError`."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; this layout needs it (see docs/data.md)") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(document, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return document
+    return documents.read_object(
+        path, "correct it", f"{path}: missing; this layout needs it (see docs/data.md)"
+    )
 
 
 def numbered(path: Path, document: dict[str, Any], key: str) -> tuple[str, ...]:
@@ -27,7 +21,7 @@ def numbered(path: Path, document: dict[str, Any], key: str) -> tuple[str, ...]:
     try:
         names = {int(number): str(name) for number, name in document[key].items()}
         return tuple(names[number] for number in range(max(1, len(names))))
-    except (AttributeError, ValueError, KeyError):
+    except documents.MALFORMED:
         raise UserError(
             f'{path}: "{key}" is missing or not like {{"0": "T1", "1": "T2"}}'
         ) from None
@@ -37,7 +31,7 @@ def msd_classes(path: Path, document: dict[str, Any]) -> dict[int, str]:
     """{"0": "background", "1": "tumour"} -> label value -> name. Raises `UserError`."""
     try:
         return {int(value): str(name) for value, name in document["labels"].items()}
-    except (AttributeError, KeyError, ValueError):
+    except documents.MALFORMED:
         raise UserError(
             f'{path}: "labels" is missing or not like {{"0": "background", "1": "tumour"}}'
         ) from None
@@ -57,7 +51,7 @@ def nnunet_classes(path: Path, document: dict[str, Any]) -> dict[int, str]:
                 classes |= {v: f"label {v}" for v in map(_whole, value) if v not in classes}
             else:
                 classes[_whole(value)] = str(name)
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except documents.MALFORMED:
         raise UserError(
             f'{path}: "labels" is missing or not like {{"background": 0, "tumour": 1}}'
         ) from None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ssl3d import documents
 from ssl3d.data.layouts.listing import (
     Listing,
     Options,
@@ -105,9 +107,9 @@ def _only_table(folder: Path) -> Path:
     tables = []
     for path in sorted(folder.glob("*.csv")):
         try:
-            with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-                header = next(csv.reader(file), [])
-        except (OSError, csv.Error):
+            text = documents.read_bytes(path, "correct it").decode("utf-8-sig", "replace")
+            header = next(csv.reader(io.StringIO(text, newline="")), [])
+        except (UserError, csv.Error):
             continue
         if None not in _columns(header):
             tables.append(path)
@@ -130,14 +132,14 @@ def _columns(header: Sequence[str]) -> tuple[str | None, str | None]:
 
 def _rows(table: Path) -> list[tuple[int, str, str]]:
     """[(line, name, grade)]. Raises `UserError`: unreadable, a column missing, or no rows."""
+    if not table.exists():
+        raise UserError(f"--csv={table}: no such file")
+    text = documents.read_text(table, "correct the table")
     try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            lines = [(reader.line_num, row) for row in reader]
-    except FileNotFoundError:
-        raise UserError(f"--csv={table}: no such file") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        columns = reader.fieldnames or []
+        lines = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
         raise UserError(f"{table}: cannot be read as a CSV ({error})") from None
     name, grade = _columns(columns)
     if name is None or grade is None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
+from ssl3d import documents
 from ssl3d.atomic import atomic_write
 from ssl3d.data import readers, store
 from ssl3d.data.layouts.listing import SourceCase
@@ -17,6 +17,7 @@ from ssl3d.errors import UserError
 
 # One line per finished case; deleted once the manifest is written.
 PROGRESS = "progress.jsonl"
+REMEDY = "delete the output folder and prepare the data again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +48,12 @@ def known_cases(settings: PreparationSettings) -> dict[str, Known]:
         _check_settings(settings, dataset.extra.get("settings"))
         known = {case.id: Known(case, None) for case in dataset.cases}
     if progress.exists():
-        lines = _lines(progress)
+        lines = documents.read_lines(progress, REMEDY)
         _check_settings(settings, lines[0].get("settings") if lines else None)
-        for line in lines[1:]:
-            case = store.case_from(line["case"])
-            known[case.id] = Known(case, line["stamps"])
+        with documents.fields(progress, REMEDY):
+            for line in lines[1:]:
+                case = store.case_from(line["case"])
+                known[case.id] = Known(case, line["stamps"])
     if not known and not progress.exists() and output.exists() and any(output.iterdir()):
         raise UserError(f"{output}: not empty; choose a new folder for --output")
     return known
@@ -111,17 +113,6 @@ def _stamps(case: SourceCase) -> list[list[int]]:
 
 def _line(entry: Known) -> str:
     return json.dumps({"case": dataclasses.asdict(entry.case), "stamps": entry.stamps}) + "\n"
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines; the one that a crash truncated is the last."""
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
 
 
 def _check_settings(settings: PreparationSettings, found: object) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from ssl3d import documents
 from ssl3d.data import store
 from ssl3d.data.layouts.listing import Listing, Problem, SourceCase
 from ssl3d.errors import UserError
@@ -89,12 +89,9 @@ def read_split_file(path: Path) -> SplitFile:
     Raises:
       UserError: an unreadable file, another structure, an unknown split, or a name in two splits.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such split file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: the split file cannot be read ({error})") from None
+    if not path.exists():
+        raise UserError(f"{path}: no such split file")
+    text = documents.read_text(path, "correct the split file")
     pairs = _json_pairs(path, text) if path.suffix == ".json" else _csv_pairs(path, text)
     splits: dict[str, str] = {}
     for name, split in pairs:
@@ -109,9 +106,9 @@ def read_split_file(path: Path) -> SplitFile:
 
 def _json_pairs(path: Path, text: str) -> list[tuple[str, str]]:
     try:
-        document = json.loads(text)
+        document = documents.parse(text.encode())
         return [(str(name), split) for split, names in document.items() for name in _list(names)]
-    except (ValueError, AttributeError, TypeError, RecursionError):
+    except documents.MALFORMED:
         raise UserError(
             f'{path}: not JSON like {{"train": ["case_1"], "val": ["case_2"], "test": []}}'
         ) from None
