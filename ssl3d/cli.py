@@ -41,6 +41,12 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     except (UserError, RunError) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
+    except MemoryError:
+        print(
+            "error: not enough memory; use a smaller batch, fewer workers or a larger machine",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(1)

@@ -126,7 +126,8 @@ def parse(data: bytes) -> Any:
         raise ValueError(f"nested more than {DEPTH} deep") from None
     _check_depth(document)
     if _SURROGATE.search(data):
-        json.dumps(document, ensure_ascii=False).encode()  # half a character has no encoding
+        # Half a character has no encoding, but for a byte of a file name that is not UTF-8.
+        json.dumps(document, ensure_ascii=False).encode(errors="surrogateescape")
     return document
 
 

@@ -10,7 +10,6 @@ e.g. in a checkout of the repository. In cases.csv and curves.csv `nan` is an un
 empty field one that does not exist (a step or a case of other cells).
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ import pandas as pd
 
 from experiments.engine import worker
 from experiments.engine.grid import CELLS, PRETRAINING
+from ssl3d import documents
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
 
@@ -58,7 +58,7 @@ def read(output: Path) -> Record:
     """
     results, pretraining, cases, curves = (_read_table(output, file) for file in _TABLES)
     runs, trained = (
-        [json.loads(file.read_text()) for file in sorted(output.glob(f"{kind}/*/{worker.RESULT}"))]
+        [_read_result(file) for file in sorted(output.glob(f"{kind}/*/{worker.RESULT}"))]
         for kind in (CELLS, PRETRAINING)
     )
     tested = [{"cell": run["row"]["cell"]} | case for run in runs for case in run["cases"]]
@@ -106,9 +106,27 @@ def restrict(record: Record, names: Iterable[str]) -> Record:
     return Record(results, record.pretraining[used], cases, curves)
 
 
+def _read_result(file: Path) -> dict[str, Any]:
+    """The result of a run: `row`, `cases` and `curve`, see `worker.run`. Raises `UserError`."""
+    remedy = "remove it to run the job again"
+    result = documents.read_object(file, remedy)
+    with documents.fields(file, remedy):
+        named = "cell" if file.parent.parent.name == CELLS else "pretraining"
+        str(result["row"][named])
+        for case in result["cases"]:
+            str(case["id"])
+        for point in result["curve"]:
+            step, score = point
+            int(step), score is None or float(score)
+    return result
+
+
 def _read_table(output: Path, file: str) -> pd.DataFrame:
     try:
-        return pd.read_csv(output / file, dtype=str, keep_default_na=False)
+        table = pd.read_csv(output / file, dtype=str, keep_default_na=False)
+        if missing := [name for name in _TABLES[file][:1] if name not in table]:
+            raise ValueError(f"no column {missing[0]}")
+        return table
     except (FileNotFoundError, pd.errors.EmptyDataError):
         return pd.DataFrame(columns=_TABLES[file], dtype=str)
     except (OSError, ValueError) as error:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from experiments.engine import claims, grid, runs, worker
 from experiments.engine.grid import Job, Size
 from experiments.engine.study import StudyData
+from ssl3d import documents
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
 
@@ -62,12 +63,14 @@ def read(output: Path) -> Budget | None:
     """The budget of an output folder, if it has one."""
     if not (output / FILE).exists():
         return None
-    kept = json.loads((output / FILE).read_text())
-    for key in ("full", "size"):
-        lists = {name: tuple(kept[key][name]) for name in ("methods", "labels", "modes")}
-        kept[key] = Size(**kept[key] | lists)
-    kept["seconds"] = {name: Cost(**cost) for name, cost in kept["seconds"].items()}
-    return Budget(**kept)
+    remedy = "give another --output"
+    kept = documents.read_object(output / FILE, remedy)
+    with documents.fields(output / FILE, remedy):
+        for key in ("full", "size"):
+            lists = {name: tuple(kept[key][name]) for name in ("methods", "labels", "modes")}
+            kept[key] = Size(**kept[key] | lists)
+        kept["seconds"] = {name: Cost(**cost) for name, cost in kept["seconds"].items()}
+        return Budget(**kept)
 
 
 def sizes(full: Size, brief: Sequence[str]) -> list[Size]:

@@ -25,7 +25,7 @@ import pandas as pd
 
 from experiments.engine.grid import load_config
 from experiments.engine.study import as_tuples
-from ssl3d import cli, evaluate, hardware
+from ssl3d import cli, documents, evaluate, hardware
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
 from ssl3d.training import loop, run_log
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with (folder / ".lock").open("w") as lock:
         wait_for(lock, folder)
-        result = run(json.loads((folder / JOB).read_text()), folder)
+        result = run(documents.read_object(folder / JOB, "start the study again"), folder)
     if result is None:
         return STOPPED
     with atomic_write(folder / RESULT) as partial:
@@ -111,7 +111,7 @@ def read_evaluation(
     Cases have `id`, `subject` and their columns, or `grade` and `predicted`; the whole test set
     also has the score as the original code defines it. Raises `UserError` for a missing column.
     """
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = documents.read_object(folder / "summary.json", "run it again")
     rows = pd.read_csv(folder / "cases.csv", dtype=str, keep_default_na=False)
     if "predicted" in rows:
         scores = {name: _rounded(summary["scores"][of]["value"]) for name, of in columns}

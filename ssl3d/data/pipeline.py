@@ -8,6 +8,7 @@ number of the next batch.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import zlib
@@ -18,7 +19,7 @@ import grain
 import numpy as np
 
 from ssl3d.data import store
-from ssl3d.errors import UserError
+from ssl3d.errors import RunError, UserError
 
 # Incremented whenever a seed samples other cases or crops than before; runs record it.
 DRAW_VERSION = 2
@@ -197,6 +198,28 @@ def _subjects(dataset: store.Dataset) -> Callable[[store.Case], Subject]:
     return subject
 
 
+@contextlib.contextmanager
+def naming(dataset: store.Dataset, case: store.Case) -> Iterator[None]:
+    """Names the case in the exceptions of its reader, which may run in a thread.
+
+    Raises:
+      RunError: its files cannot be read, or there is not enough memory.
+    """
+    file = store.image_path(dataset.path, case.id)
+    try:
+        yield
+    except UserError as error:
+        if case.id in str(error):
+            raise
+        raise UserError(f"{file}: {error}") from None
+    except (OSError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise RunError(f"case {case.id}: {file} cannot be read ({reason})") from error
+    except Exception as error:  # a task's own: its type and traceback are kept
+        error.add_note(f"in case {case.id}, {file}")
+        raise
+
+
 def train_batches(
     dataset: store.Dataset,
     cases: Sequence[store.Case],
@@ -230,8 +253,9 @@ def train_batches(
     def make(number: int, rng: np.random.Generator) -> Batch:
         epoch, position = divmod(number, len(cases))
         case = cases[order(epoch)[position]]
-        example = open_example(dataset, case, rank, slice_axis, margin, rng, label_map)
-        return {"record": record(rng, example, True), **subject(case)}
+        with naming(dataset, case):
+            example = open_example(dataset, case, rank, slice_axis, margin, rng, label_map)
+            return {"record": record(rng, example, True), **subject(case)}
 
     source = (
         grain.MapDataset.range(_EXAMPLES).seed(seed).random_map(make).batch(batch_size // count)
@@ -268,13 +292,14 @@ def validation_batches(
         for position in range(start + index * local, start + (index + 1) * local):
             repeat, case = entries[min(position, len(entries) - 1)]
             rng = np.random.default_rng((seed, case_key(case), repeat))
-            example = open_example(dataset, case, rank, slice_axis, margin, rng, label_map)
-            row: ValidationBatch = {
-                "record": record(rng, example, False),
-                **subject(case),
-                "valid": np.asarray(position < len(entries)),
-                "repeat": np.asarray(repeat, np.uint32),
-            }
+            with naming(dataset, case):
+                example = open_example(dataset, case, rank, slice_axis, margin, rng, label_map)
+                row: ValidationBatch = {
+                    "record": record(rng, example, False),
+                    **subject(case),
+                    "valid": np.asarray(position < len(entries)),
+                    "repeat": np.asarray(repeat, np.uint32),
+                }
             rows.append(row)
         yield _stack(rows)
 

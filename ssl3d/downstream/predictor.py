@@ -7,6 +7,8 @@ probabilities = predictor.classify(trained, images)   # [K] for each image
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,11 +16,14 @@ from typing import NamedTuple
 import jax
 import ml_collections
 import numpy as np
+from flax.errors import FlaxError
+from flax.traverse_util import flatten_dict
 
-from ssl3d import cli, tasks, xla
+from ssl3d import cli, documents, limits, tasks, xla
 from ssl3d.data import geometry, pipeline, store
 from ssl3d.downstream import sliding_window
 from ssl3d.errors import UserError
+from ssl3d.models import export
 from ssl3d.tasks import classification, segmentation
 from ssl3d.training import trained_model
 
@@ -67,9 +72,11 @@ def load(
     saved = trained_model.load(workdir, kind)
     try:
         return _build(workdir, saved, mirror, overlap)
-    except (AttributeError, KeyError) as error:
+    except (FlaxError, *documents.MALFORMED) as error:
+        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{workdir}: the model was saved by another version of ssl3d ({error}); train it again"
+            f"{workdir}: the model was saved by another version of ssl3d, or its files are damaged "
+            f"({type(error).__name__}: {reason}); train it again"
         ) from None
 
 
@@ -101,6 +108,7 @@ def _build(
     to_probabilities = task.predict
     if to_probabilities is None:
         raise UserError(f"{workdir}: the task {saved.config.task.name} defines no `predict`")
+    _check_variables(workdir, saved, task)
     variables = jax.device_put(saved.variables)
     forward = xla.jit(
         lambda variables, images: to_probabilities(
@@ -108,6 +116,20 @@ def _build(
         )
     )
     return Predictor(saved, lambda images: forward(variables, images))
+
+
+def _check_variables(workdir: Path, saved: trained_model.Model, task: tasks.Task) -> None:
+    """Raises `UserError` unless the weights fit the network that `model.json` describes."""
+    config, channels = saved.config, len(saved.dataset.modalities)
+    folder = workdir / "model" / saved.kind
+    shape = (config.predict.batch, *config.data.crop, channels)
+    limits.check_memory(folder / trained_model.DESCRIPTION, 4 * math.prod(shape), f"inputs {shape}")
+    example = jax.ShapeDtypeStruct((1, *config.data.crop, channels), np.float32)
+    wanted = jax.eval_shape(
+        functools.partial(task.network.init, train=False), jax.random.key(0), example
+    )
+    found, wanted = (flatten_dict(dict(tree), sep="/") for tree in (saved.variables, wanted))
+    export.check_leaves(found, wanted, folder / trained_model.WEIGHTS, trained_model.DESCRIPTION)
 
 
 def _mirrored_axes(config: ml_collections.ConfigDict) -> tuple[int, ...]:

@@ -110,8 +110,7 @@ def _natural(value: Any) -> int:
 
 def _check_names(names: Mapping[str, Any]) -> None:
     """Raises ValueError for an array where the name of another one has a folder."""
-    folders = {
-        name.rsplit("/", depth)[0] for name in names for depth in range(1, name.count("/") + 1)
-    }
-    for name in folders & names.keys():
-        raise ValueError(f"{name} is an array and a group of arrays")
+    for name in names:
+        for depth in range(1, min(name.count("/"), _MOST_AXES) + 1):
+            if name.rsplit("/", depth)[0] in names:
+                raise ValueError(f"an array inside the array {name.rsplit('/', depth)[0]!r:.40}")

@@ -23,8 +23,12 @@ def in_parallel(
 ) -> Iterator[tuple[int, Result | UserError]]:
     """Calls `function(*call)` for each call; yields (index, result or `UserError`) as they finish.
 
+    A worker process that dies (most often: out of memory) is the error of its call.
+
+    Args:
+      calls: arguments; the first is a path, or a case with `files`.
+
     Raises:
-      UserError: a worker process died (most often: out of memory).
       OSError: the disk is full or not writable.
     """
     bar = tqdm(total=len(calls), desc=title, unit="case", disable=None)
@@ -34,25 +38,51 @@ def in_parallel(
                 yield index, _attempt(function, call)
                 bar.update()
             return
-        # Spawned, not forked: the parent has threads (the progress bar's, a test runner's).
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(
-            min(workers, max(1, len(calls))), mp_context=context, initializer=_start_worker
-        ) as pool:
+        # A thread for each process, so that a process that dies fails its own case alone.
+        with concurrent.futures.ThreadPoolExecutor(min(workers, max(1, len(calls)))) as threads:
+            own = threading.local()
+            pools: list[concurrent.futures.ProcessPoolExecutor] = []
             futures = {
-                pool.submit(_attempt, function, call): index for index, call in enumerate(calls)
+                threads.submit(_in_process, own, pools, function, call): index
+                for index, call in enumerate(calls)
             }
             try:
                 for future in concurrent.futures.as_completed(futures):
                     yield futures[future], future.result()
                     bar.update()
-            except BrokenProcessPool:
-                raise UserError(
-                    "a worker process was killed, most likely for lack of memory; run again "
-                    "with fewer --workers (finished cases are kept)"
-                ) from None
             finally:
-                pool.shutdown(cancel_futures=True)
+                threads.shutdown(cancel_futures=True)
+                for pool in pools:
+                    pool.shutdown()
+
+
+def _in_process(
+    own: threading.local,
+    pools: list[concurrent.futures.ProcessPoolExecutor],
+    function: Callable[..., Result],
+    call: tuple[Any, ...],
+) -> Result | UserError:
+    """`_attempt` in this thread's process, which is started where there is none (any more)."""
+    if getattr(own, "pool", None) is None:
+        # Spawned, not forked: the parent has threads (the progress bar's, a test runner's).
+        context = multiprocessing.get_context("spawn")
+        own.pool = concurrent.futures.ProcessPoolExecutor(
+            1, mp_context=context, initializer=_start_worker
+        )
+        pools.append(own.pool)
+    try:
+        return own.pool.submit(_attempt, function, call).result()
+    except BrokenProcessPool:
+        own.pool = None
+        return UserError(
+            f"{_files(call)}: the process at work on it was killed, most likely for lack of "
+            "memory; run again with fewer --workers (finished cases are kept)"
+        )
+
+
+def _files(call: tuple[Any, ...]) -> Any:
+    """The first file of a call, whose first argument is a path or a case."""
+    return getattr(call[0], "files", call)[0]
 
 
 def _start_worker() -> None:
@@ -75,4 +105,4 @@ def _attempt(function: Callable[..., Result], call: tuple[Any, ...]) -> Result |
     except UserError as error:
         return error
     except MemoryError:
-        return UserError("not enough memory; run again with fewer --workers")
+        return UserError(f"{_files(call)}: not enough memory; run again with fewer --workers")

@@ -75,7 +75,7 @@ def test_damage(damage, tmp_path, capsys, undamaged):
 @pytest.mark.parametrize(
     ("layout", "file", "text", "what"),
     [
-        ("msd", "dataset.json", "[" * 100_000, "not readable as JSON"),
+        ("msd", "dataset.json", "[" * 100_000, "nested more than 64 deep"),
         ("msd", "dataset.json", '{"modality": {}, "labels": {}}', '"modality" is missing'),
         ("msd", "dataset.json", '{"modality": {"0": "A", "2": "B"}}', '"modality" is missing'),
         ("bids", "derivatives/lesions/dseg.tsv", f"index\tname\n1\t{'a' * 200_000}", "dseg.tsv"),
