@@ -7,18 +7,23 @@ finite, not constant and of the requested rank, with an invertible affine.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from ssl3d import limits
 from ssl3d.data.geometry import Grid
 from ssl3d.data.readers import dicom, itk, nifti, pictures
-from ssl3d.data.readers.checks import check_rank, check_values, whole_numbers
+from ssl3d.data.readers.checks import check_rank, check_values, enough_memory, whole_numbers
 from ssl3d.errors import UserError
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
 # Bytes in memory while a file's checksum is computed.
 CHUNK = 1 << 20
@@ -43,6 +48,16 @@ class Volume:
     affine: np.ndarray
 
 
+def _enough_memory(read: Callable[P, Result]) -> Callable[P, Result]:
+    @functools.wraps(read)
+    def function(*args: P.args, **kwargs: P.kwargs) -> Result:
+        first: Any = args[0]
+        with enough_memory(first if isinstance(first, Path) else first[0]):
+            return read(*args, **kwargs)
+
+    return function
+
+
 def suffix(path: Path) -> str:
     """The suffix of a supported file name in lower case, else ""."""
     name = path.name.lower()
@@ -64,6 +79,7 @@ def checksum(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
+@_enough_memory
 def read_header(paths: Sequence[Path], rank: int) -> Header:
     """Shape, channels and affine of an image (one file, or the files of a DICOM series).
 
@@ -82,6 +98,7 @@ def read_header(paths: Sequence[Path], rank: int) -> Header:
     return Header(dicom.read_grid(paths), 1)
 
 
+@_enough_memory
 def read_image(paths: Sequence[Path], rank: int) -> Volume:
     """Reads an image as float32 [*S, C].
 
@@ -107,6 +124,7 @@ def read_image(paths: Sequence[Path], rank: int) -> Volume:
     return volume
 
 
+@_enough_memory
 def read_label(path: Path, rank: int) -> Volume:
     """Reads a label map as unsigned integers [*S].
 

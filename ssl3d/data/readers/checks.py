@@ -39,12 +39,8 @@ def reporting(path: Path) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except UserError:
+    except (UserError, MemoryError):  # see `enough_memory`
         raise
-    except MemoryError:
-        raise UserError(
-            f"{path}: not enough memory to read it; use fewer --workers, or a larger machine"
-        ) from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:
@@ -54,6 +50,17 @@ def reporting(path: Path) -> Iterator[None]:
         reason = re.sub(r"^(ITK|sitk::)\s*ERROR: (\w+\(0x\w+\): )?", "", reason)
         raise UserError(
             f"{path}: cannot be read as an image ({reason}); damaged or of another format"
+        ) from None
+
+
+@contextlib.contextmanager
+def enough_memory(path: Path) -> Iterator[None]:
+    """Turns a lack of memory into one line that names the file."""
+    try:
+        yield
+    except MemoryError:
+        raise UserError(
+            f"{path}: not enough memory to read it; use fewer --workers, or a larger machine"
         ) from None
 
 

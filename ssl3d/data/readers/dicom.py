@@ -7,6 +7,7 @@ decode compressed pixels.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ POSITION_TOLERANCE = 0.05
 DIRECTION_TOLERANCE = 1e-3
 # Malformed values are common, and harmless in the fields that are not read here.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+# Its warnings name no file, or come with an exception that names it.
+logging.getLogger("pydicom").setLevel(logging.ERROR)
 # Bytes up to the end of the "DICM" mark.
 PREAMBLE = 132
 

@@ -80,10 +80,10 @@ class _Child:
     """The process, and the protocol: a length, a pickle, and the arrays' bytes behind it."""
 
     def __init__(self) -> None:
-        paths = os.pathsep.join(path for path in sys.path if path)
+        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         self.owner = os.getpid()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
+            [sys.executable, "-P", "-c", f"import {__name__} as own; own.serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -149,8 +149,7 @@ def _send(pipe: int, message: Any) -> None:
             part = part[os.write(pipe, part) :]
 
 
-def _serve(questions: int, answers: int) -> None:
-    """Answers questions until the parent closes the pipe."""
+def _answer(questions: int, answers: int) -> None:
     os.write(answers, _READY)
     with os.fdopen(questions, "rb") as pipe:
         while head := pipe.read(_LENGTH.size):
@@ -158,15 +157,13 @@ def _serve(questions: int, answers: int) -> None:
             data, *arrays = [pipe.read(size) for size in sizes]
             folder, module, function, arguments = pickle.loads(data, buffers=arrays)
             os.chdir(folder)  # paths may be relative
+            called = getattr(importlib.import_module(module), function)
             try:
-                found, failed = (
-                    getattr(importlib.import_module(module), function)(*arguments),
-                    False,
-                )
+                answer = called(*arguments), False
             except UserError as error:
-                found, failed = str(error), True
-            _send(answers, (found, failed))
-            del found
+                answer = str(error), True
+            _send(answers, answer)
+            del answer
 
 
 def _limit_memory() -> None:
@@ -183,7 +180,8 @@ def _end_with_parent(parent: int) -> None:
     os._exit(1)
 
 
-def _main() -> None:
+def serve() -> None:
+    """Answers questions until the parent closes the pipe or ends; the child's whole life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     questions, answers = os.dup(0), os.dup(1)
@@ -192,8 +190,4 @@ def _main() -> None:
     for standard in (0, 1, 2):
         os.dup2(nowhere, standard)
     _limit_memory()
-    _serve(questions, answers)
-
-
-if __name__ == "__main__":
-    _main()
+    _answer(questions, answers)
