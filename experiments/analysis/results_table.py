@@ -130,8 +130,10 @@ def _read_table(output: Path, file: str) -> pd.DataFrame:
     except (FileNotFoundError, pd.errors.EmptyDataError):
         return pd.DataFrame(columns=_TABLES[file], dtype=str)
     except (OSError, ValueError) as error:
-        path = output / file
-        raise UserError(f"{path}: cannot be read ({error}); remove it to merge anew") from None
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{output / file}: cannot be read ({reason}); remove it to merge anew"
+        ) from None
 
 
 def _with_rows(stored: pd.DataFrame, runs: Iterable[dict[str, Any]], key: str) -> pd.DataFrame:

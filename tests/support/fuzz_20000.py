@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import tempfile
 import time
@@ -17,10 +18,11 @@ def main(count: int) -> int:
     all_cases = all_faults = 0
     with tempfile.TemporaryDirectory() as folder:
         found = targets(Path(folder))
+        each = math.ceil(count / sum(target.share for target in found))
         for target in found:
             started = time.monotonic()
             reasons: list[str] = []
-            fuzz.attack(target, -(-count // len(found)), functools.partial(_keep, reasons))
+            fuzz.attack(target, each, functools.partial(_keep, reasons))
             faults = [reason for reason in reasons if reason]
             seconds = time.monotonic() - started
             line = f"{target.name:24} {len(reasons):6} cases {len(faults):4} faults"

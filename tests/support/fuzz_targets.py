@@ -25,12 +25,14 @@ from ssl3d.data.preparation import progress, splits
 from ssl3d.data.preparation.case import PreparationSettings
 from ssl3d.data.preparation.recipes import RECIPES
 from ssl3d.data.readers import dicom
+from ssl3d.downstream import predictor
 from ssl3d.errors import UserError
 from ssl3d.models import export
 from ssl3d.training import checkpoint, run_log, trained_model
 from tests.support import source_files
 from tests.support.datasets import write_dataset
 from tests.support.fuzz import Target
+from tests.support.random_models import save_random_model
 from tests.support.random_weights import random_variables
 from tests.support.scans import AFFINE, VALUES
 from tests.support.tiny_configs import tiny_config
@@ -164,26 +166,23 @@ def _runs(folder: Path) -> Iterator[Target]:
     weights = random_variables(export.encoders.build(settings), np.zeros((1, 8, 8, 8, 1), "f4"))
     export.save_encoder(run / "encoder", weights, about)
     path = run / "encoder" / export.DESCRIPTION
-    yield Target("encoder.json", path, export.describe_encoder, path.read_bytes())
+    data = path.read_bytes()
+    yield Target("encoder.json", path, lambda _: export.describe_encoder(run), data)
+    yield Target("encoder.json, built", path, lambda _: export.load_encoder(run), data, share=0.2)
     path = run / "encoder" / export.WEIGHTS
-    yield Target(
-        "safetensors", path, lambda path: export.read_weights(path, None), path.read_bytes()
-    )
+    data = path.read_bytes()
+    yield Target("safetensors", path, lambda path: export.read_weights(path, None), data)
     dataset = write_dataset(folder / "graded", 2, 3, splits={"train": 3, "val": 1})
+    save_random_model(run, dataset, "classify2d")
+    path = run / "model" / "best" / trained_model.DESCRIPTION
+    data = path.read_bytes()
+    yield Target("model.json", path, lambda _: trained_model.load(run), data)
+    yield Target("model.json, built", path, lambda _: predictor.load(run), data, share=0.2)
     config = tiny_config("classify2d", dataset.path)
-    about = trained_model.describe(config, dataset, dataset.cases, 5, {"kappa": 0.5})
-    export.save_variables(
-        run / "model/best",
-        trained_model.WEIGHTS,
-        trained_model.DESCRIPTION,
-        {"params": {"x": np.zeros(3, np.float32)}},
-        about,
-    )
-    path = run / "model/best" / trained_model.DESCRIPTION
-    yield Target("model.json", path, lambda _: trained_model.load(run), path.read_bytes())
     checkpoint.check_config(config, run)
     path = run / "config.json"
-    yield Target(path.name, path, lambda _: checkpoint.check_config(config, run), path.read_bytes())
+    data = path.read_bytes()
+    yield Target(path.name, path, lambda _: checkpoint.check_config(config, run), data)
     lines = [{"step": step, "split": "train", "loss": 0.5, "kappa": None} for step in range(9)]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     path = run / "metrics.jsonl"

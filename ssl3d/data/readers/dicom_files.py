@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from pathlib import Path
 
 import pydicom
@@ -30,7 +31,7 @@ def read(path: Path, voxels: bool) -> pydicom.Dataset:
       UserError: not a regular file, or deflated and larger than its header promises.
       Exception: whatever pydicom raises.
     """
-    with limits.open_regular(path) as file:
+    with _Bounded(limits.open_regular(path).detach()) as file:
         preamble = read_preamble(file, force=True)
         meta = _read_file_meta_info(file)
         # pydicom would inflate the whole file, whatever its size.
@@ -51,7 +52,19 @@ def read(path: Path, voxels: bool) -> pydicom.Dataset:
                 content = io.BytesIO(data)
                 found = read_dataset(content, False, True)
             return FileDataset(content, found, preamble, meta, False, True)
-    return pydicom.dcmread(path, stop_before_pixels=not voxels)
+        file.seek(0)
+        return pydicom.dcmread(file, stop_before_pixels=not voxels)
+
+
+class _Bounded(io.BufferedReader):
+    """A file that is never asked for more bytes than it has.
+
+    Python allocates what is asked for, and an element of a few bytes may promise gigabytes.
+    """
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(os.fstat(self.fileno()).st_size - self.tell(), 0)
+        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 def promised_bytes(path: Path, header: pydicom.Dataset) -> int:

@@ -27,13 +27,18 @@ _SLACK = 1 << 20
 def head(path: Path, size: int) -> bytes:
     """The first `size` bytes of the content, or all. Raises `UserError`: unreadable or empty."""
     with limits.open_regular(path) as file:
-        data = _start(path, file, size)
+        data = _start(path, file, max(size, _CHUNK))
     if not data.startswith(GZIP_MAGIC):
-        return data
-    try:
-        return zlib.decompressobj(wbits=31).decompress(data, size)
-    except zlib.error as error:
-        raise _damaged(path, error) from None
+        return data[:size]
+    found = b""
+    while data and len(found) < size:
+        unzip = zlib.decompressobj(wbits=31)
+        try:
+            found += unzip.decompress(data, size - len(found))
+        except zlib.error as error:
+            raise _damaged(path, error) from None
+        data = unzip.unused_data.lstrip(b"\0")
+    return found
 
 
 def most_bytes(path: Path) -> int:
