@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssl3d.data import pipeline, store
-from ssl3d.errors import UserError
+from ssl3d.errors import RunError, UserError
 
 
 def record(rng, example, train):
@@ -266,3 +266,36 @@ def test_a_missing_image_is_named_from_the_reader_threads(volumes, batches, tmp_
     store.image_path(folder, "case_05").unlink()
     with pytest.raises(UserError, match=r"case_05\.npy: missing"):
         batches(2, dataset=dataclasses.replace(volumes, path=folder), threads=2)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_task_that_fails_names_the_case_and_keeps_its_exception(volumes, threads):
+    """A case among those in training, from a reader thread and in validation."""
+
+    def fails(rng, example, train):
+        if example.case.id in ("case_03", "case_09"):
+            raise ZeroDivisionError("of the task")
+        return record(rng, example, train)
+
+    options = {"rank": 3, "slice_axis": 2, "margin": 0, "batch_size": 4, "seed": 0}
+    for split, make, more in (
+        ("train", pipeline.train_batches, {"threads": threads}),
+        ("val", pipeline.validation_batches, {"repeats": 1}),
+    ):
+        stream = make(volumes, volumes.split(split), fails, **options, **more)
+        with pytest.raises(ZeroDivisionError) as caught:
+            list(itertools.islice(stream, 3))
+        (note,) = [note for note in caught.value.__notes__ if "case_0" in note]
+        assert note.startswith(f"in case case_0{3 if split == 'train' else 9}, ")
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError()])
+def test_a_disk_that_fails_is_one_line_with_the_case(volumes, error):
+    def fails(rng, example, train):
+        raise error
+
+    options = {"rank": 3, "slice_axis": 2, "margin": 0, "batch_size": 4, "seed": 0, "threads": 2}
+    stream = pipeline.train_batches(volumes, volumes.split("train"), fails, **options)
+    words = r"case case_0\d: .*images/case_0\d\.npy cannot be read \((Input/output|MemoryError)"
+    with pytest.raises(RunError, match=words):
+        next(stream)

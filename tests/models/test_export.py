@@ -149,6 +149,11 @@ def test_a_leaf_that_does_not_fit_is_named(exported, change, words):
         lambda d: d["encoder"].update(kind="transformer"),
         lambda d: d["encoder"].update(dropout="much"),
         lambda d: d["encoder"].pop("width"),
+        lambda d: d["encoder"].update(depth=100_000),
+        lambda d: d["encoder"].update(width=1 << 60),
+        lambda d: d["encoder"].update(width=3000, depth=12),
+        lambda d: d.update(channels=1 << 60),
+        lambda d: d.update(encoder=[]),
     ],
 )
 def test_a_description_that_describes_nothing_is_named(exported, change):
@@ -159,7 +164,7 @@ def test_a_description_that_describes_nothing_is_named(exported, change):
     refused(file.parent, file)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00\xff"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00\xff", "[" * 100_000])
 def test_a_description_that_is_no_json_is_named(exported, text):
     file = exported() / export.DESCRIPTION
     file.write_text(text)

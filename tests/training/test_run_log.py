@@ -1,7 +1,9 @@
 import json
 
+import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from ssl3d.errors import UserError
 from ssl3d.training import run_log
 
 TRAIN = {"loss": 2.0, "accuracy": 0.25, "chance": 0.125, "volumes_per_second": 3.25}
@@ -110,3 +112,21 @@ def test_a_probe_in_all_places(tmp_path, capsys):
     assert {tag for tag, step, _ in events(tmp_path) if step == 5} == {
         "probe/dice", "probe/untrained", "probe/intensities", "probe/seconds"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b"\xff\xfe", "line 2 cannot be read"),
+        (b"7", "line 2 cannot be read"),
+        (b'{"loss": 1.0}', "line 2 has no step or no split"),
+        (b'{"step": null, "split": "train"}', "line 2 has no step or no split"),
+    ],
+)
+def test_a_damaged_line_is_named(tmp_path, line, words):
+    write(tmp_path, [1, 2])
+    file = tmp_path / "metrics.jsonl"
+    first, second = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(first + line + b"\n" + second)
+    with pytest.raises(UserError, match=rf"metrics\.jsonl: {words}"):
+        run_log.read_metrics(tmp_path)
