@@ -16,7 +16,7 @@ from ssl3d import cli
 
 def main(arguments: Sequence[str]) -> int:
     parser = cli.Parser(prog="python -m ssl3d.main", description=__doc__, epilog=cli.CONFIG_HELP)
-    parser.add_argument("--workdir", type=Path, help="the run's folder (default: runs/NAME)")
+    parser.add_argument("--workdir", type=cli.path, help="the run's folder (default: runs/NAME)")
     parser.add_argument(
         "--stop_at", type=int, default=0, help="save and end after this many steps, to go on later"
     )
