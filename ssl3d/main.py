@@ -27,7 +27,8 @@ def main(arguments: Sequence[str]) -> int:
 
     sharding.start()
     workdir = options.workdir or Path("runs") / config.name
-    return 0 if loop.train(config, workdir, options.stop_at) else 1
+    with sharding.together():
+        return 0 if loop.train(config, workdir, options.stop_at) else 1
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def header_for(source: SourceCase, case: store.Case) -> nib.Nifti1Header:
         header = read_header(path)
         if _has_geometry(header, shape, affine):
             return header
-        # Its two transforms differ, or one is none: programs would place the prediction differently.
+        # Its two transforms differ, or one is none: programs would disagree on the prediction.
     else:
         header = nib.Nifti1Header()
         header.set_data_shape(shape)
