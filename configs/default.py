@@ -159,6 +159,11 @@ def get_config(
     config.probe.cases = bounded(8 if rank == 3 else 32, at_least(1))
     config.probe.data = ""  # another prepared data set, with labels
 
+    # A pretraining run, whose encoder replaces config.encoder; a proxy task goes on from its
+    # weights.
+    config.init = Config()
+    config.init.encoder = ""
+
     config.mesh = Config()
     config.mesh.space = bounded(1, at_least(1))  # devices that share one volume
 
@@ -180,8 +185,6 @@ def downstream(config: Config) -> None:
     config.data.label_seed = bounded(0, at_least(0))  # of their order; 0: the manifest's
     config.validation.repeats = 1
 
-    config.init = Config()
-    config.init.encoder = ""  # a pretraining run, whose encoder replaces config.encoder
     config.transfer = Config()
     config.transfer.mode = "random"  # ignores its weights; or frozen, finetune
     # finetune: steps before the encoder is trained too.

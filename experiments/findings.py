@@ -25,7 +25,8 @@ STUDIES = tuple(m.STUDY for m in (hippocampus, hippocampus_levels, hippocampus_s
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; the exit status. Raises `UserError` where a stored table is missing."""
     parser = cli.Parser(prog="python -m experiments.findings", description=__doc__)
-    parser.add_argument("--results", type=Path, default=Path("results"), help="default: results")
+    default = Path("results")
+    parser.add_argument("--results", type=cli.path, default=default, help="default: %(default)s")
     file = parser.parse_args(arguments).results / "README.md"
     page = render(file.parent)
     with atomic_write(file) as partial:

@@ -35,10 +35,10 @@ def parser(study: Study) -> cli.Parser:
     about = f"{study.title}.\n\n{__doc__}"
     result = cli.Parser(prog=f"python -m experiments.{study.name}", description=about)
     add = result.add_argument
-    add("--data", type=Path, help="prepared data; default of a phantom: generated in OUTPUT/data")
-    add("--output", type=Path, default=Path("runs") / study.name, help="default: %(default)s")
-    add("--pretrain-data", type=Path, help="another prepared data set to pretrain on")
-    add("--source", type=Path, help="source files of the data, to score on their voxel grids")
+    add("--data", type=cli.path, help="prepared data; of a phantom: default OUTPUT/data")
+    add("--output", type=cli.path, default=Path("runs") / study.name, help="default: %(default)s")
+    add("--pretrain-data", type=cli.path, help="another prepared data set to pretrain on")
+    add("--source", type=cli.path, help="source files of the data, to score on their voxel grids")
     names, labels = ",".join(study.methods), ",".join(study.labels).replace("%", "%%")
     add("--methods", type=_names, help=f"default: {names}; all: {','.join(METHODS)}")
     add("--fractions", type=_names, help=f"of labels, e.g. 5%%,32,all (default: {labels})")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,6 +53,11 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
         sys.exit(1)
 
 
+def path(text: str) -> Path:
+    """An option that names a place; a shell expands `~` neither behind `=` nor in quotes."""
+    return Path(os.path.expanduser(text))
+
+
 @contextlib.contextmanager
 def disk_errors(place: Path | str = "") -> Iterator[None]:
     """Turns an `OSError`, e.g. a full disk or a read-only folder, into a `UserError`.
@@ -90,10 +96,14 @@ def parse_with_config(
         "--print_config", action="store_true", help="print every key of the config and exit"
     )
     options, rest = parser.parse_known_args(list(arguments))
-    paths = [argument for argument in rest if argument.startswith("--config=")]
+    paths = [
+        f"--config={os.path.expanduser(argument.removeprefix('--config='))}"
+        for argument in rest
+        if argument.startswith("--config=")
+    ]
     overrides = [argument for argument in rest if argument.startswith("--config.")]
     for argument in rest:
-        if argument not in paths and argument not in overrides:
+        if not argument.startswith(("--config=", "--config.")):
             parser.error(f"unrecognized argument {argument}")
     if len(paths) != 1:
         parser.error("give one --config=FILE[:DATASET[,VARIANT]], e.g. --config=configs/rpl3d.py")
@@ -114,6 +124,7 @@ def parse_with_config(
             raise UserError(f"{override}: {reason}") from None
     config = _flag([*paths, *overrides])
     bounds.derive(config)
+    _expand_homes(config)
     if options.print_config:
         given = {override.partition("=")[0].removeprefix("--config.") for override in overrides}
         for key, value in _leaves(config).items():
@@ -122,6 +133,16 @@ def parse_with_config(
             print(f"config.{key} = {value!r}" + change * (value != was))
         sys.exit(0)
     return options, config
+
+
+def _expand_homes(config: ml_collections.ConfigDict) -> None:
+    """Replaces `~` in every value that names a place, in place."""
+    for value in config.values():
+        if isinstance(value, ml_collections.ConfigDict):
+            _expand_homes(value)
+    for key, value in list(config.items()):
+        if isinstance(value, str) and value.startswith("~"):
+            config[key] = os.path.expanduser(value)
 
 
 def _make_importable(file: Path) -> None:

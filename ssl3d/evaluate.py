@@ -14,7 +14,6 @@ were not resampled, and otherwise on the prepared grid.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from ssl3d import cli
 from ssl3d.data import store
@@ -25,11 +24,11 @@ def parser() -> cli.Parser:
     """The command's options."""
     result = cli.Parser(prog="python -m ssl3d.evaluate", description=__doc__)
     add = result.add_argument
-    add("--workdir", required=True, type=Path, help="folder of the run")
+    add("--workdir", required=True, type=cli.path, help="folder of the run")
     add("--split", default="test", choices=store.SPLITS, help="default: test")
-    add("--data", type=Path, help="prepared data set (default: where the run had it)")
-    add("--source", type=Path, help="folder the data set was prepared from")
-    add("--output", type=Path, help="default: WORKDIR/evaluation")
+    add("--data", type=cli.path, help="prepared data set (default: where the run had it)")
+    add("--source", type=cli.path, help="folder the data set was prepared from")
+    add("--output", type=cli.path, help="default: WORKDIR/evaluation")
     add(
         "--no-pictures",
         dest="pictures",

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the command. Raises `UserError`."""
     parser = cli.Parser(prog="python -m ssl3d.inspect", description=__doc__, epilog=cli.CONFIG_HELP)
     add = parser.add_argument
-    add("--output", type=Path, help="PNG file (default: inspect_NAME.png)")
+    add("--output", type=cli.path, help="PNG file (default: inspect_NAME.png)")
     add("--cases", type=int, default=2, help="number of cases (default: 2)")
     add("--split", default="train", choices=store.SPLITS, help="default: train")
     add("--audit", action="store_true", help="look for shortcuts on noise, instead of pictures")

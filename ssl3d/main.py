@@ -16,7 +16,7 @@ from ssl3d import cli
 
 def main(arguments: Sequence[str]) -> int:
     parser = cli.Parser(prog="python -m ssl3d.main", description=__doc__, epilog=cli.CONFIG_HELP)
-    parser.add_argument("--workdir", type=Path, help="the run's folder (default: runs/NAME)")
+    parser.add_argument("--workdir", type=cli.path, help="the run's folder (default: runs/NAME)")
     parser.add_argument(
         "--stop_at", type=int, default=0, help="save and end after this many steps, to go on later"
     )
@@ -27,7 +27,8 @@ def main(arguments: Sequence[str]) -> int:
 
     sharding.start()
     workdir = options.workdir or Path("runs") / config.name
-    return 0 if loop.train(config, workdir, options.stop_at) else 1
+    with sharding.together():
+        return 0 if loop.train(config, workdir, options.stop_at) else 1
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ Every file is written atomically. A second run predicts everything again and rep
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from ssl3d import cli
 from ssl3d.data.layouts import LAYOUTS
@@ -27,9 +26,14 @@ def parser() -> cli.Parser:
     """The command's options."""
     result = cli.Parser(prog="python -m ssl3d.predict", description=__doc__)
     add = result.add_argument
-    add("--workdir", required=True, type=Path, help="folder of the segmentation or classification")
-    add("--input", required=True, type=Path, help="a file, or a folder of images")
-    add("--output", required=True, type=Path, help="folder for the predictions")
+    add(
+        "--workdir",
+        required=True,
+        type=cli.path,
+        help="folder of the segmentation or classification",
+    )
+    add("--input", required=True, type=cli.path, help="a file, or a folder of images")
+    add("--output", required=True, type=cli.path, help="folder for the predictions")
     add(
         "--layout",
         choices=sorted(LAYOUTS),

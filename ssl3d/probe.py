@@ -21,7 +21,6 @@ network, the most frequent class is predicted. The penalty is selected by quadra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from ssl3d import cli
 from ssl3d.data import store
@@ -33,7 +32,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = cli.Parser(prog="python -m ssl3d.probe", description=__doc__, epilog=cli.CONFIG_HELP)
     add = parser.add_argument
     add("--split", default="test", choices=store.SPLITS, help="default: test")
-    add("--output", type=Path, help="JSON file for all numbers")
+    add("--output", type=cli.path, help="JSON file for all numbers")
     options, config = cli.parse_with_config(parser, arguments)
     from ssl3d.downstream import linear_probe  # loads jax, which --print_config does without
 

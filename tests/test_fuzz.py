@@ -19,8 +19,10 @@ def found(tmp_path_factory):
 
 
 NAMES = (
-    "NIfTI", "NIfTI, inside gzip", "gzip", "label", "NRRD", "NRRD, compressed", "MetaImage",
-    "MetaImage, compressed", "DICOM", "DICOM, JPEG", "DICOM, multi-frame", "DICOM, deflated",
+    "NIfTI", "NIfTI, inside gzip", "gzip", "label", "MGH", "MGH, inside gzip", "pair",
+    "NRRD, detached", "MetaImage, detached", "NRRD", "NRRD, compressed", "MetaImage",
+    "MetaImage, compressed", "DICOM", "DICOM, JPEG", "DICOM, no preamble",
+    "DICOM, multi-frame", "DICOM, deflated",
     "DICOM, inside deflate", "PNG", "JPG", "TIF", "BMP", "PNG, valid checksums", "PNG label",
     ".npy", ".npy label", "manifest", "msd: dataset.json", "nnunet: dataset.json",
     "bids: dseg.tsv", "images: train.csv", "splits.json", "splits.csv", "progress.jsonl",

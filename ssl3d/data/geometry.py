@@ -51,6 +51,13 @@ def spacing_of(affine: np.ndarray) -> tuple[float, ...]:
     return tuple(float(x) for x in np.sqrt((np.asarray(affine)[:-1, :-1] ** 2).sum(axis=0)))
 
 
+def corner_distance(shape: Sequence[int], affine: np.ndarray, other: np.ndarray) -> float:
+    """The largest distance in mm between the places of a corner voxel by two affines."""
+    corners = np.array([[*corner, 1] for corner in np.ndindex(*(2,) * len(shape))], np.float64)
+    corners *= [*(n - 1 for n in shape), 1]
+    return float(np.linalg.norm(corners @ (affine - other).T, axis=1).max())
+
+
 def to_canonical(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Permutes and flips the axes to the orientation closest to RAS+; pictures are unchanged.
 

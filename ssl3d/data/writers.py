@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -15,9 +15,12 @@ import numpy as np
 from PIL import Image
 
 from ssl3d.atomic import atomic_write
-from ssl3d.data import store
+from ssl3d.data import geometry, store
 from ssl3d.data.layouts.listing import SourceCase
 from ssl3d.data.readers import inflate, nifti, suffix
+
+# Voxels between the corners of two transforms that count as one.
+TOLERANCE = 0.1
 
 
 def write_on_source_grid(
@@ -47,16 +50,40 @@ def write_on_source_grid(
 
 def header_for(source: SourceCase, case: store.Case) -> nib.Nifti1Header:
     """The header of the case's first file, or an equivalent one if that is not NIfTI."""
-    path = source.images[0][0]
-    if suffix(path) in nifti.SUFFIXES:
-        return read_header(path)
-    header = nib.Nifti1Header()
-    header.set_data_shape(case.extra["source_shape"])
+    path, shape = source.images[0][0], case.extra["source_shape"]
     affine = np.asarray(case.extra["source_affine"])
+    if suffix(path) in nifti.SUFFIXES:
+        header = read_header(path)
+        if _has_geometry(header, shape, affine):
+            return header
+        # Its two transforms differ, or one is none: programs would disagree on the prediction.
+    else:
+        header = nib.Nifti1Header()
+        header.set_data_shape(shape)
+    header.set_xyzt_units("mm")
     header.set_sform(affine, "scanner")
     header.set_qform(affine, "scanner")
-    header.set_xyzt_units("mm")
+    if geometry.corner_distance(shape, header.get_qform(), affine) > TOLERANCE * min(
+        geometry.spacing_of(affine)
+    ):
+        # A qform holds no shear, that of a tilted gantry: with a code, others would read it.
+        header.set_qform(None, 0)
+        header["pixdim"][1:4] = geometry.spacing_of(affine)
     return header
+
+
+def _has_geometry(header: nib.Nifti1Header, shape: Sequence[int], affine: np.ndarray) -> bool:
+    """Whether every transform that a header has is the affine, in mm."""
+    if header.get_xyzt_units()[0] not in ("mm", "unknown"):
+        return False
+    forms = []
+    try:
+        for form, code in (header.get_sform(coded=True), header.get_qform(coded=True)):
+            forms += [form] if code else []
+    except (nib.spatialimages.HeaderDataError, ValueError):
+        return False
+    limit = TOLERANCE * min(geometry.spacing_of(affine))
+    return all(geometry.corner_distance(shape, form, affine) <= limit for form in forms)
 
 
 def read_header(path: Path) -> nib.Nifti1Header:

@@ -62,10 +62,14 @@ def check_config(
                     f"{workdir} holds a run of another version of the code, which samples training "
                     "data differently: finish it with that version, or start in another folder"
                 )
+            if key not in before and new == "":
+                continue  # an earlier version did not have it
             if old != new and key not in _FREE:
+                longer = f", --config.init.encoder={workdir} to go on from its weights"
                 raise UserError(
                     f"{workdir} holds a run with {key}={old!r}, this one has {new!r}: "
-                    "give another --workdir, or the same value to go on"
+                    f"give another --workdir{longer if key == 'steps' else ''}, or the same value "
+                    "to go on"
                 )
     if jax.process_index() == 0:
         try:

@@ -6,42 +6,121 @@ inserts the communication, so a loss over the global batch is written as for one
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ssl3d.errors import UserError
+from ssl3d.errors import RunError, UserError
+
+# Where the other processes meet, how many they are, and which of them this is.
+COORDINATES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+# Seconds to wait for the other processes at the start.
+WAIT = 300
 
 
 def start() -> None:
     """Joins the other processes of a run over several hosts, before any device is used.
 
     Hosts are discovered under SLURM, Open MPI and TPU pods; elsewhere set JAX_COORDINATOR_ADDRESS
-    (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID. Raises `UserError` if one
-    of these is missing.
+    (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID. A process that SLURM did not start as one of
+    several tasks runs alone.
+
+    Raises:
+      UserError: a setting is missing or garbage, or the environment does not tell the other hosts.
+      RunError: this process cannot join the others.
     """
     environment = os.environ
-    if "JAX_COORDINATOR_ADDRESS" in environment:
-        try:
-            count = int(environment["JAX_NUM_PROCESSES"])
-            index = int(environment["JAX_PROCESS_ID"])
-        except (KeyError, ValueError):
-            raise UserError(
-                "JAX_COORDINATOR_ADDRESS is set: set JAX_NUM_PROCESSES and JAX_PROCESS_ID to "
-                "numbers too"
-            ) from None
-        jax.distributed.initialize(environment["JAX_COORDINATOR_ADDRESS"], count, index)
-    elif (
-        any(
-            int(environment.get(name, "1")) > 1 for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
-        )
-        or len(environment.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
-    ):
-        jax.distributed.initialize()
+    if any(name in environment for name in COORDINATES):
+        address, count, index = _coordinates(environment)
+        if count > 1:
+            _join(f"the {count} processes at {address}", address, count, index)
+    elif _number(environment, "OMPI_COMM_WORLD_SIZE") > 1:
+        _join(f"the {environment['OMPI_COMM_WORLD_SIZE']} processes of Open MPI")
+    elif _number(environment, "SLURM_NTASKS") > 1:
+        # Set in the steps of srun alone, not in a batch script or a shell beside it. The shell of
+        # an interactive allocation is a step too, of one task.
+        step = environment.get("SLURM_STEP_NODELIST")
+        tasks = _number(environment, "SLURM_STEP_NUM_TASKS", environment["SLURM_NTASKS"])
+        if step and tasks > 1:
+            for name in ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID"):
+                _number(environment, name, "")
+            _join(f"the {tasks} tasks of SLURM on {step}", None, tasks)
+        else:
+            print(
+                f"one process on the devices of this host: the SLURM job has "
+                f"{environment['SLURM_NTASKS']} tasks, start the command with srun to use them",
+                flush=True,
+            )
+    elif len(environment.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
+        _join(f"the hosts {environment['TPU_WORKER_HOSTNAMES']}")
+
+
+def _coordinates(environment: Mapping[str, str]) -> tuple[str, int, int]:
+    """(address, processes, index) as the user set them. Raises `UserError`."""
+    missing = [name for name in COORDINATES if not environment.get(name)]
+    if missing:
+        given = next(name for name in COORDINATES if name in environment)
+        raise UserError(f"{given} is set: set {' and '.join(missing)} too")
+    address, *names = COORDINATES
+    host, _, port = environment[address].rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(f"{address}={environment[address]!r}: write HOST:PORT")
+    count, index = (_number(environment, name) for name in names)
+    if not 0 <= index < count:
+        raise UserError(f"{names[1]}={index}: must be from 0 to {names[0]} - 1, {count - 1}")
+    return environment[address], count, index
+
+
+def _number(environment: Mapping[str, str], name: str, default: str = "1") -> int:
+    """A whole number from the environment. Raises `UserError`."""
+    text = environment.get(name, default)
+    if not text.isdecimal():
+        raise UserError(f"{name}={text!r}: must be a whole number; correct or unset it")
+    return int(text)
+
+
+def _join(
+    what: str, address: str | None = None, count: int | None = None, index: int | None = None
+) -> None:
+    """Waits for the other processes; ends this one if they do not arrive. Raises `UserError`."""
+    print(f"waiting for {what}, for {WAIT} s at most", flush=True)
+    # JAX itself would abort with a core dump, a little later.
+    late = threading.Timer(WAIT, _end, [f"{what} did not all arrive within {WAIT} s"])
+    late.daemon = True
+    late.start()
+    try:
+        jax.distributed.initialize(address, count, index, initialization_timeout=2 * WAIT)
+    except ValueError as error:
+        raise UserError(f"cannot find {what} ({error}); set {', '.join(COORDINATES)}") from None
+    except RuntimeError as error:  # also JAX's own errors
+        raise RunError(f"cannot join {what}: {(str(error).splitlines() or [''])[0]}") from None
+    finally:
+        late.cancel()
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Ends this process with a line where another one of the run has died."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        # Not by an exception: at exit JAX would wait for the others, and abort.
+        reason = (str(error).splitlines() or [""])[0][:200]
+        _end(f"another process of the run has failed or was killed ({reason}); run again to go on")
+
+
+def _end(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def make_mesh(space: int) -> Mesh:

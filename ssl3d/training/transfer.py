@@ -3,7 +3,8 @@
 Taleb et al. 2020, appendix A: weights are random, pretrained and frozen, or pretrained and
 fine-tuned after a warm-up in which only the new layers learn.
 
-    config.init.encoder     the pretraining run; its encoder's architecture is always adopted
+    config.init.encoder     the pretraining run; its encoder's architecture is always adopted.
+                            A proxy task that has one goes on from its weights
     config.transfer.mode    random: its weights are not used; frozen: they are used and stay bit
                             for bit as they are; finetune: they are used and trained as well,
                             after `warmup_steps`
@@ -41,7 +42,9 @@ def frozen_steps(config: ml_collections.ConfigDict) -> int:
 
 def loads(config: ml_collections.ConfigDict) -> bool:
     """Whether a run starts from the weights of a pretrained encoder."""
-    return "transfer" in config and bool(config.init.encoder) and config.transfer.mode != "random"
+    if "transfer" not in config:
+        return bool(config.init.encoder)
+    return bool(config.init.encoder) and config.transfer.mode != "random"
 
 
 def explain(config: ml_collections.ConfigDict) -> str:
@@ -75,9 +78,9 @@ def adopt_architecture(config: ml_collections.ConfigDict, channels: int) -> Pret
       UserError: the mode needs an encoder and none is given, it cannot be read, or it has another
         rank or more channels.
     """
-    if "transfer" not in config:
-        return None
-    mode, folder = config.transfer.mode, config.init.encoder
+    # A proxy task goes on with the weights of another pretraining, or has none.
+    given = config.get("transfer", {"mode": "finetune" if config.init.encoder else "random"})
+    mode, folder = given["mode"], config.init.encoder
     if mode not in MODES:
         raise UserError(f"config.transfer.mode={mode!r}: choose one of {', '.join(MODES)}")
     if not folder:
@@ -85,7 +88,7 @@ def adopt_architecture(config: ml_collections.ConfigDict, channels: int) -> Pret
             raise UserError(
                 "config.transfer.mode=finetune: give a pretraining run, --config.init.encoder=DIR"
             )
-        if config.transfer.get("decoder", False):
+        if given.get("decoder", False):
             raise UserError(
                 "config.transfer.decoder=True: give a pretraining run, --config.init.encoder=DIR"
             )
@@ -104,7 +107,7 @@ def adopt_architecture(config: ml_collections.ConfigDict, channels: int) -> Pret
     loaded: dict[Literal["encoder", "decoder"], Any] = {}
     if loads(config):
         loaded["encoder"] = export.load_encoder(folder)[1]
-        if config.transfer.get("decoder", False):
+        if given.get("decoder", False):
             loaded["decoder"] = export.load_decoder(folder)
     dtype = config.encoder.dtype
     config.encoder.update(about["encoder"])

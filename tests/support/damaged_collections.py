@@ -27,11 +27,9 @@ def dicom_edit(**values):
     return lambda folder: files.edit_dicom(folder / SLICE, **values)
 
 
-def second_series(folder):
-    other = files.write_series(folder / "other", files.scan(5))
-    for path in list(other.iterdir()):
-        path.rename(folder / SERIES / f"other_{path.name}")
-    other.rmdir()
+def positron_emission(folder):
+    for path in files.write_series(folder / "other", files.scan(5)).iterdir():
+        files.edit_dicom(path, Modality="PT")
 
 
 def undecodable(folder):
@@ -173,7 +171,7 @@ DAMAGES = [
     ),
     # DICOM
     Damage("missing slice", "dicom", lambda f: (f / SLICE).unlink(), ("series1", "1 missing")),
-    Damage("two series", "dicom", second_series, ("series1", "2 series in one folder")),
+    Damage("another modality", "dicom", positron_emission, ("other", "modality PT, but most")),
     Damage(
         "two slices at one position",
         "dicom",

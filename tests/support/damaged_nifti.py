@@ -104,10 +104,9 @@ def renamed_entry(folder):
     manifest(lambda t: t[1].update(image="./imagesTr/case 01.nii.gz"))(folder)
 
 
-def outward_link(folder):
-    target = folder.parent / "elsewhere.nii.gz"
-    (folder / IMAGE).rename(target)
-    (folder / IMAGE).symlink_to(target)
+def link_to_nothing(folder):
+    (folder / IMAGE).unlink()
+    (folder / IMAGE).symlink_to(folder.parent / "elsewhere.nii.gz")
 
 
 def shifted(*millimetres):
@@ -139,8 +138,8 @@ def pipe(folder):
 
 
 def other_format(folder):
-    (folder / IMAGE).rename(folder / "imagesTr/case_01.mgz")
-    manifest(lambda training: training[1].update(image="imagesTr/case_01.mgz"))(folder)
+    (folder / IMAGE).rename(folder / "imagesTr/case_01.mnc")
+    manifest(lambda training: training[1].update(image="imagesTr/case_01.mnc"))(folder)
 
 
 DAMAGES = [
@@ -162,15 +161,21 @@ DAMAGES = [
         ("case_01.nii.gz", "truncated", "15840"),
     ),
     Damage("no file", "msd", lambda f: (f / IMAGE).unlink(), (IMAGE, "no such file")),
-    Damage("a link out of the source", "msd", outward_link, (IMAGE, "leaves the source")),
+    Damage("a link to nothing", "msd", link_to_nothing, (IMAGE, "a broken link")),
     # NIfTI: shape and geometry
     Damage("one slice", "msd", image(SCAN[:, :, :1]), ("20 x 22 x 1", "a slice")),
     Damage("2D data", "msd", image(SCAN[:, :, 0]), ("case_01.nii.gz", "2D data")),
-    Damage("5D data", "msd", image(GRID), ("case_01.nii.gz", "5D data")),
+    Damage("vectors", "msd", image(GRID), ("2 channels, the data set has 1",)),
+    Damage("5D data", "msd", image(GRID.repeat(2, axis=3)), ("case_01.nii.gz", "5D data")),
     Damage("two channels", "msd", image(GRID[:, :, :, 0]), ("2 channels, the data set has 1",)),
     Damage("no voxels", "msd", header_field(dim=[3, 0, 22, 18, 1, 1, 1, 1]), ("no data",)),
     Damage("too small", "msd", small, ("6 x 6 x 6", "at least 8")),
-    Damage("zero spacing", "msd", header_field(pixdim=[1, 1, 0, 1, 0, 0, 0, 0]), ("spacing",)),
+    Damage(
+        "zero spacing",
+        "msd",
+        header_field(pixdim=[1, 1, 0, 1, 0, 0, 0, 0], sform_code=0, qform_code=1),
+        ("spacing",),
+    ),
     Damage("a singular affine", "msd", flat, ("case_01.nii.gz", "singular affine")),
     Damage(
         "an affine of NaN",
@@ -213,7 +218,7 @@ DAMAGES = [
         manifest(lambda t: t[1].update(image="a" * 5000)),
         ("no such file",),
     ),
-    Damage("another format", "msd", other_format, ("case_01.mgz", "convert the file")),
+    Damage("another format", "msd", other_format, ("case_01.mnc", "convert the file")),
     Damage(
         "an id twice",
         "msd",

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import SimpleITK as sitk
@@ -56,7 +57,16 @@ def _volumes(folder: Path) -> Iterator[Target]:
     yield Target("gzip", folder / "c.nii.gz", _image, _gzip(nifti))
     label = source_files.write_nifti(folder / "label.nii", np.abs(VALUES) % 3).read_bytes()
     yield Target("label", folder / "d.nii", lambda path: readers.read_label(path, 3), label)
+    nib.save(nib.MGHImage(VALUES, AFFINE), folder / "m.mgh")
+    mgh = (folder / "m.mgh").read_bytes()
+    yield Target("MGH", folder / "m.mgh", _image, mgh)
+    yield Target("MGH, inside gzip", folder / "m.mgz", _image, mgh, _gzip)
+    nib.save(nib.Nifti1Pair(VALUES, AFFINE), folder / "pair.hdr")
+    yield Target("pair", folder / "pair.hdr", _image, (folder / "pair.hdr").read_bytes())
     picture = sitk.GetImageFromArray(VALUES.transpose(2, 1, 0))
+    for name, kind in (("i.nhdr", "NRRD, detached"), ("j.mhd", "MetaImage, detached")):
+        sitk.WriteImage(picture, str(folder / name))
+        yield Target(kind, folder / name, _image, (folder / name).read_bytes())
     for name, packed in (("e.nrrd", False), ("f.nrrd", True), ("g.mha", False), ("h.mha", True)):
         sitk.WriteImage(picture, str(folder / name), packed)
         kind = {"nrrd": "NRRD", "mha": "MetaImage"}[name[2:]] + (", compressed" if packed else "")
@@ -77,6 +87,8 @@ def _dicom(folder: Path) -> Iterator[Target]:
         place = source_files.write_series(folder / name, array, AFFINE, compress=compress)
         path = place / "slice002.dcm"
         yield Target(name, path, series, path.read_bytes())
+    path = source_files.write_series(folder / "bare", array, AFFINE) / "slice002.dcm"
+    yield Target("DICOM, no preamble", path, series, path.read_bytes()[132:])
     path = source_files.write_multiframe(folder / "frames" / "m.dcm", array, AFFINE)
     yield Target("DICOM, multi-frame", path, series, path.read_bytes())
     place = source_files.write_series(folder / "deflated", array, AFFINE)

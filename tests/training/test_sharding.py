@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,121 @@ def test_two_processes_train_as_one_does(tiny, tiny_options, pictures, in_reposi
         for key in ("loss", "accuracy"):
             assert together[key] == pytest.approx(alone[key], rel=1e-4, abs=2e-6), alone["split"]
     assert (tmp_path / "two" / "encoder" / "encoder.safetensors").exists()
+
+
+def test_a_killed_process_ends_the_others_with_a_line(
+    tiny_options, pictures, in_repository, tmp_path
+):
+    options = tiny_options("cpc2d", pictures.path, steps=100_000, log_every=1, validate_every=10**6)
+    coordinator = {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
+        "JAX_NUM_PROCESSES": "2",
+    }
+    command = ["-m", "ssl3d.main", *options, f"--workdir={tmp_path / 'run'}"]
+    processes = [python(command, **coordinator, JAX_PROCESS_ID=str(i)) for i in range(2)]
+    try:
+        deadline = time.monotonic() + 240
+        while not any(line["split"] == "train" for line in run_log.read_metrics(tmp_path / "run")):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        processes[1].kill()
+        said, _ = processes[0].communicate(timeout=200)
+    finally:
+        for process in processes:
+            process.kill()
+    assert processes[0].returncode == 1
+    assert "error: another process of the run has failed or was killed" in said.splitlines()[-1]
+    assert "Traceback" not in said
+
+
+def start(wait=2, **environment):
+    """Status and output of a process that joins a run, with only these of the variables set."""
+    names = ("SLURM", "OMPI", "JAX_COORD", "JAX_NUM", "JAX_PROC", "TPU_WORKER")
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(names)}
+    code = (
+        "from ssl3d import cli\nfrom ssl3d.training import sharding\n"
+        f"sharding.WAIT = {wait}\n"
+        "cli.run(lambda arguments: print('alone') if sharding.start() is None else None)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return found.returncode, found.stdout + found.stderr
+
+
+BATCH = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {},  # a batch script
+        {"SLURM_STEP_NODELIST": "node1", "SLURM_STEP_NUM_TASKS": "1"},  # an interactive step
+    ],
+)
+def test_a_slurm_job_without_srun_runs_as_one_process(beside):
+    status, said = start(**BATCH, **beside)
+    assert status == 0
+    assert "start the command with srun" in said
+    assert said.splitlines()[-1] == "alone"
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {**BATCH, "SLURM_STEP_NODELIST": "localhost"},
+        {**BATCH, "SLURM_STEP_NODELIST": "localhost", "SLURM_PROCID": "1"},
+        {
+            "JAX_COORDINATOR_ADDRESS": "nowhere.invalid:1234",
+            "JAX_NUM_PROCESSES": "2",
+            "JAX_PROCESS_ID": "1",
+        },
+    ],
+)
+def test_processes_that_do_not_arrive_are_waited_for_no_longer_than_announced(environment):
+    status, said = start(**environment)
+    assert status == 1
+    first, last = said.splitlines()
+    assert first.startswith("waiting for the ")
+    assert first.endswith("for 2 s at most")
+    assert last.startswith("error: the ")
+    assert last.endswith("did not all arrive within 2 s")
+
+
+@pytest.mark.parametrize(
+    ("environment", "what"),
+    [
+        ({**BATCH, "SLURM_NTASKS": "4(x2)"}, "SLURM_NTASKS='4(x2)'"),
+        ({**BATCH, "SLURM_STEP_NODELIST": "a", "SLURM_PROCID": ""}, "SLURM_PROCID=''"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "set JAX_COORDINATOR_ADDRESS"),
+        ({"OMPI_COMM_WORLD_SIZE": "many"}, "OMPI_COMM_WORLD_SIZE='many'"),
+        ({"JAX_NUM_PROCESSES": "2"}, "set JAX_COORDINATOR_ADDRESS and JAX_PROCESS_ID too"),
+        ({"JAX_COORDINATOR_ADDRESS": "host"}, "set JAX_NUM_PROCESSES and JAX_PROCESS_ID too"),
+        *(
+            (
+                {
+                    "JAX_COORDINATOR_ADDRESS": address,
+                    "JAX_NUM_PROCESSES": count,
+                    "JAX_PROCESS_ID": index,
+                },
+                what,
+            )
+            for address, count, index, what in (
+                ("host", "2", "0", "write HOST:PORT"),
+                ("host:99999", "2", "0", "write HOST:PORT"),
+                ("host:1234", "two", "0", "JAX_NUM_PROCESSES='two'"),
+                ("host:1234", "2", "2", "JAX_PROCESS_ID=2: must be from 0"),
+            )
+        ),
+    ],
+)
+def test_garbage_in_the_environment_is_one_line(environment, what):
+    status, said = start(**environment)
+    assert status == 2
+    assert what in said.splitlines()[-1]
+    assert "Traceback" not in said

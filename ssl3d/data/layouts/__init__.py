@@ -23,6 +23,7 @@ LAYOUTS: dict[str, Callable[[Path, Options], Listing]] = {
 # Options that apply to some layouts only.
 LAYOUTS_WITH_LABELS = ("bids", "dicom", "folder")
 LAYOUTS_WITH_CSV = ("images",)
+LAYOUTS_WITH_PATTERNS = ("folder",)
 
 
 def list_cases(layout: str, source: Path, options: Options | None = None) -> Listing:
@@ -41,14 +42,16 @@ def list_cases(layout: str, source: Path, options: Options | None = None) -> Lis
     for option, value, layouts in (
         ("labels", options.labels, LAYOUTS_WITH_LABELS),
         ("csv", options.csv, LAYOUTS_WITH_CSV),
+        ("images", options.images, LAYOUTS_WITH_PATTERNS),
     ):
         if value is not None and layout not in layouts:
             raise UserError(f"--{option} is for --layout={' or '.join(layouts)}, not {layout}")
     if not source.is_dir():
         raise UserError(f"{source}: no such folder")
     if options.labels is not None:
-        if not options.labels.is_dir():
+        if options.labels.is_dir():
+            options = dataclasses.replace(options, labels=options.labels.resolve())
+        elif layout != "folder" or not folder.is_pattern(options.labels):
             raise UserError(f"--labels={options.labels}: no such folder")
-        options = dataclasses.replace(options, labels=options.labels.resolve())
     # Resolved: `.` has no name, and labels below the source are recognised by their path.
     return LAYOUTS[layout](source.resolve(), options)

@@ -18,7 +18,7 @@ LABELS = ("dseg", "mask", "seg")
 
 def find(folder: Path, options: Options) -> Listing:
     """One case per session, with the modalities that most sessions have. Raises `UserError`."""
-    source = Source(folder)
+    source = Source(folder, options.follow_links)
     derivatives = options.labels or folder / "derivatives"
     sessions: dict[tuple[str, str], dict[str, list[Path]]] = {}
     for path in source.files(folder, VOLUME_SUFFIXES):
@@ -41,7 +41,7 @@ def find(folder: Path, options: Options) -> Listing:
         if len(masks) > 1:
             both = " and ".join(str(path) for path in masks[:2])
             source.problem(name, f"several labels ({both}); choose with --labels=DIR")
-            continue
+            masks = []
         for modality in modalities:
             if len(found[modality]) > 1:
                 first = found[modality][0]
@@ -62,7 +62,7 @@ def find(folder: Path, options: Options) -> Listing:
         name=folder.resolve().name,
         rank=3,
         modalities=tuple(modalities),
-        classes=_classes(derivatives),
+        classes=options.classes or _classes(derivatives),
     )
 
 
@@ -88,12 +88,19 @@ def _labels(source: Source, derivatives: Path) -> dict[tuple[str, str], list[Pat
 
 
 def _classes(derivatives: Path) -> dict[int, str] | None:
-    """Class names from a *dseg.tsv (columns index and name); None without one."""
+    """Class names from every *dseg.tsv (columns index and name); None without one."""
+    classes: dict[int, str] = {}
     for path in sorted(derivatives.rglob("*dseg.tsv")) if derivatives.is_dir() else ():
         try:
             text = documents.read_text(path, "correct it")
             rows = list(csv.DictReader(text.splitlines(), delimiter="\t"))
-            return {0: "background"} | {int(row["index"]): row["name"] for row in rows}
+            found = {0: "background"} | {int(row["index"]): row["name"] for row in rows}
         except (OSError, csv.Error, KeyError, TypeError, ValueError):
             raise UserError(f"{path}: not a table with the columns index and name") from None
-    return None
+        for value, name in found.items():
+            if classes.setdefault(value, name) != name:
+                raise UserError(
+                    f"{path}: calls the label {value} {name!r}, another table {classes[value]!r}; "
+                    "name the classes with --classes, or choose labels with --labels=DIR"
+                )
+    return classes or None

@@ -1,12 +1,14 @@
-"""BraTS: one folder per case, CASE_t1ce.nii.gz (2018 to 2021) or CASE-t1c.nii.gz (2023)."""
+"""BraTS: one folder per case, CASE_t1ce.nii.gz (2018 to 2021) or CASE-t1c.nii.gz (from 2023)."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ssl3d.data.layouts.listing import Listing, Options, Source, SourceCase, finish
 from ssl3d.data.readers import VOLUME_SUFFIXES, stem
+from ssl3d.errors import UserError
 
 # Order of the channels as in the paper's code, so that its encoders stay comparable.
 MODALITIES = {
@@ -17,7 +19,8 @@ MODALITIES = {
 }
 # One case of BraTS 2020 has "_Segm" instead of "_seg".
 LABELS = ("seg", "segm")
-# The enhancing tumour is 4 until 2021 and 3 since 2023.
+# The enhancing tumour is 4 until 2021 and 3 in 2023. From 2024 on 4 is something else: the
+# resection cavity after treatment, oedema in children.
 CLASSES = {
     0: "background",
     1: "necrosis",
@@ -26,10 +29,14 @@ CLASSES = {
     4: "enhancing tumour",
 }
 
+# Ids since 2023, and the value that their label maps of 2023 do not have.
+SINCE_2023 = re.compile(r"BraTS-.+", re.IGNORECASE)
+ENHANCING_UNTIL_2021, ENHANCING_2023 = 4, 3
+
 
 def find(folder: Path, options: Options) -> Listing:
     """Every folder that holds the four modalities. Raises `UserError`."""
-    source = Source(folder)
+    source = Source(folder, options.follow_links)
     names = {name: modality for modality, all_ in MODALITIES.items() for name in all_}
     names |= dict.fromkeys(LABELS, "label")
     folders: dict[Path, dict[str, list[Path]]] = {}
@@ -59,8 +66,24 @@ def find(folder: Path, options: Options) -> Listing:
         name="BraTS",
         rank=3,
         modalities=tuple(MODALITIES),
-        classes=CLASSES,
+        classes=None,
+        classes_from=_classes,
     )
+
+
+def _classes(values: Mapping[Path, Iterable[int]]) -> dict[int, str]:
+    """`CLASSES`. Raises `UserError`: the labels are those of another year."""
+    for path, found in values.items():
+        if ENHANCING_UNTIL_2021 not in found:
+            continue
+        if ENHANCING_2023 in found or SINCE_2023.fullmatch(path.parent.name):
+            raise UserError(
+                f"{path}: label value 4 beside 3, or in a case named as since 2023, is none of the "
+                "classes of BraTS 2018 to 2023 (2024: 4 is the resection cavity, in children "
+                "oedema); name them, e.g. --classes="
+                "'0:background,1:necrosis,2:oedema,3:enhancing tumour,4:resection cavity'"
+            )
+    return CLASSES
 
 
 def _subject(case: str) -> str:

@@ -40,13 +40,13 @@ def msd_classes(path: Path, document: dict[str, Any]) -> dict[int, str]:
 def nnunet_classes(path: Path, document: dict[str, Any]) -> dict[int, str]:
     """{"background": 0, "tumour": 1} -> label value -> name; regions become one class per value.
 
+    The value of "ignore" keeps this name, see `listing.IGNORE`.
+
     Raises `UserError`.
     """
     classes: dict[int, str] = {}
     try:
         for name, value in document["labels"].items():
-            if name == "ignore":
-                raise UserError(f'{path}: labels with "ignore" are not supported')
             if isinstance(value, list):
                 classes |= {v: f"label {v}" for v in map(_whole, value) if v not in classes}
             else:

@@ -1,10 +1,15 @@
-"""Any tree of volumes or of pictures; labels in a second tree under the same names."""
+"""Any tree of volumes or of pictures; labels in a second tree, or beside the images."""
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 from ssl3d.data.layouts.listing import (
+    LABEL_ENDING,
     Listing,
     Options,
     Source,
@@ -12,50 +17,194 @@ from ssl3d.data.layouts.listing import (
     finish,
     id_of,
     labels_below,
+    name_of,
 )
-from ssl3d.data.readers import PICTURE_SUFFIXES, VOLUME_SUFFIXES, suffix
+from ssl3d.data.readers import PICTURE_SUFFIXES, VOLUME_SUFFIXES, stem, suffix
 from ssl3d.errors import UserError
+
+# Names of label files and of folders of them, where no second tree holds the labels.
+LABEL_NAME = re.compile(
+    r"(.*[._ -])?(labels?|seg|segm|segmentations?|masks?|gt|ground[._ -]?truth|annotations?|roi|"
+    r"lesions?|tumou?r)([._ -]?\d+)?",
+    re.IGNORECASE,
+)
+LABEL_FOLDER = re.compile(
+    r"labels?([._-]?t[rs])?|seg(mentation)?s?|masks?|gt|annotations?", re.IGNORECASE
+)
 
 
 def find(folder: Path, options: Options) -> Listing:
-    """One case per file; labels from `options.labels`, or from `labels/` beside `images/`.
+    """One case per image.
+
+    Labels are in the folder `options.labels`, or in `labels/` beside `images/`, under the same
+    names; else they match the pattern `options.labels`, or are called labels, beside their images.
 
     Raises `UserError`.
     """
-    source = Source(folder)
+    source = Source(folder, options.follow_links)
+    pattern = None
     images, labels = folder, options.labels
-    if labels is None and (folder / "images").is_dir() and (folder / "labels").is_dir():
+    if labels is not None and is_pattern(labels):
+        pattern, labels = str(labels), None
+    elif labels is None and (folder / "images").is_dir() and (folder / "labels").is_dir():
         images, labels = folder / "images", folder / "labels"
     files = [
         path
         for path in source.files(images, VOLUME_SUFFIXES + PICTURE_SUFFIXES)
         if labels is None or not path.is_relative_to(labels)
     ]
-    volumes = [path for path in files if suffix(path) in VOLUME_SUFFIXES]
-    if volumes and len(volumes) < len(files):
-        picture = next(path for path in files if path not in volumes)
-        raise UserError(
-            f"{folder}: holds volumes ({volumes[0].name}) and pictures ({picture.name}); "
-            "give a folder of one kind"
-        )
-    by_name = {id_of(path.relative_to(images)): path for path in files}
-    found = labels_below(source, labels)
-    if labels is not None:
-        for name in sorted(set(by_name) - set(found)):
-            source.note(by_name[name], "no label of this name; used as unlabelled")
-    for name in sorted(set(found) - set(by_name)):
-        source.problem(found[name], "a label without an image of this name")
+    files, rank = _of_one_kind(source, files, options.rank)
+    if labels is None:
+        pairs = _beside(source, files, options.images, pattern)
+    else:
+        files = [path for path in files if _matches(source, path, options.images)]
+        pairs = _in_two_trees(source, files, images, labels)
     cases = []
-    for path in files:
+    for path, label in pairs.items():
         name = id_of(path.relative_to(images))
-        cases.append(SourceCase(name, name, ((path,),), found.get(name)))
+        cases.append(SourceCase(name, name, ((path,),), label))
     return finish(
         source,
         options,
         cases=cases,
         splits_by="case",
         name=folder.resolve().name,
-        rank=3 if volumes else 2,
+        rank=rank,
         modalities=None,
         classes=None,
     )
+
+
+def is_pattern(path: Path) -> bool:
+    """Whether an option names files by a pattern."""
+    return not path.is_dir() and any(letter in str(path) for letter in "*?[")
+
+
+def _matches(source: Source, path: Path, pattern: str | None) -> bool:
+    """Whether the path below the source, or the end of it, matches a pattern."""
+    if pattern is None:
+        return True
+    name = source.relative(path) if path.is_relative_to(source.folder) else path.name
+    return fnmatch(name, pattern) or fnmatch(name, f"*/{pattern}")
+
+
+def _of_one_kind(source: Source, files: list[Path], rank: int | None) -> tuple[list[Path], int]:
+    """The volumes or the pictures, whichever there are, or the user's recipe is for; and 3 or 2."""
+    volumes = [path for path in files if suffix(path) in VOLUME_SUFFIXES]
+    others = [path for path in files if suffix(path) not in VOLUME_SUFFIXES]
+    if volumes and others:
+        if rank is None:
+            source.refuse(
+                f"holds volumes ({volumes[0].name}) and pictures ({others[0].name}); "
+                "choose with --recipe, or give a folder of one kind"
+            )
+        left_out, what = (others, "pictures") if rank == 3 else (volumes, "volumes")
+        source.note(
+            left_out[0],
+            f"left out: {len(left_out)} {what} like this one, as --recipe is not for them",
+        )
+        return (volumes if rank == 3 else others), rank
+    return files, 2 if others else 3
+
+
+def _in_two_trees(
+    source: Source, files: Sequence[Path], images: Path, labels: Path
+) -> dict[Path, Path | None]:
+    """Image -> label of the same name in another tree."""
+    found = labels_below(source, labels)
+    by_name = {name_of(path.relative_to(images)): path for path in files}
+    for name in sorted(set(by_name) - set(found)):
+        source.note(by_name[name], "no label of this name; used as unlabelled")
+    for name in sorted(set(found) - set(by_name)):
+        source.problem(found[name], "a label without an image of this name")
+    return {path: found.get(name_of(path.relative_to(images))) for path in files}
+
+
+def _beside(
+    source: Source, files: Sequence[Path], images: str | None, labels: str | None
+) -> dict[Path, Path | None]:
+    """Image -> label in the same folder or in one below it, by patterns or by names."""
+    chosen = [path for path in files if images is not None and _matches(source, path, images)]
+    if labels is not None:
+        maps = [path for path in files if path not in chosen and _matches(source, path, labels)]
+    else:
+        maps = [path for path in files if path not in chosen and _is_called_label(source, path)]
+    if images is None:
+        taken = set(maps)
+        chosen = [path for path in files if path not in taken]
+        if labels is not None:
+            named = [path for path in chosen if _is_called_label(source, path)]
+            for path in named:
+                source.note(path, "left out: named like a label, but not of --labels")
+            chosen = [path for path in chosen if path not in set(named)]
+    if labels is not None and not maps:
+        raise UserError(f"--labels={labels}: matches no file in {source.folder}")
+    if images is not None and not chosen:
+        raise UserError(f"--images={images}: matches no file in {source.folder}")
+    owners = _owners(chosen, maps)
+    pairs: dict[Path, Path | None] = dict.fromkeys(chosen)
+    by_image: dict[Path, list[Path]] = defaultdict(list)
+    for path in maps:
+        owner = owners.get(path)
+        if owner is None:
+            source.note(
+                path,
+                "left out: named like a label, without an image beside it; if it is an image, say "
+                "--images=PATTERN",
+            )
+        else:
+            by_image[owner].append(path)
+    for image, own in by_image.items():
+        if len(own) == 1:
+            pairs[image] = own[0]
+        else:
+            source.note(
+                image,
+                f"used as unlabelled: {len(own)} label files ({own[0].name}, {own[1].name}, ...); "
+                "choose one with --labels=PATTERN, or merge them into one label map",
+            )
+    if by_image:
+        for image in chosen:
+            if image not in by_image:
+                source.note(image, "no label beside it; used as unlabelled")
+    return pairs
+
+
+def _is_called_label(source: Source, path: Path) -> bool:
+    """Whether the name of a file, or of a folder below the source that holds it, says label."""
+    folders = path.relative_to(source.folder).parent.parts
+    return bool(LABEL_NAME.fullmatch(stem(path))) or any(map(LABEL_FOLDER.fullmatch, folders))
+
+
+def _owners(images: Sequence[Path], labels: Sequence[Path]) -> dict[Path, Path]:
+    """Label -> its image: of the nearest folder above, by the longest common name, else alone."""
+    by_folder: dict[Path, list[Path]] = defaultdict(list)
+    for path in images:
+        by_folder[path.parent].append(path)
+    owners = {}
+    for label in labels:
+        for place in label.parents:
+            candidates = by_folder.get(place)
+            if candidates:
+                named = [path for path in candidates if _belongs(label, path)]
+                if named:
+                    owners[label] = max(named, key=lambda path: len(stem(path)))
+                elif len(candidates) == 1 and not _names_another(label, candidates[0]):
+                    owners[label] = candidates[0]
+                break
+    return owners
+
+
+def _belongs(label: Path, image: Path) -> bool:
+    """Whether a label is called like an image, with an ending or, below it, alike."""
+    own, other = stem(label), stem(image)
+    bare = LABEL_ENDING.sub("", own)
+    # nnU-Net numbers the channels of an image, not its label.
+    return bare in (other, re.sub(r"_\d{4}$", "", other)) or own.startswith(f"{other}_")
+
+
+def _names_another(label: Path, image: Path) -> bool:
+    """Whether the names of both are of a case, but of different ones: p1_seg beside p2."""
+    bare = LABEL_ENDING.sub("", stem(label))
+    digits = re.findall(r"\d+", stem(image))
+    return bare != stem(label) and bool(digits) and re.findall(r"\d+", bare) != digits

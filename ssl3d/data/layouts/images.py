@@ -18,8 +18,9 @@ from ssl3d.data.layouts.listing import (
     class_indices,
     finish,
     id_of,
+    name_of,
 )
-from ssl3d.data.readers import PICTURE_SUFFIXES, stem
+from ssl3d.data.readers import PICTURE_SUFFIXES
 from ssl3d.errors import UserError
 
 # Column names of APTOS 2019, EyePACS and IDRiD, and generic ones.
@@ -36,17 +37,17 @@ def find(folder: Path, options: Options) -> Listing:
 
     Names like 10_left and 10_right denote the eyes of subject 10. Raises `UserError`.
     """
-    source = Source(folder)
+    source = Source(folder, options.follow_links)
     by_name: dict[str, list[Path]] = {}
     for path in source.files(folder, PICTURE_SUFFIXES):
-        by_name.setdefault(stem(path), []).append(path)
+        by_name.setdefault(name_of(Path(path.name)), []).append(path)
     table = options.csv or _only_table(folder)
     classes = options.classes or DR_GRADES
     indices = class_indices(classes)
     listed: set[str] = set()
     cases: list[SourceCase] = []
     for line, name, grade in _rows(table):
-        key = stem(Path(name))
+        key = name_of(Path(name))
         listed.add(key)
         try:
             checked = _check_row(source, name, grade, by_name.get(key, []), classes)

@@ -66,7 +66,7 @@ def plain(place: Path, dataset: store.Dataset, numbered: bool = False) -> Listin
     if (numbered or not one) and any(stem(path).endswith("_0000") for path in files):
         return channel_files(place, dataset)
     if not files and dataset.rank == 3 and one:
-        return list_cases("dicom", place)
+        return list_cases("dicom", place, Options(modalities=dataset.modalities))
     return list_cases("folder", place)
 
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
-from ssl3d.data.readers import PICTURE_SUFFIXES, VOLUME_SUFFIXES, stem, suffix
+from ssl3d.data.readers import (
+    PICTURE_SUFFIXES,
+    UNREADABLE,
+    VOLUME_SUFFIXES,
+    companions,
+    stem,
+    suffix,
+)
 from ssl3d.data.readers.checks import LARGEST_LABEL
 from ssl3d.errors import UserError
 
@@ -17,6 +26,10 @@ K = TypeVar("K")
 
 # Usual endings of the names of label files.
 LABEL_ENDING = re.compile(r"[._-](label|labels|seg|segmentation|mask|gt)$", re.IGNORECASE)
+# The class of voxels that nobody annotated, as nnU-Net calls it, and their index in a prepared
+# label map: they count for nothing in loss and scores (`pipeline.OUTSIDE`).
+IGNORE = "ignore"
+IGNORED = 255
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +54,10 @@ class SourceCase:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All files of the case, in a fixed order."""
-        extra = tuple(path for path in (self.label, self.mask) if path is not None)
-        return tuple(path for image in self.images for path in image) + extra
+        """All files of the case, in a fixed order, each followed by its data if they are apart."""
+        extra = [path for path in (self.label, self.mask) if path is not None]
+        files = [*(path for image in self.images for path in image), *extra]
+        return tuple(part for path in files for part in (path, *companions(path)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +82,8 @@ class Listing:
       splits_by: "subject", or "case" for a source without subject ids.
       problems: files that cannot be used.
       notes: remarks on files that can be used, or that the layout ignores.
+      classes_from: where `classes` is None, the classes by the values of each label file; raises
+        `UserError`. None: every value is a class.
     """
 
     name: str
@@ -78,6 +94,15 @@ class Listing:
     splits_by: str
     problems: tuple[Problem, ...] = ()
     notes: tuple[Problem, ...] = ()
+    classes_from: Callable[[Mapping[Path, Iterable[int]]], dict[int, str]] | None = None
+
+
+class ListingError(UserError):
+    """A fault of the whole source, with what was found in its files before."""
+
+    def __init__(self, message: str, problems: Sequence[Problem], notes: Sequence[Problem]) -> None:
+        super().__init__(message)
+        self.problems, self.notes = tuple(problems), tuple(notes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,11 +110,15 @@ class Options:
     """The user's options for a layout.
 
     Attributes:
-      labels: folder of label files (`folder`, `dicom`, `bids`).
+      labels: folder of label files (`folder`, `dicom`, `bids`), or a pattern of them (`folder`).
       csv: file of grades (`images`).
       modalities: names, in the order of the channels.
       classes: label value (or grade) -> name.
       subject_pattern: regular expression; its first group, searched in a case id, is the subject.
+      images: pattern of the images' paths below the source (`folder`).
+      kind: "CT", "MR" or "" where the recipe does not tell (`dicom`).
+      rank: 2 or 3 by the recipe; None where it is not given (`folder`).
+      follow_links: whether links may lead out of the source.
     """
 
     labels: Path | None = None
@@ -97,13 +126,18 @@ class Options:
     modalities: tuple[str, ...] | None = None
     classes: dict[int, str] | None = None
     subject_pattern: str | None = None
+    images: str | None = None
+    kind: str = ""
+    rank: int | None = None
+    follow_links: bool = True
 
 
 class Source:
     """A source folder and the problems found in it so far."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, follow_links: bool = True) -> None:
         self.folder = folder
+        self.follow_links = follow_links
         self.root = folder.resolve()
         self.problems: list[Problem] = []
         self.notes: list[Problem] = []
@@ -116,37 +150,51 @@ class Source:
             self.problems.append(problem)
 
     def note(self, name: object, reason: str) -> None:
-        """Records a remark."""
-        self.notes.append(Problem(str(name), reason))
+        """Records a remark, once."""
+        note = Problem(str(name), reason)
+        if note not in self.notes:
+            self.notes.append(note)
+
+    def refuse(self, message: str) -> NoReturn:
+        """Raises the error about the whole source, with the problems found so far."""
+        raise ListingError(f"{self.folder}: {message}", self.problems, self.notes)
 
     def holding(self, folder: Path) -> Source:
         """This source if `folder` lies inside it, else a new one that shares the problems."""
         if folder.is_relative_to(self.folder):
             return self
-        other = Source(folder)
-        other.problems, other.ambiguous = self.problems, self.ambiguous
+        other = Source(folder, self.follow_links)
+        other.problems, other.notes, other.ambiguous = self.problems, self.notes, self.ambiguous
         return other
 
     def inside(self, path: Path) -> bool:
-        """Whether the path, links resolved, exists inside the source; if not, a problem."""
+        """Whether the path exists inside the source; if not, a problem.
+
+        Links may lead anywhere, unless the user says no: whoever puts a data set together from
+        links means their targets. A path that a file of the source names may not.
+        """
         reason = self._why_unusable(path)
         if reason:
             self.problem(path, reason)
         return reason is None
 
     def _why_unusable(self, path: Path) -> str | None:
-        try:
-            resolved = path.resolve()
-        except (OSError, RuntimeError, ValueError):  # a link to itself, a NUL in the name
-            resolved = path
-        if not resolved.is_relative_to(self.root):
+        if not Path(os.path.normpath(path)).is_relative_to(self.folder):
             return "leaves the source folder; copy the file into it"
+        if not self.follow_links and not self._resolved(path).is_relative_to(self.root):
+            return "a link that leaves the source folder; add --follow-links, or copy the file"
         if os.path.isfile(path) or os.path.isdir(path):
             return None
         if os.path.exists(path):  # a pipe: reading it would block forever
             return "not a file; remove it"
         what = "a broken link" if os.path.islink(path) else "no such file"
         return f"{what}; restore the file"
+
+    def _resolved(self, path: Path) -> Path:
+        try:
+            return path.resolve()
+        except (OSError, RuntimeError, ValueError):  # a link to itself, a NUL in the name
+            return path
 
     def put(self, found: dict[K, Path], key: K, path: Path) -> None:
         """Sets `found[key]`; a second file for a key is a problem and excludes the case."""
@@ -156,26 +204,42 @@ class Source:
         found.setdefault(key, path)
 
     def files(self, folder: Path, suffixes: Sequence[str] | None = None) -> Iterator[Path]:
-        """All files below `folder`, sorted, without hidden ones; links are checked.
+        """All files below `folder`, sorted, without hidden ones; links are followed.
+
+        Images of formats that no reader knows are noted.
 
         Args:
           folder: the root of the search.
           suffixes: of the files wanted (see `readers.suffix`); None for all files.
         """
-        for root, folders, names in os.walk(folder, onerror=self._unreadable):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in folders:
-                path = Path(root, name)
-                # The files of a linked folder are found under their own path.
-                if path.is_symlink():
-                    self.inside(path)
+        seen: set[Path] = set()
+        for root, folders, names in os.walk(folder, onerror=self._unreadable, followlinks=True):
+            visible = (Path(root, name) for name in sorted(folders) if not name.startswith("."))
+            folders[:] = [path.name for path in visible if self._enters(path, seen)]
             for name in sorted(names):
                 path = Path(root, name)
                 # macOS adds a "._" file beside every file of an archive.
-                if name.startswith(".") or (suffixes and suffix(path) not in suffixes):
+                if name.startswith("."):
                     continue
-                if self.inside(path):
+                if suffixes and suffix(path) not in suffixes:
+                    ending = next((e for e in UNREADABLE if name.lower().endswith(e)), None)
+                    if ending:
+                        self.note(path, f"left out: {UNREADABLE[ending]}; convert it to NIfTI")
+                elif self.inside(path):
                     yield path
+
+    def _enters(self, path: Path, seen: set[Path]) -> bool:
+        """Whether to look into a folder: any, or a link that leads out of the source, once."""
+        if not path.is_symlink():
+            return True
+        if not self.inside(path):
+            return False
+        target = path.resolve()
+        # The files of a linked folder inside the source are found under their own path.
+        if target in seen or target.is_relative_to(self.root) or self.root.is_relative_to(target):
+            return False
+        seen.add(target)
+        return True
 
     def _unreadable(self, error: OSError) -> None:
         self.problem(error.filename, f"cannot be read ({error.strerror})")
@@ -186,31 +250,48 @@ class Source:
 
 
 def class_indices(values: dict[int, str] | None) -> dict[int, int]:
-    """Label value (or grade) -> class index, as in `class_names`."""
+    """Label value (or grade) -> class index, as in `class_names`; `IGNORED` for `IGNORE`."""
     names = class_names(values)
-    return {value: names.index(name) for value, name in (values or {}).items()}
+    return {
+        value: IGNORED if name == IGNORE else names.index(name)
+        for value, name in (values or {}).items()
+    }
 
 
 def class_names(values: dict[int, str] | None) -> tuple[str, ...]:
-    """The classes, ordered by their smallest label value; values of one name form one class."""
-    return tuple(dict.fromkeys((values or {})[value] for value in sorted(values or {})))
+    """The classes, ordered by their smallest label value; values of one name form one class.
+
+    `IGNORE` is none.
+    """
+    names = (name for _, name in sorted((values or {}).items()))
+    return tuple(dict.fromkeys(name for name in names if name != IGNORE))
 
 
 def id_of(relative: str | Path) -> str:
-    """A case id from a path below the source: separators become `-`, other characters `_`."""
+    """A case id from a path below the source: separators become `-`, other characters `_`.
+
+    Letters lose their accents; those of other scripts become their code, e.g. `u5f20`.
+    """
     path = Path(relative)
-    parts = [*path.parent.parts, stem(path)]
-    name = re.sub(r"[^A-Za-z0-9._+-]", "_", "-".join(parts))
+    name = unicodedata.normalize("NFKD", "-".join([*path.parent.parts, stem(path)]))
+    name = "".join(letter for letter in name if not unicodedata.combining(letter))
+    name = re.sub(r"[^\W_a-zA-Z0-9]", lambda match: f"u{ord(match[0]):x}", name)
+    name = re.sub(r"[^A-Za-z0-9._+-]", "_", name)
     return name.lstrip("._+-") or "case"
 
 
+def name_of(path: Path) -> str:
+    """A path without its suffix, spelled alike whichever file system it comes from."""
+    return unicodedata.normalize("NFC", (path.parent / stem(path)).as_posix())
+
+
 def labels_below(source: Source, folder: Path | None) -> dict[str, Path]:
-    """Case id -> label file, by the names of the files below `folder`."""
+    """Name (see `name_of`) -> label file, of the files below `folder`."""
     if folder is None:
         return {}
     found: dict[str, Path] = {}
     for path in source.holding(folder).files(folder, VOLUME_SUFFIXES + PICTURE_SUFFIXES):
-        source.put(found, LABEL_ENDING.sub("", id_of(path.relative_to(folder))), path)
+        source.put(found, LABEL_ENDING.sub("", name_of(path.relative_to(folder))), path)
     return found
 
 
@@ -224,24 +305,32 @@ def finish(
     rank: int,
     modalities: tuple[str, ...] | None,
     classes: dict[int, str] | None,
+    classes_from: Callable[[Mapping[Path, Iterable[int]]], dict[int, str]] | None = None,
 ) -> Listing:
     """The listing with unique ids, and the user's subjects, modalities and classes.
 
     Raises:
-      UserError: an empty source, or an option that does not apply.
+      ListingError: an empty source, or an option that does not apply.
     """
+    # A label that could be either of two files is none; a case whose image could, is none.
+    cases = (
+        dataclasses.replace(case, label=None) if case.label in source.ambiguous else case
+        for case in cases
+    )
     cases = (case for case in cases if source.ambiguous.isdisjoint(case.files))
     kept = _without_duplicates(source, cases)
     if options.subject_pattern:
         kept, splits_by = _with_subjects(source, kept, options.subject_pattern), "subject"
     if not kept and not source.problems:
-        raise UserError(f"{source.folder}: no cases found; is --layout the right one?")
+        first = next((note for note in source.notes if note.reason.startswith("left out")), None)
+        hint = f" (left out: {Path(first.name).name} and others, see above)" if first else ""
+        source.refuse(f"no cases found{hint}; is --layout the right one?")
     classes = options.classes or classes
     for value, class_name in (classes or {}).items():
         if not 0 <= value <= LARGEST_LABEL:
-            raise UserError(
-                f"{source.folder}: the class {class_name!r} has the label value {value}, which is "
-                f"outside 0 to {LARGEST_LABEL}"
+            source.refuse(
+                f"the class {class_name!r} has the label value {value}, which is outside 0 to "
+                f"{LARGEST_LABEL}"
             )
     return Listing(
         name=name,
@@ -252,22 +341,38 @@ def finish(
         splits_by=splits_by,
         problems=tuple(source.problems),
         notes=tuple(source.notes),
+        classes_from=classes_from,
     )
 
 
 def _without_duplicates(source: Source, cases: Iterable[SourceCase]) -> list[SourceCase]:
-    """The cases with a unique id, sorted; letter case is ignored, as some file systems do."""
+    """The cases with unique ids, sorted; letter case is ignored, as some file systems do.
+
+    Different names that became one id get a part of their checksum; one name twice is a problem.
+    """
     by_id: dict[str, list[SourceCase]] = {}
     for case in cases:
         by_id.setdefault(case.id.lower(), []).append(case)
     kept = []
     for same in by_id.values():
-        if len(same) == 1:
-            kept.append(same[0])
-        else:
+        names = [name_of(case.files[0]) for case in same]
+        if len(set(names)) < len(same):
             files = ", ".join(sorted(source.relative(case.files[0]) for case in same))
             source.problem(same[0].id, f"duplicate id of {len(same)} cases ({files}); rename them")
+            continue
+        # The name that is spelled like the id keeps it.
+        ranked = sorted(zip(names, same, strict=True), key=lambda pair: _difference(*pair))
+        kept.append(ranked[0][1])
+        for name, case in ranked[1:]:
+            below = os.path.relpath(name, source.folder).encode(errors="surrogateescape")
+            new = f"{case.id}-{hashlib.sha256(below).hexdigest()[:8]}"
+            subject = new if case.subject == case.id else case.subject
+            kept.append(dataclasses.replace(case, id=new, subject=subject))
     return sorted(kept, key=lambda case: case.id)
+
+
+def _difference(name: str, case: SourceCase) -> tuple[bool, str]:
+    return not name.endswith(case.id), name
 
 
 def _with_subjects(source: Source, cases: list[SourceCase], pattern: str) -> list[SourceCase]:

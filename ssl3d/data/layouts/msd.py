@@ -13,7 +13,7 @@ from ssl3d.errors import UserError
 
 def find(folder: Path, options: Options) -> Listing:
     """The cases that dataset.json lists. Raises `UserError`."""
-    source = Source(folder)
+    source = Source(folder, options.follow_links)
     file = folder / "dataset.json"
     document = dataset_json.read_json(file)
     cases: list[SourceCase] = []
@@ -30,12 +30,14 @@ def find(folder: Path, options: Options) -> Listing:
             image = folder / entry["image"]
             label = folder / entry["label"] if isinstance(entry.get("label"), str) else None
             listed |= {image, label} if label else {image}
-            if not source.inside(image) or (label and not source.inside(label)):
+            if not source.inside(image):
                 continue
+            if label and not source.inside(label):
+                label = None
             if suffix(image) not in VOLUME_SUFFIXES:
                 source.problem(image, f"none of {', '.join(VOLUME_SUFFIXES)}; convert the file")
                 continue
-            if key == "training" and label is None:
+            if key == "training" and not isinstance(entry.get("label"), str):
                 source.note(image, "no label; used as unlabelled")
             cases.append(SourceCase(stem(image), stem(image), ((image,),), label))
     for path in source.files(folder, VOLUME_SUFFIXES):

@@ -18,7 +18,7 @@ MASKS = ("t1_brain_mask", "t2_flair_brain_mask")
 
 def find(folder: Path, options: Options) -> Listing:
     """One case per subject and imaging visit. Raises `UserError`."""
-    source = Source(folder)
+    source = Source(folder, options.follow_links)
     wanted = {name for names in (*FILES.values(), MASKS) for name in names}
     scans: dict[tuple[str, str], dict[str, Path]] = {}
     for path in source.files(folder, VOLUME_SUFFIXES):

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -16,7 +16,7 @@ from ssl3d.data import geometry, intensity, readers, store
 from ssl3d.data.geometry import Grid
 from ssl3d.data.layouts.listing import SourceCase
 from ssl3d.data.preparation import recipes
-from ssl3d.data.preparation.foreground import bounding_box, foreground
+from ssl3d.data.preparation.foreground import bounding_box, find_foreground
 from ssl3d.data.preparation.recipes import Recipe
 from ssl3d.data.readers import checks
 from ssl3d.errors import UserError
@@ -24,9 +24,20 @@ from ssl3d.errors import UserError
 # Voxels between the corners of two grids that count as one. Headers written by different programs
 # differ in the fourth digit.
 GRID_TOLERANCE = 0.1
-# Voxels along the shortest axis of a prepared image; a smaller one leaves nothing to crop.
+# Voxels along the second shortest axis of a prepared image; a smaller one leaves nothing to crop.
+# Along the shortest, volumes acquired slice by slice have few.
 MIN_SIZE = 8
-UNKNOWN = 255
+# Of label values that belong to no class; a class index and `IGNORED` are others.
+UNKNOWN = 254
+# Share of the foreground outside the crop that is worth a note; a table or specks of noise are
+# smaller.
+NOTED_LOSS = 0.05
+# An image of at most so many whole numbers may be a label map. Voxels looked at to tell.
+FEW_VALUES, SAMPLED = 8, 2**16
+
+
+class LabelError(UserError):
+    """A fault of the label map alone: the image can be prepared, e.g. for pretraining."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +89,22 @@ class Prepared:
 def prepare_case(case: SourceCase, settings: PreparationSettings) -> store.Case:
     """Reads, checks, prepares and writes one case.
 
+    A label with a fault is left out; `extra["label_problem"]` of the case says why.
+
     Returns:
       The case for the manifest, its split not yet assigned ("unlabelled", order 0).
 
     Raises:
-      UserError: any fault of the files, in one line.
+      UserError: any fault of the images, in one line.
     """
-    prepared = prepare_arrays(case, settings)
+    fault = None
+    try:
+        prepared = prepare_arrays(case, settings)
+    except LabelError as error:
+        fault = str(error)
+    if fault is not None:
+        prepared = prepare_arrays(dataclasses.replace(case, label=None), settings)
+        prepared.case.extra["label_problem"] = fault
     store.write_arrays(settings.output, case.id, prepared.image, prepared.label)
     return prepared.case
 
@@ -94,31 +114,47 @@ def prepare_arrays(case: SourceCase, settings: PreparationSettings) -> Prepared:
     store.check_id(case.id)
     image, grid, source_grid = _read_images(case, settings)
     content = _content_hash(image)
+    notes = [
+        f"{paths[0].name}: {note}" if len(case.images) > 1 else note
+        for paths in case.images
+        for note in readers.read_notes(paths)
+    ] + _doubts(image)
     label = None
     if case.label:
-        label = _remapped(_read_on_grid(case.label, grid, case), case.label, settings.values)
+        try:
+            label = _remapped(_read_on_grid(case.label, grid, case), case.label, settings.values)
+        except UserError as error:
+            raise LabelError(str(error)) from None
     if case.mask:
         image[_read_on_grid(case.mask, grid, case) == 0] = 0
 
     recipe = settings.recipe
     with _naming(case):
-        mask = foreground(image, recipe.foreground)
+        found = find_foreground(image, recipe.foreground)
+    mask = found.mask
+    counts = [None if label is None else _counts(label, settings.classes)]
+    cropped = {"foreground": [found.bright, found.bright]}
     if recipe.crop:
         box = bounding_box(mask)
         inside = tuple(slice(start, stop) for start, stop in box)
         image, mask = image[inside], mask[inside]
         label = None if label is None else label[inside]
         grid = geometry.crop_grid(grid, box)
+        cropped = {"foreground": [found.bright, found.kept]}
+        notes += [found.remark] if found.remark else []
+    counts.append(None if label is None else _counts(label, settings.classes))
     target = geometry.target_grid(grid, recipe.spacing, recipe.size)
-    if min(target.shape) < MIN_SIZE:
+    if sorted(target.shape)[-2] < MIN_SIZE:
         raise UserError(
             f"{case.images[0][0]}: only {_times(target.shape)} voxels after preparation; at least "
-            f"{MIN_SIZE} are needed along each axis"
+            f"{MIN_SIZE} are needed along two axes"
         )
     image = geometry.resample(image, grid.affine, target, recipe.order)
     mask = geometry.resample(mask, grid.affine, target, "nearest")
     if label is not None:
         label = geometry.resample(label, grid.affine, target, "nearest")
+    counts.append(None if label is None else _counts(label, settings.classes))
+    notes += _losses(cropped["foreground"], counts, settings.values)
     with _naming(case):
         box = bounding_box(mask)
         scaling = recipes.scaling(image, mask, recipe)
@@ -141,10 +177,58 @@ def prepare_arrays(case: SourceCase, settings: PreparationSettings) -> Prepared:
             "source_shape": list(source_grid.shape),
             "source_affine": _rows(source_grid.affine),
             "intensity": dataclasses.asdict(scaling),
-            "voxels": None if label is None else _counts(label, settings.classes),
+            "voxels": counts[-1],
+            "crop": {**cropped, "labels": counts[:2] if recipe.crop else None},
+            "notes": notes,
         },
     )
     return Prepared(entry, intensity.apply(image, scaling), label)
+
+
+def _doubts(image: np.ndarray) -> list[str]:
+    """A note on a volume [*S, C] whose values look like those of a label map."""
+    if image.ndim < 4 or image.shape[-1] > 1:
+        return []
+    sample = image.reshape(-1)[:: max(1, image.size // SAMPLED)]
+    values = np.unique(sample)
+    if len(values) > FEW_VALUES or values[0] < 0 or (values != np.rint(values)).any():
+        return []
+    if len(np.unique(image)) > FEW_VALUES:
+        return []
+    numbers = ", ".join(f"{value:g}" for value in values)
+    return [f"the image holds the numbers {numbers} alone: is it a label map? Leave it out then"]
+
+
+def _losses(
+    foreground: Sequence[int], counts: Sequence[list[int] | None], values: dict[int, int]
+) -> list[str]:
+    """Notes on what the crop cuts away, and on classes that are gone on the new grid.
+
+    Args:
+      foreground: voxels before and after the crop.
+      counts: voxels per class in the source, after the crop, and after resampling.
+      values: label value -> class index.
+    """
+    before, after = foreground
+    notes = []
+    if before - after > NOTED_LOSS * before:
+        share = 100 * (before - after) / before
+        notes.append(f"the crop cuts away {share:.0f} % of the foreground")
+    whole, cropped, resampled = counts
+    if whole is None or cropped is None or resampled is None:
+        return notes
+    for value, index in sorted(values.items()):
+        if value == 0 or index >= len(whole):
+            continue
+        if cropped[index] < whole[index]:
+            lost = whole[index] - cropped[index]
+            notes.append(
+                f"the crop cuts away {lost} of {whole[index]} voxels with the label {value}; "
+                "--crop=no keeps them"
+            )
+        if cropped[index] and not resampled[index]:
+            notes.append(f"no voxel with the label {value} is left on the new, coarser grid")
+    return notes
 
 
 def settings_of_dataset(dataset: store.Dataset, source: Path) -> PreparationSettings:
@@ -230,10 +314,7 @@ def _check_same_grid(path: Path, grid: Grid, other_path: Path, other: Grid) -> N
             f"{path}: shape {_times(grid.shape)} differs from {_times(other.shape)} of "
             f"{other_path.name}; resample both to one grid"
         )
-    corners = np.array(
-        [[*corner, 1] for corner in np.ndindex(*(2,) * len(grid.shape))], np.float64
-    ) * [*(n - 1 for n in grid.shape), 1]
-    distance = np.linalg.norm(corners @ (grid.affine - other.affine).T, axis=1).max()
+    distance = geometry.corner_distance(grid.shape, grid.affine, other.affine)
     if distance > GRID_TOLERANCE * min(other.spacing):
         raise UserError(
             f"{path}: lies on another grid than {other_path.name} (voxels are up to "
@@ -293,7 +374,8 @@ def _check_window(image: np.ndarray, recipe: Recipe) -> None:
 
 
 def _counts(label: np.ndarray, classes: int) -> list[int]:
-    counts = np.zeros(classes, np.int64)
+    """Voxels per class; those of `IGNORED` are of none."""
+    counts = np.zeros(256, np.int64)
     for plane in label:
-        counts += np.bincount(plane.ravel(), minlength=classes)
-    return [int(n) for n in counts]
+        counts += np.bincount(plane.ravel(), minlength=256)
+    return [int(n) for n in counts[:classes]]

@@ -10,13 +10,17 @@ from ssl3d.atomic import leftovers
 from ssl3d.data import store
 from ssl3d.data.layouts import list_cases
 from ssl3d.data.layouts import listing as listings
-from ssl3d.data.layouts.listing import Problem, SourceCase
+from ssl3d.data.layouts.listing import Listing, Problem, SourceCase
 from ssl3d.data.preparation import overview, progress, sizing, splits
 from ssl3d.data.preparation.case import PreparationSettings, prepare_case
 from ssl3d.data.preparation.options import PreparationOptions, choose_recipe
 from ssl3d.data.preparation.progress import PROGRESS
+from ssl3d.data.preparation.recipes import RECIPES
 from ssl3d.data.preparation.workers import in_parallel
 from ssl3d.errors import UserError
+
+# What --on-error=skip does with a faulty label, and how to do without labels.
+WITHOUT_LABEL = "skipped, its image becomes unlabelled (--no-labels prepares images alone)"
 
 
 def prepare(options: PreparationOptions) -> None:
@@ -27,40 +31,46 @@ def prepare(options: PreparationOptions) -> None:
     started = time.monotonic()
     if options.output.resolve().is_relative_to(options.source.resolve()):
         raise UserError(f"--output={options.output} lies inside the source; choose another folder")
-    listing = list_cases(
-        options.layout,
-        options.source,
-        listings.Options(
-            options.labels,
-            options.csv,
-            options.modalities,
-            options.classes,
-            options.subject_pattern,
-        ),
-    )
+    listing = _listing(options)
+    # Before any other error: often they are its cause.
+    overview.print_notes(listing.notes)
+    overview.print_problems(listing.problems, options.on_error)
     recipe = choose_recipe(options, listing)
     split_file = splits.read_split_file(options.splits) if options.splits else None
     if split_file:
+        told = len(listing.notes)
         listing = splits.check_split_file(listing, split_file)
-    overview.print_notes(listing.notes)
+        overview.print_notes(listing.notes[told:])
+    if options.no_labels:
+        cases = [dataclasses.replace(case, label=None) for case in listing.cases]
+        listing = dataclasses.replace(listing, cases=tuple(cases))
     listing = sizing.complete(listing, recipe.rank, options.workers)
     settings = sizing.settings_for(listing, recipe, options.source.resolve(), options.output)
     if options.dry_run:
         problems = sizing.print_plan(listing, settings, options.workers)
-        overview.report_problems([*listing.problems, *problems], options.on_error)
+        overview.print_problems(problems, options.on_error)
+        overview.stop_for_problems([*listing.problems, *problems], options.on_error)
         return
     needed = sizing.bytes_needed(listing, settings, options.workers)
     sizing.check_disk(options.output, needed)
     result = prepare_all(listing.cases, settings, options.workers)
     problems = [*listing.problems, *result.problems]
-    overview.report_problems(problems, options.on_error)
+    notes = [
+        Problem(case.id, note) for case in result.cases for note in case.extra.get("notes", ())
+    ]
+    overview.print_notes(notes)
+    overview.print_problems(result.problems, options.on_error)
+    overview.stop_for_problems(problems, options.on_error)
     if split_file:
         cases = splits.apply_split_file(result.cases, split_file)
     else:
         cases = splits.random_splits(result.cases, dict(recipe.fractions), options.seed)
-    cases, leaks, notes = without_leaks(cases)
-    overview.print_notes(notes)
-    overview.report_problems(leaks, options.on_error)
+    cases, leaks, duplicates = without_leaks(cases)
+    duplicates += splits.split_notes(cases) if cases else []
+    overview.print_notes(duplicates)
+    notes += duplicates
+    overview.print_problems(leaks, options.on_error)
+    overview.stop_for_problems(leaks, options.on_error)
     if not cases:
         raise UserError(f"{options.source}: no case could be prepared")
     dataset = store.Dataset(
@@ -84,6 +94,31 @@ def prepare(options: PreparationOptions) -> None:
     finish(dataset)
     seconds = time.monotonic() - started
     print(overview.summary(dataset, len(problems), result.reused, seconds))
+
+
+def _listing(options: PreparationOptions) -> Listing:
+    """The listing of the source. Raises `UserError`, after the problems found before."""
+    recipe = RECIPES[options.recipe] if options.recipe else None
+    try:
+        return list_cases(
+            options.layout,
+            options.source,
+            listings.Options(
+                labels=options.labels,
+                csv=options.csv,
+                modalities=options.modalities,
+                classes=options.classes,
+                subject_pattern=options.subject_pattern,
+                images=options.images,
+                follow_links=options.follow_links,
+                kind="" if recipe is None else recipe.kind,
+                rank=None if recipe is None else recipe.rank,
+            ),
+        )
+    except listings.ListingError as error:
+        overview.print_notes(error.notes)
+        overview.print_problems(error.problems, options.on_error)
+        raise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +158,9 @@ def prepare_all(cases: Sequence[SourceCase], settings: PreparationSettings, work
             else:
                 results[case.id] = prepared
                 progress.append(file, case, prepared)
+                fault = prepared.extra.get("label_problem")
+                if fault:
+                    problems[case.id] = Problem(case.id, f"{fault}; {WITHOUT_LABEL}")
     return Result(
         cases=tuple(results[name] for name in sorted(results)),
         problems=tuple(problems[case.id] for case in missing if case.id in problems),

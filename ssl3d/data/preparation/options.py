@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from ssl3d.cli import Parser
+from ssl3d.cli import Parser, path
 from ssl3d.data.layouts import LAYOUTS
 from ssl3d.data.layouts.listing import Listing
 from ssl3d.data.preparation import recipes
@@ -30,6 +30,9 @@ class PreparationOptions(argparse.Namespace):
     recipe: str | None
     name: str | None
     labels: Path | None
+    no_labels: bool
+    follow_links: bool
+    images: str | None
     csv: Path | None
     modalities: tuple[str, ...] | None
     classes: dict[int, str] | None
@@ -53,16 +56,29 @@ def add_options(parser: Parser) -> None:
     """Adds the options of a preparation."""
     add = parser.add_argument
     add("--layout", required=True, choices=sorted(LAYOUTS), help="arrangement of the files")
-    add("--source", required=True, type=Path, help="folder of the collection")
-    add("--output", required=True, type=Path, help="folder of the prepared data set")
+    add("--source", required=True, type=path, help="folder of the collection")
+    add("--output", required=True, type=path, help="folder of the prepared data set")
     add(
         "--recipe", choices=sorted(RECIPES), help="default: by the layout and the collection's name"
     )
     add("--name", help="name of the data set; default: the collection's")
-    add("--labels", type=Path, metavar="DIR", help="folder of the label maps")
+    add(
+        "--labels",
+        type=path,
+        metavar="DIR|PATTERN",
+        help="folder of the label maps; --layout=folder: or a pattern, e.g. '*_gt.nii.gz'",
+    )
+    add(
+        "--follow-links",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="read files behind links that lead out of the source (default)",
+    )
+    add("--no-labels", action="store_true", help="prepare the images alone, e.g. to pretrain")
+    add("--images", metavar="PATTERN", help="--layout=folder: pattern of the images")
     add(
         "--csv",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="grades of pictures; default: the source's only CSV",
     )
@@ -74,7 +90,7 @@ def add_options(parser: Parser) -> None:
     add("--order", choices=("linear", "cubic"), help="interpolation of the image")
     add("--intensity", choices=("window", "zscore", "minmax", "picture"), help="normalisation")
     add("--window", type=_floats, metavar="LOW,HIGH", help="HU, for --intensity=window")
-    add("--splits", type=Path, metavar="FILE", help="JSON or CSV with your own splits")
+    add("--splits", type=path, metavar="FILE", help="JSON or CSV with your own splits")
     add("--val", type=_fraction, metavar="F", help="fraction of the subjects for validation")
     add("--test", type=_fraction, metavar="F", help="fraction of the subjects for the test")
     add("--seed", type=_seed, default=0, help="seed of the random split (default 0)")

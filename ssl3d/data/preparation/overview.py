@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ssl3d.data import intensity, store
-from ssl3d.data.layouts.listing import Problem
+from ssl3d.data.layouts.listing import IGNORED, Problem
 from ssl3d.errors import UserError
 
 REPORT = "report.csv"
@@ -44,15 +44,15 @@ def print_notes(notes: Sequence[Problem]) -> None:
         print(f"note: {more} more like these, see {REPORT}", file=sys.stderr)
 
 
-def report_problems(problems: Sequence[Problem], on_error: str) -> None:
-    """Prints each problem on a line of its own.
-
-    Raises:
-      UserError: any problem, if `on_error` is "stop".
-    """
+def print_problems(problems: Sequence[Problem], on_error: str) -> None:
+    """Prints each problem on a line of its own."""
     word = "error" if on_error == "stop" else "left out"
     for problem in problems:
         print(" ".join(f"{word}: {problem.name}: {problem.reason}".split()), file=sys.stderr)
+
+
+def stop_for_problems(problems: Sequence[Problem], on_error: str) -> None:
+    """Raises `UserError` for any problem, if `on_error` is "stop"."""
     if problems and on_error == "stop":
         what = "one case" if len(problems) == 1 else f"{len(problems)} cases"
         raise UserError(
@@ -83,7 +83,7 @@ def write_report(
     """Writes `report.csv`: a row per case, prepared or left out, and per note, sorted by name."""
     voxels = [f"voxels of {name}" for name in dataset.classes]
     header = ["id", "status", "reason", "split", "split by", "subject", "grade", "shape"]
-    header += ["spacing", "source shape", *voxels, "source"]
+    header += ["spacing", "source shape", *voxels, "foreground kept", "label kept", "source"]
     rows = []
     for case in dataset.cases:
         counts = case.extra["voxels"] or [""] * len(voxels)
@@ -95,6 +95,7 @@ def write_report(
                 "x".join(f"{x:.4g}" for x in case.spacing),
                 "x".join(map(str, case.extra["source_shape"])),
                 *counts,
+                *_kept(case),
                 " ".join(case.extra["source"]),
             ]
         )
@@ -107,6 +108,15 @@ def write_report(
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows([*row, *[""] * (len(header) - len(row))] for row in rows)
+
+
+def _kept(case: store.Case) -> list[str]:
+    """The shares of the foreground and of the labelled voxels that the crop keeps."""
+    crop = case.extra.get("crop", {})
+    before, after = crop.get("foreground") or (0, 0)
+    labels = crop.get("labels") or [None, None]
+    whole, rest = (sum(counts[1:]) if counts else 0 for counts in labels)
+    return [f"{b / a:.4f}" if a else "" for a, b in ((before, after), (whole, rest))]
 
 
 def write_contact_sheet(dataset: store.Dataset) -> None:
@@ -140,12 +150,14 @@ def _views(dataset: store.Dataset, case: store.Case) -> list[Image.Image]:
     image = store.load_image(dataset, case)
     label = store.load_label(dataset, case) if case.labelled else None
     if dataset.rank == 2:
-        shown = None if label is None else np.asarray(label)
+        shown = None if label is None else np.where(label == IGNORED, 0, label)
         return [_tile(np.asarray(image, np.float32), shown, case.spacing)]
     box = case.foreground or tuple((0, n) for n in case.shape)
     middle = [(start + stop) // 2 for start, stop in box]
-    if label is not None and label.any():
-        middle = [round(float(np.mean(indices))) for indices in np.nonzero(label)]
+    if label is not None:
+        label = np.where(label == IGNORED, 0, label)
+        if label.any():
+            middle = [round(float(np.mean(indices))) for indices in np.nonzero(label)]
     tiles = []
     for axis in (2, 1, 0):
         where = (slice(None),) * axis + (middle[axis],)

@@ -55,6 +55,13 @@ class Recipe:
     window: tuple[float, float] = ABDOMEN_WINDOW
     fractions: tuple[tuple[str, float], ...] = (("val", 0.2), ("test", 0.2))
 
+    @property
+    def kind(self) -> str:
+        """The modality of DICOM series: "CT", "MR", or "" for pictures."""
+        if self.rank == 2:
+            return ""
+        return "CT" if self.intensity == "window" else "MR"
+
 
 RECIPES = {
     recipe.name: recipe

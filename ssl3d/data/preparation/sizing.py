@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,8 +13,15 @@ import numpy as np
 
 from ssl3d.data import geometry, readers, store
 from ssl3d.data.geometry import Grid
-from ssl3d.data.layouts.listing import Listing, Problem, SourceCase, class_indices, class_names
-from ssl3d.data.preparation.case import PreparationSettings, check_label_values
+from ssl3d.data.layouts.listing import (
+    IGNORED,
+    Listing,
+    Problem,
+    SourceCase,
+    class_indices,
+    class_names,
+)
+from ssl3d.data.preparation.case import LabelError, PreparationSettings, check_label_values
 from ssl3d.data.preparation.recipes import Recipe
 from ssl3d.data.preparation.workers import in_parallel
 from ssl3d.data.readers import checks
@@ -49,42 +57,49 @@ class Outline:
 
 
 def complete(listing: Listing, rank: int, workers: int) -> Listing:
-    """The listing with its classes (read from all labels) and modalities (from one header).
+    """The listing with its classes (read from all labels) and modalities (from the headers).
 
     Raises:
-      UserError: more label values than a label map has.
+      UserError: more label values than a label map has, or values that name no known classes.
     """
     labels = [case.label for case in listing.cases if case.label]
     if listing.classes is None and labels:
-        values: set[int] = set()
+        by_label: dict[Path, set[int]] = {}
         calls = [(label, rank) for label in labels]
-        for _, found in in_parallel(label_values, calls, workers, "reading labels"):
+        for index, found in in_parallel(label_values, calls, workers, "reading labels"):
             # An unreadable label is reported with its case.
-            values |= set() if isinstance(found, UserError) else set(found)
+            by_label[labels[index]] = set() if isinstance(found, UserError) else set(found)
+        values = set().union(*by_label.values())
         if len(values) > MAX_CLASSES:
             raise UserError(
                 f"the labels hold {len(values)} different values: are they images? "
                 "Name the values with --classes"
             )
-        names = {0: "background"} | {v: f"label {v}" for v in sorted(values) if v != 0}
+        if listing.classes_from is not None:
+            names = listing.classes_from(by_label)
+        else:
+            names = {0: "background"} | {v: f"label {v}" for v in sorted(values) if v != 0}
         listing = dataclasses.replace(listing, classes=names)
     if listing.modalities is None:
-        listing = dataclasses.replace(listing, modalities=_channel_names(listing))
+        names = _channel_names(listing, workers if len(listing.cases) > FEW_CASES else 1)
+        listing = dataclasses.replace(listing, modalities=names)
     return listing
 
 
-def _channel_names(listing: Listing) -> tuple[str, ...]:
-    """Names for the channels of the first readable case."""
-    for case in listing.cases:
-        try:
-            headers = [readers.read_header(paths, listing.rank) for paths in case.images]
-        except UserError:
-            continue
-        count = sum(header.channels for header in headers)
-        if listing.rank == 2:
-            return ("red", "green", "blue") if count == 3 else ("grey",)
-        return tuple(f"channel {i}" for i in range(count)) if count > 1 else ("image",)
-    return ("image",)
+def _channel_names(listing: Listing, workers: int) -> tuple[str, ...]:
+    """Names for the channels that most cases have; the larger number of two as frequent ones."""
+    calls = [(case, listing.rank) for case in listing.cases]
+    found = in_parallel(_channels, calls, workers, "reading headers")
+    counts = Counter(number for _, number in found if not isinstance(number, UserError))
+    count = max(counts, key=lambda number: (counts[number], number), default=1)
+    if listing.rank == 2:
+        return ("red", "green", "blue") if count == 3 else ("grey",)
+    return tuple(f"channel {i}" for i in range(count)) if count > 1 else ("image",)
+
+
+def _channels(case: SourceCase, rank: int) -> int:
+    """The channels of a case by its headers. Raises `UserError`."""
+    return sum(readers.read_header(paths, rank).channels for paths in case.images)
 
 
 def settings_for(
@@ -109,8 +124,11 @@ def outline(case: SourceCase, settings: PreparationSettings, count_labels: bool)
     channels = sum(header.channels for header in headers)
     voxels = None
     if case.label:
-        voxels = label_values(case.label, recipe.rank) if count_labels else {}
-        check_label_values(case.label, voxels, settings.values)
+        try:
+            voxels = label_values(case.label, recipe.rank) if count_labels else {}
+            check_label_values(case.label, voxels, settings.values)
+        except UserError as error:
+            raise LabelError(str(error)) from None
     return Outline(grid, target, channels, voxels)
 
 
@@ -192,7 +210,8 @@ def print_plan(listing: Listing, settings: PreparationSettings, workers: int) ->
         if entry.voxels:
             counts = [0] * len(names)
             for value, count in entry.voxels.items():
-                counts[settings.values[value]] += count
+                if settings.values[value] != IGNORED:
+                    counts[settings.values[value]] += count
             line += "; " + ", ".join(f"{n} {c}" for n, c in zip(names, counts, strict=True))
         elif case.grade is not None:
             line += f"; grade {case.grade} ({names[case.grade]})"

@@ -15,6 +15,9 @@ from ssl3d.data import store
 from ssl3d.data.layouts.listing import Listing, Problem, SourceCase
 from ssl3d.errors import UserError
 
+# Subjects in val, beyond which validation needs none of the unlabelled ones.
+ENOUGH_TO_VALIDATE = 10
+
 
 def random_splits(
     cases: Sequence[store.Case], fractions: dict[str, float], seed: int
@@ -23,7 +26,8 @@ def random_splits(
 
     Subjects with a label or grade are assigned to train, val and test, the others to
     `unlabelled`. In a collection without labels all subjects are assigned to train, val and test,
-    as pretraining needs a val split too.
+    as pretraining needs a val split too; beside a handful of labelled subjects, val takes some of
+    the others for the same reason.
 
     Args:
       cases: of the collection.
@@ -35,8 +39,37 @@ def random_splits(
     splits = assign_splits(sorted(labelled or everyone), fractions, seed)
     if labelled:
         rest = assign_splits(sorted(everyone - labelled), {}, seed)
-        splits |= {subject: ("unlabelled", order) for subject, (_, order) in rest.items()}
+        ranked = sorted(rest, key=lambda subject: rest[subject][1])
+        found = sum(split == "val" for split, _ in splits.values())
+        wanted = min(round(fractions.get("val", 0.0) * len(everyone)), ENOUGH_TO_VALIDATE)
+        extra = min(max(wanted - found, 0), max(len(ranked) - 1, 0))
+        splits |= {name: ("val", found + order) for order, name in enumerate(ranked[:extra])}
+        splits |= {name: ("unlabelled", order) for order, name in enumerate(ranked[extra:])}
     return tuple(_with(case, *splits[case.subject]) for case in cases)
+
+
+def split_notes(cases: Sequence[store.Case]) -> list[Problem]:
+    """What a training will lack, and the options that help."""
+    splits = {case.split for case in cases}
+    usable = [case for case in cases if case.labelled or case.grade is not None]
+    if "val" not in splits:
+        count = len({case.subject for case in cases})
+        remedy = "with --val=0.5 --test=0" if count > 1 else "with scans of a second subject"
+        return [
+            Problem("val", f"no case is in the split val, and training needs one; prepare {remedy}")
+        ]
+    if usable and not any(case.split == "val" for case in usable):
+        subjects = len({case.subject for case in usable})
+        remedy = "--val=0.5 --test=0" if subjects > 1 else "more labels"
+        what = "1 labelled subject is" if subjects == 1 else f"{subjects} labelled subjects are"
+        return [
+            Problem(
+                "val",
+                f"only {what} there, none in the split val: pretraining works, fine-tuning needs "
+                f"{remedy}",
+            )
+        ]
+    return []
 
 
 def _with(case: store.Case, split: str, order: int) -> store.Case:
@@ -141,7 +174,7 @@ def check_split_file(listing: Listing, file: SplitFile) -> Listing:
       UserError: an unknown name in a listing without problems, or as `subject_splits`.
     """
     notes = listing.notes
-    known = {case.id for case in listing.cases} | {case.subject for case in listing.cases}
+    known = {name for case in listing.cases for name in (case.id, case.subject)}
     unknown = [name for name in file.splits if name not in known]
     if unknown:
         fault = f"names {unknown[0]!r}, but no case or subject has this name"

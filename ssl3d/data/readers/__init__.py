@@ -1,4 +1,4 @@
-"""Image files to arrays: NIfTI, DICOM, NRRD, MetaImage, pictures.
+"""Image files to arrays: NIfTI, Analyze, MGH, DICOM, NRRD, MetaImage, pictures.
 
 Every fault of a file raises a one-line `UserError` that names the file. A returned image is
 finite, not constant and of the requested rank, with an invertible affine.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,7 @@ import numpy as np
 
 from ssl3d import limits
 from ssl3d.data.geometry import Grid
-from ssl3d.data.readers import dicom, itk, nifti, pictures
+from ssl3d.data.readers import dicom, itk, nibabel_formats, nifti, pictures
 from ssl3d.data.readers.checks import check_rank, check_values, enough_memory, whole_numbers
 from ssl3d.errors import UserError
 
@@ -27,9 +28,36 @@ Result = TypeVar("Result")
 
 # Bytes in memory while a file's checksum is computed.
 CHUNK = 1 << 20
-ITK_SUFFIXES = (".nrrd", ".mha")
-VOLUME_SUFFIXES = nifti.SUFFIXES + ITK_SUFFIXES
+ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+VOLUME_SUFFIXES = nifti.SUFFIXES + ITK_SUFFIXES + nibabel_formats.SUFFIXES
+# Endings of image formats that are not read, and what they are.
+UNREADABLE = {
+    ".mnc": "MINC",
+    ".par": "Philips PAR/REC",
+    ".nii.bz2": "NIfTI compressed with bzip2",
+    ".nii.zst": "NIfTI compressed with zstd",
+    ".hdr.gz": "a compressed header of a pair",
+    ".gipl": "GIPL",
+    ".gipl.gz": "GIPL",
+    ".head": "AFNI",
+    ".mif": "MRtrix",
+    ".mif.gz": "MRtrix",
+    ".vtk": "VTK",
+    ".vti": "VTK",
+    ".dcm": "DICOM, for --layout=dicom",
+    ".dicom": "DICOM, for --layout=dicom",
+    ".ima": "DICOM, for --layout=dicom",
+    ".v": "ECAT",
+    ".npy": "an array without voxel size",
+    ".npz": "arrays without voxel size",
+    ".h5": "HDF5",
+    ".hdf5": "HDF5",
+    ".mat": "MATLAB",
+}
 PICTURE_SUFFIXES = pictures.SUFFIXES
+# Bytes in which a text header names its data, and how.
+TEXT_HEADER = 1 << 14
+DETACHED = re.compile(r"^(?:ElementDataFile *=|data ?file *:) *(.+)$", re.IGNORECASE | re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +95,35 @@ def suffix(path: Path) -> str:
 def stem(path: Path) -> str:
     """The file name without its `suffix`."""
     return path.name[: len(path.name) - len(suffix(path))]
+
+
+def companions(path: Path) -> tuple[Path, ...]:
+    """The files with the voxels of a header file (.hdr, .mhd, .nhdr), as far as they exist."""
+    kind = suffix(path)
+    if kind not in (".hdr", ".mhd", ".nhdr"):
+        return ()
+    if kind == ".hdr":
+        data = nibabel_formats.data_file(path)
+        return () if data is None else (data,)
+    try:
+        with path.open(encoding="latin-1") as file:
+            text = file.read(TEXT_HEADER)
+    except (OSError, ValueError):
+        return ()
+    match = DETACHED.search(text)
+    # A bare name: data elsewhere are not the case's.
+    data = path.with_name(Path(match[1].strip()).name) if match else path
+    return (data,) if data != path and data.is_file() else ()
+
+
+def read_notes(paths: Sequence[Path]) -> list[str]:
+    """What is contradictory or uncertain in the header of a readable image. Raises `UserError`."""
+    kind = suffix(paths[0])
+    if kind in nifti.SUFFIXES:
+        return nifti.read_notes(paths[0])
+    if kind in nibabel_formats.SUFFIXES:
+        return nibabel_formats.read_notes(paths[0])
+    return [] if kind else dicom.read_notes(paths)
 
 
 def checksum(paths: Sequence[Path]) -> str:
@@ -151,4 +208,6 @@ def read_label(path: Path, rank: int) -> Volume:
 def _volume_reader(kind: str) -> ModuleType:
     if kind in nifti.SUFFIXES:
         return nifti
+    if kind in nibabel_formats.SUFFIXES:
+        return nibabel_formats
     return itk

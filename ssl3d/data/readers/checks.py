@@ -86,9 +86,10 @@ def check_rank(path: Path, found: int, wanted: int) -> None:
 def split_channels(path: Path, shape: Sequence[int], rank: int) -> tuple[tuple[int, ...], int]:
     """(X, Y, Z) or (X, Y, Z, C) of a volume file -> ((X, Y, Z), C). Raises `UserError`."""
     check_rank(path, 3, rank)
+    # NIfTI: time is the fourth axis and a vector's components are the fifth; an axis that a header
+    # leaves at 0 has one element.
     shape = tuple(int(n) for n in shape)
-    while len(shape) > 4 and shape[-1] == 1:
-        shape = shape[:-1]
+    shape = (*shape[:3], *(n for n in shape[3:] if n > 1))
     if len(shape) not in (3, 4):
         raise UserError(f"{path}: {len(shape)}D data of shape {shape}, but a 3D volume is needed")
     if min(shape) < 1:
@@ -101,6 +102,16 @@ def split_channels(path: Path, shape: Sequence[int], rank: int) -> tuple[tuple[i
     return shape[:3], shape[3] if len(shape) == 4 else 1
 
 
+def is_affine(affine: np.ndarray) -> bool:
+    """Whether an affine [4, 4] is finite and invertible."""
+    if not np.isfinite(affine).all():
+        return False
+    spacing = spacing_of(affine)
+    if min(spacing) == 0:
+        return False
+    return bool(np.linalg.svd(affine[:3, :3] / spacing, compute_uv=False)[-1] >= SINGULAR)
+
+
 def check_affine(path: Path, affine: np.ndarray) -> None:
     """Raises `UserError` unless the affine [4, 4] is finite and invertible."""
     if not np.isfinite(affine).all():
@@ -108,7 +119,7 @@ def check_affine(path: Path, affine: np.ndarray) -> None:
     spacing = spacing_of(affine)
     if min(spacing) == 0 or max(spacing) > LARGEST_SPACING:
         raise UserError(f"{path}: voxel spacing {spacing}; correct the header")
-    if np.linalg.svd(affine[:3, :3] / spacing, compute_uv=False)[-1] < SINGULAR:
+    if not is_affine(affine):
         raise UserError(f"{path}: singular affine, two axes coincide; correct the header")
 
 

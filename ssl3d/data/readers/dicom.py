@@ -17,25 +17,56 @@ import numpy as np
 import pydicom
 import pydicom.config
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import RLELossless
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from ssl3d import limits
 from ssl3d.data.geometry import Grid
-from ssl3d.data.readers import dicom_files, isolated
+from ssl3d.data.readers import dicom_files, isolated, slices
 from ssl3d.data.readers.checks import check_affine, read_bytes, reporting, split_channels
 from ssl3d.errors import UserError
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
-# Relative to the slice distance; positions are written with two or three decimals.
-POSITION_TOLERANCE = 0.05
 # Absolute, of the direction cosines; many scanners write six decimals or fewer.
 DIRECTION_TOLERANCE = 1e-3
 # Malformed values are common, and harmless in the fields that are not read here.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 # Its warnings name no file, or come with an exception that names it.
 logging.getLogger("pydicom").setLevel(logging.ERROR)
+PLACE = ("ImagePositionPatient", "AcquisitionNumber", "EchoNumbers", "TemporalPositionIdentifier")
 # Bytes up to the end of the "DICM" mark.
 PREAMBLE = 132
+# Files without it start with an element of the file's meta group or of group 8, little-endian.
+FIRST_GROUPS = (b"\x02\0", b"\x08\0")
+# Longest value of such a first element: a length, a character set, an image type, a UID.
+FIRST_LENGTH = 256
+# Objects that refer to images or were made from them; DICOM PS3.3, C.7.3.1.1.1.
+NO_IMAGES = {
+    "SEG": "a segmentation",
+    "RTDOSE": "a dose",
+    "RTSTRUCT": "contours",
+    "RTPLAN": "a plan",
+    "RTRECORD": "a treatment record",
+    "RTIMAGE": "a portal image",
+    "SR": "a report",
+    "KO": "a selection of images",
+    "PR": "a presentation state",
+    "REG": "a registration",
+    "FID": "fiducials",
+    "RWV": "a value mapping",
+    "DOC": "a document",
+    "SC": "a secondary capture",
+    "SMR": "a relationship of stereometric images",
+    "PLAN": "a plan",
+    "M3D": "a model",
+}
+# The same by words in the name of the SOP class, where the modality is another.
+NO_IMAGE_CLASSES = {
+    "Segmentation": "a segmentation",
+    "RT Dose": "a dose",
+    "Secondary Capture": "a secondary capture",
+    "Parametric Map": "a parametric map",
+    "Presentation State": "a presentation state",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +77,7 @@ class Frame:
       path: the file.
       index: frame number in the file.
       position: centre of the first pixel, mm in LPS, [3].
+      digits: mm of the last digit that is written of each coordinate, [3].
       directions: unit vectors along a row and along a column, LPS, [2, 3].
       spacing: mm between rows and between columns.
       shape: (rows, columns).
@@ -56,6 +88,7 @@ class Frame:
     path: Path
     index: int
     position: np.ndarray
+    digits: np.ndarray
     directions: np.ndarray
     spacing: tuple[float, float]
     shape: tuple[int, int]
@@ -65,18 +98,36 @@ class Frame:
 
 @dataclasses.dataclass(frozen=True)
 class SeriesInfo:
-    """The series that a file belongs to; `frames` is 0 for a file without pixels."""
+    """The series that a file belongs to.
+
+    Attributes:
+      series: SeriesInstanceUID, "" without one.
+      patient: PatientID.
+      modality: CT, MR, PT, ...
+      description: SeriesDescription.
+      number: SeriesNumber.
+      instance: SOPInstanceUID of the file, its number and position.
+      volume: what tells apart several volumes of multi-frame files in one series.
+      no_image: what the object is if it is no image of a patient, e.g. "a segmentation"; "" for an
+        image.
+      frames: 0 for a file without pixels.
+    """
 
     series: str
     patient: str
     modality: str
     description: str
+    number: str
+    instance: str
+    volume: str
+    no_image: str
     frames: int
 
 
 def read_info(path: Path) -> SeriesInfo | None:
     """The series of a file; None if it is not DICOM. Raises `UserError`: damaged."""
-    if read_bytes(path, PREAMBLE)[-4:] != b"DICM":
+    start = read_bytes(path, PREAMBLE)
+    if start[-4:] != b"DICM" and not _starts_like_an_element(start):
         if path.suffix.lower() in SUFFIXES:
             raise UserError(f"{path}: not a DICOM file despite its name (no DICM mark)")
         return None
@@ -86,13 +137,50 @@ def read_info(path: Path) -> SeriesInfo | None:
         # Reports, plans and directories have a class of their own, truncated images do not.
         if "Rows" not in header and ("Image Storage" in kind or len(header) == 0):
             raise UserError(f"{path}: an image without Rows, so the file is damaged; copy it again")
+
+        def text(name: str) -> str:
+            return str(header.get(name, "") or "").strip()
+
+        frames = int(header.get("NumberOfFrames", 1) or 1) if "Rows" in header else 0
         return SeriesInfo(
-            series=str(header.get("SeriesInstanceUID", "")),
-            patient=str(header.get("PatientID", "") or "").strip(),
-            modality=str(header.get("Modality", "") or ""),
-            description=str(header.get("SeriesDescription", "") or ""),
-            frames=int(header.get("NumberOfFrames", 1) or 1) if "Rows" in header else 0,
+            series=text("SeriesInstanceUID"),
+            patient=text("PatientID"),
+            modality=text("Modality"),
+            description=text("SeriesDescription"),
+            number=text("SeriesNumber"),
+            # The place too: some anonymisers give all files one UID.
+            instance=" ".join(map(text, ("SOPInstanceUID", "InstanceNumber", *PLACE))),
+            # The parts of a concatenation are one volume.
+            volume=text("ConcatenationUID") or text("SOPInstanceUID") if frames > 1 else "",
+            no_image=_no_image(header, kind),
+            frames=frames,
         )
+
+
+def _no_image(header: pydicom.Dataset, kind: str) -> str:
+    by_class = (what for word, what in NO_IMAGE_CLASSES.items() if word in kind)
+    if "LOCALIZER" in header.get("ImageType", ()):
+        return "a localiser"
+    return NO_IMAGES.get(str(header.get("Modality", "")).strip(), next(by_class, ""))
+
+
+def _starts_like_an_element(start: bytes) -> bool:
+    """Whether a file without the "DICM" mark starts with a data element of DICOM."""
+    if len(start) < 8 or start[:2] not in FIRST_GROUPS:
+        return False
+    explicit = start[4:6].isalpha() and start[4:6].isupper()
+    length = int.from_bytes(start[6:8] if explicit else start[4:8], "little")
+    return length <= FIRST_LENGTH
+
+
+def read_notes(paths: Sequence[Path]) -> list[str]:
+    """What is unusual about a readable series. Raises `UserError`."""
+    frames = _sorted_frames(paths, [_read(path, voxels=False) for path in paths])
+    heights = slices.heights(frames)
+    if slices.regular(heights, slices.rounding(frames)):
+        return []
+    steps = " and ".join(f"{step:.4g}" for step in slices.steps(heights))
+    return [f"slices are {steps} mm apart; resampled to {min(slices.steps(heights)):.4g} mm"]
 
 
 def read_grid(paths: Sequence[Path]) -> Grid:
@@ -117,28 +205,44 @@ def read_series(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
     headers = [_read(path, voxels=len(paths) == 1) for path in paths]
     frames = _sorted_frames(paths, headers)
     grid = _grid(frames)
-    needed = 4 * math.prod(grid.shape)
-    limits.check_memory(paths[0].parent, needed, f"a series of {grid.shape} voxels")
-    array = np.empty(grid.shape, np.float32)
+    shape = (*grid.shape[:2], len(frames))
+    needed = 4 * math.prod(shape)
+    limits.check_memory(paths[0].parent, needed, f"a series of {shape} voxels")
+    array = np.empty(shape, np.float32)
     # A multi-frame file is decoded once; of single-slice files one at a time is in memory.
-    decoded = _pixels(paths[0], headers[0]) if len(paths) == 1 else None
+    decoded: np.ndarray | None = None
+    opened = None
     for k, frame in enumerate(frames):
-        pixels = _pixels(frame.path, _read(frame.path)) if decoded is None else decoded
-        if pixels.ndim == 3 and frame.index < len(pixels):
-            pixels = pixels[frame.index]
+        if opened != frame.path:
+            decoded = _pixels(frame.path, headers[0] if len(paths) == 1 else _read(frame.path))
+            opened = frame.path
+        assert decoded is not None
+        is_stack = decoded.ndim == 3 and frame.index < len(decoded)
+        pixels = decoded[frame.index] if is_stack else decoded
         if pixels.shape != frame.shape:
             raise UserError(f"{frame.path}: holds {pixels.shape} pixels, not {frame.shape}")
         array[:, :, k] = (pixels.astype(np.float64) * frame.slope + frame.intercept).T
+    heights = slices.heights(frames)
+    if not slices.regular(heights, slices.rounding(frames)):
+        array = slices.resampled(array, heights)
     return array[..., None], grid.affine
 
 
 def _read(path: Path, voxels: bool = True) -> pydicom.Dataset:
     read_bytes(path, 1)
     with reporting(path):
+        start = read_bytes(path, PREAMBLE)
+        bare = start[-4:] != b"DICM" and _starts_like_an_element(start)
         try:
-            return dicom_files.read(path, voxels)
+            dataset = dicom_files.read(path, voxels, bare)
         except InvalidDicomError:
             raise UserError(f"{path}: not a DICOM file (no DICM mark)") from None
+        if bare and "TransferSyntaxUID" not in dataset.file_meta:
+            # Only uncompressed pixels can be written without naming their encoding.
+            implicit, _ = dataset.original_encoding
+            syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+            dataset.file_meta.TransferSyntaxUID = syntax
+        return dataset
 
 
 def _pixels(path: Path, dataset: pydicom.Dataset) -> np.ndarray:
@@ -197,10 +301,12 @@ def _frame(
 
     directions = _numbers(value("PlaneOrientationSequence", "ImageOrientationPatient"), 6)
     spacing = _numbers(value("PixelMeasuresSequence", "PixelSpacing"), 2)
+    position = value("PlanePositionSequence", "ImagePositionPatient")
     frame = Frame(
         path=path,
         index=index,
-        position=_numbers(value("PlanePositionSequence", "ImagePositionPatient"), 3),
+        position=_numbers(position, 3),
+        digits=slices.last_digits(position),
         directions=directions.reshape(2, 3),
         spacing=(float(spacing[0]), float(spacing[1])),
         shape=(int(header.Rows), int(header.Columns)),
@@ -251,43 +357,23 @@ def _sorted_frames(paths: Sequence[Path], headers: Sequence[pydicom.Dataset]) ->
             )
     normal = np.cross(*first.directions)
     frames.sort(key=lambda frame: float(frame.position @ normal))
-    _check_distances(folder, frames, normal)
+    slices.check(folder, frames)
     return frames
-
-
-def _check_distances(folder: Path, frames: Sequence[Frame], normal: np.ndarray) -> None:
-    heights = np.array([frame.position @ normal for frame in frames])
-    if len(heights) < 2:
-        return
-    distances = np.diff(heights)
-    usual = float(np.median(distances))
-    closest = int(np.argmin(distances))
-    if distances[closest] <= POSITION_TOLERANCE * max(usual, 0.1):
-        a, b = frames[closest], frames[closest + 1]
-        raise UserError(
-            f"{folder}: two slices at one position ({a.path.name} and {b.path.name}: several "
-            "times, echoes or reconstructions in one series?); keep one of each"
-        )
-    wrong = np.flatnonzero(np.abs(distances - usual) > POSITION_TOLERANCE * usual)
-    if len(wrong):
-        a, b = frames[wrong[0]], frames[wrong[0] + 1]
-        missing = round(float(distances[wrong[0]]) / usual) - 1
-        what = f"{missing} missing" if missing > 0 else "not evenly spaced"
-        raise UserError(
-            f"{folder}: slices are {usual:.4g} mm apart, but {distances[wrong[0]]:.4g} mm between "
-            f"{a.path.name} and {b.path.name} ({what}); complete the series"
-        )
 
 
 def _grid(frames: Sequence[Frame]) -> Grid:
     first, last = frames[0], frames[-1]
     rows, columns = first.shape
-    shape, _ = split_channels(first.path.parent, (columns, rows, len(frames)), 3)
+    heights = slices.heights(frames)
+    count = len(frames)
+    if not slices.regular(heights, slices.rounding(frames)):
+        count = slices.resampled_count(heights)
+    shape, _ = split_channels(first.path.parent, (columns, rows, count), 3)
     affine = np.eye(4)
     affine[:3, 0] = first.directions[0] * first.spacing[1]
     affine[:3, 1] = first.directions[1] * first.spacing[0]
     # From the positions, not the normal, which differs for a tilted gantry.
-    affine[:3, 2] = (last.position - first.position) / max(1, len(frames) - 1)
+    affine[:3, 2] = (last.position - first.position) / max(1, count - 1)
     affine[:3, 3] = first.position
     affine[:2] *= -1  # DICOM's x and y point to Left and Posterior
     check_affine(first.path.parent, affine)

@@ -24,8 +24,11 @@ _SLACK = 1 << 20
 _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 
 
-def read(path: Path, voxels: bool) -> pydicom.Dataset:
+def read(path: Path, voxels: bool, bare: bool = False) -> pydicom.Dataset:
     """A file, with or without its pixels.
+
+    Args:
+      bare: whether it has no preamble.
 
     Raises:
       UserError: not a regular file, or deflated and larger than its header promises.
@@ -53,7 +56,7 @@ def read(path: Path, voxels: bool) -> pydicom.Dataset:
                 found = read_dataset(content, False, True)
             return FileDataset(content, found, preamble, meta, False, True)
         file.seek(0)
-        return pydicom.dcmread(file, stop_before_pixels=not voxels)
+        return pydicom.dcmread(file, stop_before_pixels=not voxels, force=bare)
 
 
 class _Bounded(io.BufferedReader):

@@ -15,8 +15,8 @@ import nibabel as nib
 import numpy as np
 
 from ssl3d import limits
-from ssl3d.data.readers import inflate
-from ssl3d.data.readers.checks import check_affine, reporting, split_channels
+from ssl3d.data.readers import inflate, nifti_geometry
+from ssl3d.data.readers.checks import reporting, split_channels
 from ssl3d.errors import UserError
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -24,8 +24,6 @@ SUFFIXES = (".nii", ".nii.gz")
 HEAD = 1 << 16
 # Slices converted at a time: full cache lines of the result, little memory.
 SLAB = 16
-# mm per unit of the header.
-UNITS = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
 # header class, its size in bytes, offset of its magic string, the string
 KINDS = (
     (nib.Nifti1Header, 348, 344, b"n+1\0"),
@@ -35,11 +33,17 @@ KINDS = (
 
 def read_header(path: Path, rank: int) -> tuple[tuple[int, ...], int, np.ndarray]:
     """(shape (*S), channels, affine [4, 4]) from the header alone. Raises `UserError`."""
-    head = inflate.head(path, HEAD)
-    header = _parse(path, head)
+    header = _parse(path, inflate.head(path, HEAD))
     shape, channels = split_channels(path, header.get_data_shape(), rank)
     _check_size(path, math.prod(shape) * channels, _dtype(path, header).itemsize)
     return shape, channels, _affine(path, header)
+
+
+def read_notes(path: Path) -> list[str]:
+    """What is contradictory in the header of a readable file. Raises `UserError`."""
+    header = _parse(path, inflate.head(path, HEAD))
+    with reporting(path):
+        return nifti_geometry.notes(header)
 
 
 def read(path: Path, rank: int, as_label: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -57,15 +61,13 @@ def read(path: Path, rank: int, as_label: bool = False) -> tuple[np.ndarray, np.
     affine = _affine(path, header)
     shape, channels = split_channels(path, header.get_data_shape(), rank)
     dtype = _dtype(path, header)
-    with reporting(path):
-        offset = max(int(header["vox_offset"]), int(header.sizeof_hdr))
-        slope, intercept = header.get_slope_inter()
+    offset = nifti_geometry.offset(header, int(header.sizeof_hdr))
     count = math.prod(shape) * channels
     _check_size(path, count, dtype.itemsize, offset)
     data = inflate.content(path, offset + count * dtype.itemsize)
     _check_length(path, max(0, len(data) - offset), count * dtype.itemsize)
     stored = np.frombuffer(data, dtype, count, offset).reshape((*shape, channels), order="F")
-    slope, intercept = 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
+    slope, intercept = nifti_geometry.scale(header)
     if as_label and dtype.kind in "iu" and (slope, intercept) == (1.0, 0.0):
         return stored, affine
     return _scaled(stored, slope, intercept), affine
@@ -119,12 +121,5 @@ def _check_length(path: Path, found: int, promised: int) -> None:
 
 
 def _affine(path: Path, header: nib.Nifti1Header) -> np.ndarray:
-    zooms = tuple(float(x) for x in header["pixdim"][1:4])
-    if not all(math.isfinite(x) and x != 0 for x in zooms):
-        raise UserError(f"{path}: voxel spacing {zooms}; correct pixdim in the header")
     with reporting(path):
-        affine = np.array(header.get_best_affine(), np.float64)
-        unit = str(header.get_xyzt_units()[0])
-    affine[:3] *= UNITS.get(unit, 1.0)
-    check_affine(path, affine)
-    return affine
+        return nifti_geometry.affine(path, header)

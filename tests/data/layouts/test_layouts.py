@@ -31,11 +31,14 @@ def test_an_empty_or_missing_folder_is_one_line(layout, tmp_path):
 
 
 @pytest.mark.parametrize("layout", sorted(set(LAYOUTS) - {"msd", "nnunet"}))
-def test_a_link_out_of_the_source_is_a_problem(layout, tmp_path):
+def test_links_out_of_the_source_are_followed_unless_told_otherwise(layout, tmp_path):
     folder = files.WRITERS[layout](tmp_path / "source")
     inside = next(path for case in listed(layout, folder).cases for path in case.files)
     outside = tmp_path / inside.name
     inside.rename(outside)
     inside.symlink_to(outside)
-    problems = listed(layout, folder).problems
+    listing = listed(layout, folder)
+    assert listing.problems == ()
+    assert inside in {path for case in listing.cases for path in case.files}
+    problems = listed(layout, folder, follow_links=False).problems
     assert any(str(inside) in p.name and "leaves the source" in p.reason for p in problems)

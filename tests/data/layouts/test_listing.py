@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 
@@ -12,13 +13,18 @@ from tests.support import source_files as files
 from tests.support.listings import listed, the_problem
 
 
-def test_paths_become_ids_and_collisions_are_problems(tmp_path):
+def test_paths_become_ids_and_stay_distinct(tmp_path):
     files.write_nifti(tmp_path / "a b (1)/scan.nii.gz", files.scan(0))
     files.write_nifti(tmp_path / "a/b.nii.gz", files.scan(1))
     files.write_nifti(tmp_path / "a-b.nii.gz", files.scan(2))
     listing = listed("folder", tmp_path)
-    assert [case.id for case in listing.cases] == ["a_b__1_-scan"]
-    the_problem(listing, "a-b", "duplicate id of 2 cases", "a/b.nii.gz")
+    ids = {case.files[0].relative_to(tmp_path).as_posix(): case.id for case in listing.cases}
+    assert ids["a b (1)/scan.nii.gz"] == "a_b__1_-scan"
+    assert ids["a-b.nii.gz"] == "a-b"  # spelled as its name
+    assert re.fullmatch(r"a-b-[0-9a-f]{8}", ids["a/b.nii.gz"])
+    assert not listing.problems
+    files.write_nifti(tmp_path / "a/b.nii", files.scan(1))
+    the_problem(listed("folder", tmp_path), "a-b", "duplicate id of 3 cases", "a/b.nii.gz")
     assert id_of("../x.nii") == "x"
 
 

@@ -37,7 +37,8 @@ def test_invalid_entries_are_problems(tmp_path):
     assert "gone.nii.gz: no such file" in text
     assert "names no image" in text
     assert "case_03: duplicate id of 2 cases" in text
-    assert [case.id for case in listing.cases] == ["case_04", "case_05", "case_06"]
+    assert [case.id for case in listing.cases] == ["case_01", "case_04", "case_05", "case_06"]
+    assert listing.cases[0].label is None  # its image is whole
     assert any("case_00.nii.gz" in note.name for note in listing.notes)
 
 
@@ -58,7 +59,7 @@ def test_an_invalid_manifest_is_refused(tmp_path, edit, what):
     with pytest.raises(UserError, match=what):
         listed("msd", folder)
     (folder / "dataset.json").write_text("{")
-    with pytest.raises(UserError, match="not readable as JSON"):
+    with pytest.raises(UserError, match="cannot be read"):
         listed("msd", folder)
 
 
