@@ -26,7 +26,7 @@ from ssl3d.errors import RunError, UserError
 from ssl3d.training import run_log
 
 _TIMED = 12  # steps, of which the second half is timed
-_PROXY = [name for name in tasks.TASKS if not hasattr(tasks.module_of(name), "DOWNSTREAM")]
+_PROXY = [name for name in tasks.TASKS if not hasattr(tasks.module_of(name), "NEEDS")]
 _KEY = ["task", "rank", "preset", "minutes"]
 
 

@@ -85,8 +85,8 @@ def prepare_case(case: SourceCase, settings: PreparationSettings) -> store.Case:
       UserError: any fault of the files, in one line.
     """
     prepared = prepare_arrays(case, settings)
-    store.write_arrays(settings.output, case.id, prepared.image, prepared.label)
-    return prepared.case
+    files = store.write_arrays(settings.output, case.id, prepared.image, prepared.label)
+    return dataclasses.replace(prepared.case, files=files)
 
 
 def prepare_arrays(case: SourceCase, settings: PreparationSettings) -> Prepared:
