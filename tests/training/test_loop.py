@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import os
@@ -19,6 +20,7 @@ from ssl3d.errors import RunError, UserError
 from ssl3d.models import export
 from ssl3d.training import checkpoint, loop, run_log, sharding
 from ssl3d.training import step as steps
+from tests.support.datasets import forget_digests
 from tests.support.examples import batches, initial
 
 IDS = [f"case_{number:02d}" for number in range(16)]
@@ -70,6 +72,43 @@ def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(config, whole, stopped
     assert "going on at step 3 of 6" in capsys.readouterr().out
     assert weights(workdir) == weights(whole)
     assert untimed(workdir) == untimed(whole)
+
+
+@pytest.mark.parametrize("kept", [1, 2], ids=["every step", "every other step"])
+def test_windows_of_the_metrics_survive_a_stop_within_them(config, tmp_path, kept):
+    """Stops at odd steps, log points at even ones; one stop loses a step without a checkpoint."""
+    every = config.copy_and_resolve_references()
+    every.log_every, every.checkpoint_every = 4, kept
+    assert loop.train(every, tmp_path / "whole")
+    for stop in (1, 3, 5, 0):
+        assert loop.train(every, tmp_path / "pieces", stop_at=stop)
+    assert untimed(tmp_path / "pieces") == untimed(tmp_path / "whole")
+    steps = [line["step"] for line in untimed(tmp_path / "whole") if line["split"] == "train"]
+    assert steps == [4, 6]
+
+
+def test_a_run_without_its_checkpoints_is_not_begun_again(config, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    before = weights(tmp_path / "run")
+    with pytest.raises(UserError, match="reaches step 6, but checkpoints is missing"):
+        loop.train(config, tmp_path / "run")
+    assert weights(tmp_path / "run") == before
+
+
+def test_other_intensities_are_other_data(config, stopped, tmp_path):
+    shutil.copytree(stopped, tmp_path / "run")
+    shutil.copytree(config.data.path, tmp_path / "data")
+    dataset = store.read(tmp_path / "data")
+    case = dataset.cases[0]
+    image = np.array(store.load_image(dataset, case))
+    files = store.write_arrays(dataset.path, case.id, 2 * image)
+    changed = [dataclasses.replace(case, files=files), *dataset.cases[1:]]
+    store.write_manifest(dataclasses.replace(dataset, cases=tuple(changed)))
+    other = config.copy_and_resolve_references()
+    other.data.path = str(tmp_path / "data")
+    with pytest.raises(UserError, match=r"cases\.(train|val)="):
+        loop.train(other, tmp_path / "run")
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
@@ -169,6 +208,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_cases(tiny, pictu
     image = np.load(sick)
     image[8:16, 8:16] = np.nan
     np.save(sick, image)
+    forget_digests(folder)
     config = tiny("rpl2d", folder, steps=20, checkpoint_every=1)
     with pytest.raises(RunError, match=r"step (\d+): loss nan.* case_03") as caught:
         loop.train(config, tmp_path / "run")
@@ -178,6 +218,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_cases(tiny, pictu
     assert all(number < step for number in saved)
     assert not (tmp_path / "run" / "encoder").exists()
     assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_a_validation_that_is_not_finite_names_its_cases(tiny, pictures, tmp_path):
+    shutil.copytree(pictures.path, tmp_path / "data")
+    dataset = store.read(tmp_path / "data")
+    sick = dataset.split("val")[0].id
+    image = np.load(store.image_path(dataset.path, sick))
+    image[8:16, 8:16] = np.nan
+    np.save(store.image_path(dataset.path, sick), image)
+    forget_digests(dataset.path)
+    config = tiny("rpl2d", dataset.path, steps=2)
+    with pytest.raises(RunError, match=rf"validation: the loss of {sick} is not finite") as caught:
+        loop.train(config, tmp_path / "run")
+    assert "last checkpoint" not in str(caught.value)
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(
