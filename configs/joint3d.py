@@ -8,12 +8,22 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from configs import contrast3d, cpc3d, datasets, default, exemplar3d, jigsaw3d, rotation3d, rpl3d
+from configs import (
+    contrast3d,
+    cpc3d,
+    datasets,
+    default,
+    exemplar3d,
+    jigsaw3d,
+    mae3d,
+    rotation3d,
+    rpl3d,
+)
 from ssl3d import bounds
 from ssl3d.bounds import POSITIVE, Bound, Config, bounded, derived
 
 # The configs whose task can be a part by name. Others have the name of their module.
-SHIPPED = (contrast3d, cpc3d, exemplar3d, jigsaw3d, rotation3d, rpl3d)
+SHIPPED = (contrast3d, cpc3d, exemplar3d, jigsaw3d, mae3d, rotation3d, rpl3d)
 SIZES: dict[str, datasets.Ranks] = {}
 
 

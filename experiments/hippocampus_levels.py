@@ -86,7 +86,7 @@ def _write_slice(
 ) -> store.Case:
     picture = np.take(image, place, axis=CORONAL)
     name = f"{volume.id}_{place:03d}"
-    store.write_arrays(folder, name, picture)
+    files = store.write_arrays(folder, name, picture)
     kept = [*IN_PLANE, 3]
     content = volume.extra.get("content")
     return dataclasses.replace(
@@ -98,6 +98,7 @@ def _write_slice(
         labelled=False,
         grade=grade,
         foreground=None,
+        files=files,
         extra={"content": f"{content}-{place}", "volume_content": content} if content else {},
     )
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
 import resource
 import stat
 from pathlib import Path
-from typing import BinaryIO
 
 from ssl3d.errors import UserError
 
@@ -52,7 +52,7 @@ def check_memory(path: Path, needed: int, what: str) -> None:
         )
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> io.BufferedReader:
     """Opens a regular file to read bytes; a pipe or a device could block or never end.
 
     Raises `UserError`: no such file, not a regular one, or not readable.

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ import numpy as np
 
 from ssl3d import documents, limits
 from ssl3d.atomic import atomic_write
+from ssl3d.data import integrity
+from ssl3d.data.integrity import Digest
 from ssl3d.errors import UserError
 
 FORMAT = "ssl3d-prepared"
@@ -56,6 +59,8 @@ class Case:
       order: rank of the subject in the seeded shuffle of its split; a label fraction takes the
         subjects of the lowest ranks, so that smaller fractions are nested in larger ones.
       foreground: bounding box of the foreground, ((start, stop), ...) in voxels.
+      files: "image" and "label" -> size and SHA-256 of the file; empty if written by a version
+        that kept none.
       extra: JSON object of the preparation (source files, checksums, geometry, scaling, voxels
         per class); empty for a phantom.
     """
@@ -71,6 +76,7 @@ class Case:
     grade: int | None = None
     order: int = 0
     foreground: tuple[tuple[int, int], ...] | None = None
+    files: dict[str, Digest] = dataclasses.field(default_factory=dict)
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -129,12 +135,18 @@ def check_id(case_id: str) -> str:
 
 def write_arrays(
     folder: Path, case_id: str, image: np.ndarray, label: np.ndarray | None = None
-) -> None:
+) -> dict[str, Digest]:
     """Writes one case: `image` [*S, C] as float16, `label` [*S] as uint8.
 
     The label is written first, and each file atomically, so that a case with an image is complete.
-    Raises `UserError`: an invalid id, or intensities beyond float16.
+
+    Returns:
+      `Case.files`.
+
+    Raises:
+      UserError: an invalid id, or intensities beyond float16.
     """
+    files = {}
     check_id(case_id)
     if not np.isfinite(image).all() or np.abs(image).max(initial=0) > np.finfo(np.float16).max:
         raise UserError(
@@ -144,14 +156,16 @@ def write_arrays(
     if label is not None:
         if label.shape != image.shape[:-1]:
             raise UserError(f"{case_id}: label {label.shape} does not fit image {image.shape}")
-        _save(label_path(folder, case_id), label.astype(np.uint8))
-    _save(image_path(folder, case_id), image.astype(np.float16))
+        files["label"] = _save(label_path(folder, case_id), label.astype(np.uint8))
+    files["image"] = _save(image_path(folder, case_id), image.astype(np.float16))
+    return files
 
 
-def _save(path: Path, array: np.ndarray) -> None:
+def _save(path: Path, array: np.ndarray) -> Digest:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial:
         np.save(partial, np.ascontiguousarray(array), allow_pickle=False)
+        return integrity.digest(partial)
 
 
 def write_manifest(dataset: Dataset) -> None:
@@ -231,6 +245,10 @@ def case_from(entry: dict[str, Any]) -> Case:
             if entry["foreground"] is None
             else tuple((int(a), int(b)) for a, b in entry["foreground"])
         ),
+        files={
+            kind: Digest(int(size), str(sha256))
+            for kind, (size, sha256) in dict(entry.get("files", {})).items()
+        },
         extra=dict(entry.get("extra", {})),
     )
 
@@ -249,6 +267,8 @@ def _check(dataset: Dataset, file: Path) -> None:
         if case.id in ids:
             raise refuse(f"case {case.id} is listed twice")
         ids.add(case.id)
+        if case.files.keys() - {"image", "label"}:
+            raise refuse(f"case {case.id}: files of unknown kinds {sorted(case.files)}")
         if case.split not in SPLITS:
             raise refuse(f"case {case.id}: unknown split {case.split!r}")
         if len(case.shape) != dataset.rank or len(case.spacing) != dataset.rank:
@@ -276,25 +296,55 @@ def _check(dataset: Dataset, file: Path) -> None:
             raise refuse(f"subject {case.subject} is in two splits")
 
 
+def verify(dataset: Dataset) -> Iterator[tuple[Case, str]]:
+    """Each case with what is wrong with its files, or ""; reads them all anew.
+
+    A case of a version that kept no digests is sound if its arrays are what the manifest says.
+    """
+    for case in dataset.cases:
+        loads = (load_image, load_label) if case.labelled else (load_image,)
+        try:
+            for kind, expected in case.files.items():
+                path = {"image": image_path, "label": label_path}[kind](dataset.path, case.id)
+                integrity.verify(dataset.path, path, expected, trust=False)
+            for load in loads:
+                load(dataset, case)
+            yield case, ""
+        except UserError as error:
+            yield case, str(error)
+        except OSError as error:
+            yield case, f"{error.filename or case.id}: {error.strerror}"
+
+
 def load_image(dataset: Dataset, case: Case) -> np.ndarray:
     """The image [*S, C] as a read-only memory map, float16. Raises `UserError`."""
-    file = image_path(dataset.path, case.id)
-    return _load(file, np.float16, (*case.shape, case.channels))
+    file, shape = image_path(dataset.path, case.id), (*case.shape, case.channels)
+    return _load(dataset.path, file, case.files.get("image"), np.float16, shape)
 
 
 def load_label(dataset: Dataset, case: Case) -> np.ndarray:
     """The label [*S] as a read-only memory map, uint8. Raises `UserError`."""
-    return _load(label_path(dataset.path, case.id), np.uint8, case.shape)
+    file = label_path(dataset.path, case.id)
+    return _load(dataset.path, file, case.files.get("label"), np.uint8, case.shape)
 
 
-def _load(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+def _load(
+    folder: Path, path: Path, expected: Digest | None, dtype: type, shape: tuple[int, ...]
+) -> np.ndarray:
     """A read-only memory map of a file that must hold exactly this array. Raises `UserError`."""
 
     def refuse(what: str) -> UserError:
         return UserError(f"{path}: {what}; prepare the data again")
 
-    if not os.path.exists(path):
-        raise refuse("missing, but in the manifest")
+    try:
+        if expected:
+            integrity.verify(folder, path, expected)
+        else:
+            integrity.check_regular(folder, path)
+    except FileNotFoundError:
+        raise refuse("missing, but in the manifest") from None
+    except OSError as error:
+        raise refuse(f"cannot be read ({error.strerror})") from None
     with limits.open_regular(path) as file:
         try:
             version = np.lib.format.read_magic(file)
@@ -308,9 +358,9 @@ def _load(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
         if (stored, found) != (np.dtype(dtype), shape):
             raise refuse(f"{stored} {found}, expected {np.dtype(dtype)} {shape} by the manifest")
         offset, end = file.tell(), file.seek(0, os.SEEK_END)
-    expected = offset + math.prod(shape) * np.dtype(dtype).itemsize
-    if end != expected:
-        raise refuse(f"cannot be read ({end} bytes, expected {expected})")
+    wanted = offset + math.prod(shape) * np.dtype(dtype).itemsize
+    if end != wanted:
+        raise refuse(f"cannot be read ({end} bytes, expected {wanted})")
     order = "F" if in_fortran_order else "C"
     try:
         return np.memmap(path, dtype, "r", offset, shape, order)

@@ -90,7 +90,7 @@ def _write_case(
 ) -> store.Case:
     subject = KINDS[kind].generate(np.random.default_rng((seed, index)), shape)
     case_id = f"{kind}_{index:04d}"
-    store.write_arrays(folder, case_id, subject.image, subject.label)
+    files = store.write_arrays(folder, case_id, subject.image, subject.label)
     centre = [-(side - 1) / 2 * step for side, step in zip(shape, subject.spacing, strict=True)]
     affine = np.diag([*subject.spacing, 1.0])
     affine[:-1, -1] = centre
@@ -106,6 +106,7 @@ def _write_case(
         grade=subject.grade,
         order=split[1],
         foreground=bounding_box(subject.foreground),
+        files=files,
     )
 
 

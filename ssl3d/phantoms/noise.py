@@ -59,7 +59,7 @@ def write(
     for index, case in enumerate(itertools.islice(itertools.cycle(cases), count)):
         name = f"noise_{index:04d}"
         image = blurred_noise(np.random.default_rng((seed, index)), case.shape, case.channels, blur)
-        store.write_arrays(folder, name, image, None)
+        files = store.write_arrays(folder, name, image, None)
         written.append(
             dataclasses.replace(
                 case,
@@ -68,6 +68,7 @@ def write(
                 labelled=False,
                 grade=None,
                 foreground=None,
+                files=files,
                 extra={},
             )
         )

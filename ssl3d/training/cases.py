@@ -112,13 +112,32 @@ def labels_of(dataset: store.Dataset, cases: Sequence[store.Case]) -> tasks.Labe
 
 
 def fingerprint(
-    train: Sequence[store.Case], validation: Sequence[store.Case], left_out: Sequence[str] = ()
+    config: ml_collections.ConfigDict,
+    dataset: store.Dataset,
+    train: Sequence[store.Case],
+    validation: Sequence[store.Case],
+    left_out: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Checksums that identify both sets of cases, by id, subject and content; ids left out."""
+    """Checksums of all that a run learns from: by part, the cases, their files and labels.
+
+    Labels count where the task needs them. The ids of the cases left out are kept as they are.
+    """
+    needs = tasks.needs(config)
+    settings = dataset.extra.get("settings")
 
     def checksum(cases: Sequence[store.Case]) -> str:
-        rows = [(case.id, case.subject, case.extra.get("content")) for case in cases]
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+        rows = [
+            {
+                "id": case.id,
+                "subject": case.subject,
+                "spacing": case.spacing,
+                "image": case.files.get("image", case.extra.get("content")),
+                "label": case.files.get("label") if needs == "label_map" else None,
+                "grade": case.grade if needs == "grade" else None,
+            }
+            for case in cases
+        ]
+        return hashlib.sha256(json.dumps([settings, rows]).encode()).hexdigest()[:16]
 
     found: dict[str, Any] = {"cases.train": checksum(train), "cases.val": checksum(validation)}
     return found | ({"cases.left_out": list(left_out)} if left_out else {})

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from flax.traverse_util import flatten_dict
+from jax.experimental import multihost_utils
 
 from ssl3d import documents
 from ssl3d.atomic import atomic_write
@@ -19,6 +23,9 @@ from ssl3d.errors import RunError, UserError
 
 # Two, so that a damaged one has a predecessor.
 _KEPT = 2
+
+# Of one step, on the host: name -> number, or (sum, count).
+Metrics = dict[str, Any]
 
 # The key of `config.json` for the version of the code that samples the training data.
 DRAWS = "draws"
@@ -84,7 +91,7 @@ def check_config(
 
 def open_manager(workdir: Path) -> ocp.CheckpointManager:
     """The manager of `workdir/checkpoints`: saves in the background, keeps the last two."""
-    logging.set_verbosity(logging.ERROR)  # Orbax reports every file it writes
+    logging.set_verbosity(logging.FATAL)  # Orbax reports what is raised too
     return ocp.CheckpointManager(
         (workdir / "checkpoints").resolve(),
         options=ocp.CheckpointManagerOptions(
@@ -93,33 +100,47 @@ def open_manager(workdir: Path) -> ocp.CheckpointManager:
     )
 
 
-def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
-    """Saves the state after `step` steps, unless it is saved already."""
+def save(
+    manager: ocp.CheckpointManager, step: int, state: Any, window: Sequence[Metrics] = ()
+) -> None:
+    """Saves the state after `step` steps, unless it is saved already.
+
+    Args:
+      window: the metrics of the steps since the last log point.
+    """
     if step in manager.all_steps():
         return
+    rows = [jax.tree.map(float, row) for row in window]
+    data = {"next_index": step, "window": rows, "sha256": _digests(state, rows)}
     manager.save(
         step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            data=ocp.args.JsonSave({"next_index": step}),
-        ),
+        args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data)),
     )
 
 
-def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[Any, int] | None:
-    """The newest readable state and the number of its next batch; None without checkpoints.
+class Restored(NamedTuple):
+    """A checkpoint: the state, its step, and the metrics of the steps since the last log point."""
 
-    A checkpoint that cannot be read is reported, and the one before it is used.
+    state: Any
+    step: int
+    window: list[Metrics]
+
+
+def restore(manager: ocp.CheckpointManager, like: Any) -> Restored | None:
+    """The newest sound checkpoint; None without checkpoints.
+
+    One that cannot be read, or whose content is not what was saved, is named and moved to
+    `damaged_checkpoints/`, and the one before it is used.
 
     Args:
       like: a state of the same structure, with the shapes, types and shardings to restore.
 
     Raises:
-      RunError: there are checkpoints, but none can be read.
+      RunError: there are checkpoints, but none is sound.
     """
     steps = sorted(manager.all_steps(), reverse=True)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    damaged = []
+    damaged: dict[int, str] = {}
     for step in steps:
         try:
             restored = manager.restore(
@@ -128,16 +149,60 @@ def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[Any, int] | None
                     state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
                 ),
             )
+            state, data = restored["state"], restored["data"]
+            _verify(step, state, data)
         except Exception as error:  # whatever a damaged file makes Orbax or zarr raise
             reason = (str(error).splitlines() or [""])[0][:200]
-            print(f"checkpoint {step} does not read ({type(error).__name__}: {reason})", flush=True)
-            damaged.append(step)
+            damaged[step] = f"{type(error).__name__}: {reason}"
             continue
-        # Damaged checkpoints would block new ones of the same steps. They are deleted only now:
-        # that another one can be read shows that neither the disk nor the memory is at fault.
-        for other in damaged:
-            manager.delete(other)
-        return restored["state"], int(restored["data"]["next_index"])
+        # They would block new checkpoints of the same steps. They are moved only now: that another
+        # one can be read shows that neither the disk nor the memory is at fault.
+        _set_aside(manager, damaged)
+        window = [
+            {name: v if isinstance(v, float) else tuple(v) for name, v in row.items()}
+            for row in data.get("window", [])
+        ]
+        return Restored(state, step, window)
     if steps:
-        raise RunError(f"{manager.directory}: no checkpoint reads; remove the folder to start anew")
+        reasons = "; ".join(f"checkpoint {step} ({why})" for step, why in damaged.items())
+        raise RunError(
+            f"{manager.directory}: no checkpoint is sound: {reasons}; restore a copy, or give "
+            "another --workdir to start anew"
+        )
     return None
+
+
+def _digests(state: Any, window: Any) -> dict[str, str]:
+    """SHA-256 by array, and that of the metrics."""
+    found = {"window": hashlib.sha256(json.dumps(window).encode()).hexdigest()}
+    for path, leaf in jax.tree.leaves_with_path(state):
+        array = np.asarray(jax.device_get(leaf))
+        digest = hashlib.sha256(f"{array.dtype} {array.shape} ".encode() + array.tobytes())
+        found[jax.tree_util.keystr(path, simple=True, separator="/")] = digest.hexdigest()
+    return found
+
+
+def _verify(step: int, state: Any, data: Mapping[str, Any]) -> None:
+    """Raises `ValueError` if a checkpoint is not what was saved."""
+    numbers = {"folder": step, "data": data["next_index"], "state": int(state["step"])}
+    if len(set(numbers.values())) > 1:
+        raise ValueError(f"its step is {numbers}")
+    if data.keys() == {"next_index"}:
+        return  # of a version that kept no digests
+    wrong = dict(_digests(state, data["window"]).items() ^ data["sha256"].items())
+    if wrong:
+        raise ValueError(f"damaged: {', '.join(sorted(wrong))}")
+
+
+def _set_aside(manager: ocp.CheckpointManager, damaged: Mapping[int, str]) -> None:
+    """Moves damaged checkpoints out of the way of new ones, and says so."""
+    folder = Path(manager.directory).parent / "damaged_checkpoints"
+    for step, reason in damaged.items() if jax.process_index() == 0 else ():
+        folder.mkdir(exist_ok=True)
+        names = (f"{step}-{count}" if count else str(step) for count in itertools.count())
+        kept = next(folder / name for name in names if not (folder / name).exists())
+        (Path(manager.directory) / str(step)).rename(kept)
+        print(f"checkpoint {step} is damaged ({reason}); kept as {kept}", flush=True)
+    if damaged and jax.process_count() > 1:
+        multihost_utils.sync_global_devices("damaged checkpoints moved")
+    manager.reload()

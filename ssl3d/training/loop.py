@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from jax.sharding import Mesh
 
 from ssl3d import bounds, intervals, tasks, xla
 from ssl3d.data import pipeline
-from ssl3d.errors import UserError
+from ssl3d.errors import RunError, UserError
 from ssl3d.models import export
 from ssl3d.training import (
     checkpoint,
     config_checks,
     online_probe,
     problem,
+    run_folder,
     run_log,
     sharding,
     trained_model,
@@ -60,6 +61,13 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
       UserError: config, data or workdir do not fit.
       RunError: a loss that is not finite.
     """
+    with contextlib.ExitStack() as held:
+        return _train(config, workdir, stop_at, held)
+
+
+def _train(
+    config: ml_collections.ConfigDict, workdir: Path, stop_at: int, held: contextlib.ExitStack
+) -> bool:
     started = time.monotonic()
     config = config.copy_and_resolve_references()
     bounds.derive(config)
@@ -70,14 +78,19 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
     xla.keep_memory()
     record = problem.example_record(given)
     problem.check(given, record, mesh)
-    cases = fingerprint(given.train_cases, given.validation_cases, given.left_out)
+    held.enter_context(run_folder.claimed(workdir))
+    run_folder.check_complete(workdir)
+    cases = fingerprint(
+        config, given.dataset, given.train_cases, given.validation_cases, given.left_out
+    )
     checkpoint.check_config(config, workdir, cases | {checkpoint.DRAWS: pipeline.DRAW_VERSION})
 
     optimizers = make_optimizers(config)
     state = init_state(config, task, optimizers, record, mesh)
     untrained = encoder_variables(state)
     manager = checkpoint.open_manager(workdir)
-    state, begin, transfer_message = _restore_or_transfer(manager, state, config, pretrained)
+    restored, transfer_message = _restore_or_transfer(manager, state, config, pretrained)
+    state, begin = restored.state, restored.step
     del pretrained  # the state holds a copy
     end = min(stop_at or config.steps, config.steps)
     log = run_log.RunLog(workdir, config.steps, begin, task.headline, task.shown)
@@ -102,9 +115,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
         probe_and_log(0, state)
     del untrained  # the first step takes the memory of a new run's state
     batches = problem.train_batches(given, first_batch=begin)
-    window = run_log.Window([case.id for case in given.dataset.cases])
+    window = run_log.Window([case.id for case in given.dataset.cases], restored.window)
     clock = run_log.Clock()
     step, stopping = begin, False
+    held.enter_context(run_folder.failures(workdir))
     with StopRequest() as stop, contextlib.closing(log), contextlib.closing(manager):
         while step < end and not stopping:
             with clock.time("wait"):
@@ -123,7 +137,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
             log.advance(step)
             stopping = stop.received(step)
             last = stopping or step == end
-            if step % config.log_every == 0 or last:
+            if step % config.log_every == 0 or step == config.steps:
                 log.log(step, "train", window.means() | clock.window(config.batch_size))
             with clock.time("pause"):
                 if step % config.validate_every == 0 or step == config.steps:
@@ -133,11 +147,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
                     window.fetch()
                     probe_and_log(step, state)
                 if step % config.checkpoint_every == 0 or last:
-                    window.fetch()
-                    checkpoint.save(manager, step, state)
-                    if keeper is not None and last:
-                        keeper.save_last(step, variables_of(state))
+                    checkpoint.save(manager, step, state, window.fetch())
         manager.wait_until_finished()
+        if keeper is not None:
+            keeper.save_last(step, variables_of(state))
         if step == config.steps:
             _export(given, state, workdir)
         log.say(_summary(given, workdir, step, stop.name, time.monotonic() - started))
@@ -149,17 +162,17 @@ def _restore_or_transfer(
     state: State,
     config: ml_collections.ConfigDict,
     pretrained: transfer.Pretrained | None,
-) -> tuple[State, int, str]:
-    """The state to train from: the last checkpoint's, or `state` with the pretrained encoder.
+) -> tuple[checkpoint.Restored, str]:
+    """What to go on from: the last checkpoint, or `state` with the pretrained encoder at step 0.
 
     Returns:
-      The state, its step, and what to print about the encoder ("": nothing).
+      It, and what to print about the encoder ("": nothing).
     """
     restored = checkpoint.restore(manager, state)
     if restored is not None:
-        return *restored, transfer.explain(config)
+        return restored, transfer.explain(config)
     if pretrained is None:
-        return state, 0, transfer.explain(config)
+        return checkpoint.Restored(state, 0, []), transfer.explain(config)
     own = {"params": state["params"], "batch_stats": state["batch_stats"]}
     merged, message = transfer.load_into(
         {name: tree for name, tree in own.items() if tree}, pretrained, config.init.encoder
@@ -169,7 +182,7 @@ def _restore_or_transfer(
     state["batch_stats"] = merged.get("batch_stats", {})
     if "ema" in state:
         state["ema"] = jax.tree.map(jnp.copy, merged["params"])
-    return state, 0, message
+    return checkpoint.Restored(state, 0, []), message
 
 
 def _validation(
@@ -181,7 +194,8 @@ def _validation(
     def validate_and_log(step: int, state: State) -> None:
         begun = time.monotonic()
         batches = problem.validation_batches(given)
-        scores = validate(evaluation, given.task, variables_of(state), batches, mesh)
+        ids = [case.id for case in given.dataset.cases]
+        scores = validate(evaluation, given.task, variables_of(state), batches, mesh, ids)
         # The time is logged beside the scores but not kept among them: a model's are reproducible.
         log.log(step, "val", scores | {"seconds": time.monotonic() - begun})
         if keeper is not None:
@@ -223,19 +237,23 @@ def validate(
     variables: Variables,
     batches: Iterable[pipeline.ValidationBatch],
     mesh: Mesh,
+    case_ids: Sequence[str],
 ) -> dict[str, float]:
     """Scores over the validation set, and a 95 % interval of the headline metric over subjects.
 
     Args:
       evaluation: from `make_evaluation`.
+      case_ids: of the data set, in order, to name a case.
 
     Raises:
       UserError: the task has no metric of the name of its headline.
+      RunError: a loss that is not finite.
     """
     rows: list[Any] = []
     for batch in batches:
         labels = {
             "subject": batch["subject"],
+            "case": batch["case"],
             "repeat": batch["repeat"],
             "valid": batch["valid"],
         }
@@ -246,6 +264,12 @@ def validate(
     loss, metrics, collected, labels = jax.tree.map(
         lambda leaf: leaf[keep], (loss, metrics, collected, labels)
     )
+    if not np.isfinite(loss).all():
+        sick = dict.fromkeys(case_ids[case] for case in labels["case"][~np.isfinite(loss)])
+        raise RunError(
+            f"validation: the loss of {', '.join(sick)} is not finite; check these cases, or lower "
+            "config.optimizer.learning_rate"
+        )
     if task.score is not None:
         metrics |= task.score(collected, labels["subject"], labels["repeat"])
     values = {"loss": float(loss.mean())}

@@ -95,13 +95,14 @@ class Window:
 
     Args:
       case_ids: of the data set, in order, to name the cases of a failing step.
+      fetched: what a resumed run had of the window when it was saved.
     """
 
-    def __init__(self, case_ids: list[str]) -> None:
+    def __init__(self, case_ids: list[str], fetched: Sequence[dict[str, Any]] = ()) -> None:
         self._case_ids = case_ids
         self._pending: collections.deque[tuple[int, np.ndarray, dict[str, Any]]]
         self._pending = collections.deque()
-        self._fetched: list[dict[str, Any]] = []
+        self._fetched = list(fetched)
 
     def add(self, step: int, cases: np.ndarray, metrics: dict[str, Any]) -> None:
         """Keeps a step's metrics, and waits until the device is at most two steps behind."""
@@ -109,8 +110,12 @@ class Window:
         if len(self._pending) > _STEPS_AHEAD:
             jax.block_until_ready(self._pending[-1 - _STEPS_AHEAD][2])
 
-    def fetch(self) -> None:
-        """Waits for the device. Raises `RunError` for a loss or gradient that is not finite."""
+    def fetch(self) -> list[dict[str, Any]]:
+        """Waits for the device; the metrics so far.
+
+        Raises:
+          RunError: a loss or gradient that is not finite.
+        """
         while self._pending:
             step, cases, metrics = self._pending.popleft()
             metrics = jax.device_get(metrics)
@@ -119,10 +124,10 @@ class Window:
                 raise RunError(
                     f"step {step}: loss {metrics['loss']}, gradient norm "
                     f"{metrics['gradient_norm']}; cases {names}; lower "
-                    "config.optimizer.learning_rate or check these cases (the last checkpoint "
-                    "precedes this step)"
+                    "config.optimizer.learning_rate or check these cases"
                 )
             self._fetched.append(metrics)
+        return self._fetched
 
     def means(self) -> dict[str, float]:
         """The means over the window's steps; starts the next window."""

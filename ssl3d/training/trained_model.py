@@ -9,6 +9,7 @@ model/best/  model/last/    by validation score; at the end of the run
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,9 @@ WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
 KINDS = ("best", "last")
 _REMEDY = "restore the folder model/, or train again"
+
+# Keys of a line of `metrics.jsonl` beside the scores.
+_NO_SCORES = ("step", "split", "seconds")
 
 
 def describe(
@@ -74,11 +78,18 @@ class Keeper:
         self._workdir = workdir
         self._best: float | None = None
         self._scores: dict[int, dict[str, float]] = {}
+        if not resumed:
+            return
         file = workdir / "model" / "best" / DESCRIPTION
-        if resumed and file.exists():
+        if file.exists():
             document = documents.read_object(file, _REMEDY)
             with documents.fields(file, _REMEDY):
                 self._best = float(document["best"])
+        for line in run_log.read_metrics(workdir):
+            if line["split"] == "val":
+                scores = {name: value for name, value in line.items() if name not in _NO_SCORES}
+                filled = {name: math.nan if v is None else v for name, v in scores.items()}
+                self._scores = {line["step"]: filled}
 
     def offer(self, step: int, scores: dict[str, float], variables: Any) -> None:
         """Saves the model of a validation after training has begun if its score is the highest.

@@ -8,12 +8,14 @@ import pytest
 
 from ssl3d.data import store
 from ssl3d.errors import UserError
+from tests.support.datasets import forget_digests
 
 
 @pytest.fixture
 def folder(volumes, tmp_path):
-    """A copy of the shared data set to spoil."""
+    """A copy of the shared data set to spoil, without digests."""
     shutil.copytree(volumes.path, tmp_path / "data")
+    forget_digests(tmp_path / "data")
     return tmp_path / "data"
 
 

@@ -1,5 +1,7 @@
 """A small prepared data set of any rank."""
 
+import dataclasses
+
 import numpy as np
 
 from ssl3d.data import store
@@ -23,7 +25,7 @@ def write_dataset(folder, rank, channels, seed=0, splits=SPLITS, side=SIDE):
         image += rng.normal(0, 0.1, image.shape)
         label = (image[..., 0] > 1).astype(np.uint8)
         case_id = f"case_{index:02d}"
-        store.write_arrays(folder, case_id, image, label if rank == 3 else None)
+        files = store.write_arrays(folder, case_id, image, label if rank == 3 else None)
         cases.append(
             store.Case(
                 id=case_id,
@@ -37,6 +39,7 @@ def write_dataset(folder, rank, channels, seed=0, splits=SPLITS, side=SIDE):
                 grade=None if rank == 3 else index % 3,
                 order=index,
                 foreground=((2, side - 2),) * rank,
+                files=files,
             )
         )
     dataset = store.Dataset(
@@ -50,3 +53,10 @@ def write_dataset(folder, rank, channels, seed=0, splits=SPLITS, side=SIDE):
     )
     store.write_manifest(dataset)
     return dataset
+
+
+def forget_digests(folder):
+    """Makes the data set one of a version that kept no digests."""
+    dataset = store.read(folder)
+    cases = tuple(dataclasses.replace(case, files={}) for case in dataset.cases)
+    store.write_manifest(dataclasses.replace(dataset, cases=cases))

@@ -10,8 +10,9 @@ from ssl3d.errors import RunError, UserError
 from ssl3d.training import checkpoint
 
 
-def state(step):
-    return {"params": {"kernel": jnp.full((4, 3), float(step))}, "step": jnp.int32(step)}
+def state(step, value=None):
+    filled = jnp.full((4, 3), float(step if value is None else value))
+    return {"params": {"kernel": filled}, "step": jnp.int32(step)}
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +48,10 @@ def damage(workdir, step):
 
 def test_the_latest_two_are_kept_and_the_last_comes_back(manager):
     assert sorted(manager.all_steps()) == [2, 3]
-    restored, step = checkpoint.restore(manager, state(0))
+    restored, step, window = checkpoint.restore(manager, state(0))
     assert step == 3
     assert restored["step"] == 3
+    assert window == []
     np.testing.assert_array_equal(restored["params"]["kernel"], np.full((4, 3), 3.0))
 
 
@@ -62,26 +64,83 @@ def test_nothing_to_restore_is_no_error(tmp_path):
 def test_a_step_that_is_saved_already_is_left_alone(manager):
     checkpoint.save(manager, 3, state(7))
     manager.wait_until_finished()
-    assert checkpoint.restore(manager, state(0))[0]["step"] == 3
+    assert checkpoint.restore(manager, state(0)).state["step"] == 3
 
 
-def test_a_damaged_one_is_named_and_can_be_written_again(workdir, capsys):
-    damage(workdir, 3)
+def test_the_metrics_since_the_last_log_point_come_back(workdir):
     manager = checkpoint.open_manager(workdir)
-    restored, step = checkpoint.restore(manager, state(0))
-    assert step == restored["step"] == 2
-    assert "checkpoint 3 does not read" in capsys.readouterr().out
-    checkpoint.save(manager, 3, state(33))
+    window = [{"loss": np.float32(0.1), "accuracy": (np.float32(3.3), np.float32(8))}] * 2
+    checkpoint.save(manager, 4, state(4), window)
     manager.wait_until_finished()
-    assert checkpoint.restore(manager, state(0))[0]["step"] == 33
+    assert checkpoint.restore(manager, state(0)).window == window
     manager.close()
 
 
-def test_when_none_reads_the_run_stops_and_nothing_is_removed(workdir):
+def test_a_damaged_one_is_named_and_kept_and_can_be_written_again(workdir, capsys):
+    for count in ("3", "3-1"):
+        damage(workdir, 3)
+        manager = checkpoint.open_manager(workdir)
+        restored, step, _ = checkpoint.restore(manager, state(0))
+        assert step == restored["step"] == 2
+        said = capsys.readouterr().out
+        assert "checkpoint 3 is damaged" in said
+        assert (workdir / "damaged_checkpoints" / count / "state").is_dir()
+        checkpoint.save(manager, 3, state(3, 33))
+        manager.wait_until_finished()
+        assert checkpoint.restore(manager, state(0)).state["params"]["kernel"][0, 0] == 33
+        manager.close()
+
+
+def test_no_flipped_bit_is_restored(saved, tmp_path, capsys):
+    """Every file of a checkpoint, with bits flipped in several places: the one before, or equal."""
+    rng = np.random.default_rng(0)
+    checkpoints = saved / "checkpoints"
+    files = [path.relative_to(saved) for path in (checkpoints / "3").rglob("*") if path.is_file()]
+    flips = [
+        (file, int(at), 1 << int(rng.integers(8)))
+        for file in files
+        for at in rng.integers(max((saved / file).stat().st_size, 1), size=4)
+        if (saved / file).stat().st_size
+    ]
+    assert len(flips) > 20
+    fell_back = 0
+    for number, (file, at, bit) in enumerate(flips):
+        workdir = tmp_path / str(number)
+        shutil.copytree(saved, workdir)
+        content = bytearray((workdir / file).read_bytes())
+        content[at] ^= bit
+        (workdir / file).write_bytes(content)
+        manager = checkpoint.open_manager(workdir)
+        restored, step, _ = checkpoint.restore(manager, state(0))
+        manager.close()
+        assert step == restored["step"], (file, at)
+        assert step in (2, 3)
+        np.testing.assert_array_equal(restored["params"]["kernel"], np.full((4, 3), float(step)))
+        fell_back += step == 2
+    assert fell_back > 10
+
+
+def test_a_folder_of_another_step_is_damaged(workdir, capsys):
+    (workdir / "checkpoints" / "3").rename(workdir / "checkpoints" / "7")
+    manager = checkpoint.open_manager(workdir)
+    assert checkpoint.restore(manager, state(0)).step == 2
+    assert "checkpoint 7 is damaged (ValueError: its step is" in capsys.readouterr().out
+    manager.close()
+
+
+def test_a_checkpoint_without_digests_still_reads(workdir):
+    file = next((workdir / "checkpoints" / "3" / "data").rglob("metadata"))
+    file.write_text(json.dumps({"next_index": 3}))
+    manager = checkpoint.open_manager(workdir)
+    assert checkpoint.restore(manager, state(0)).step == 3
+    manager.close()
+
+
+def test_when_none_is_sound_the_run_stops_and_nothing_is_removed(workdir):
     for step in (2, 3):
         damage(workdir, step)
     manager = checkpoint.open_manager(workdir)
-    with pytest.raises(RunError, match="no checkpoint reads"):
+    with pytest.raises(RunError, match=r"no checkpoint is sound: checkpoint 3 .* checkpoint 2 "):
         checkpoint.restore(manager, state(0))
     manager.close()
     assert (workdir / "checkpoints" / "2").is_dir()
@@ -96,7 +155,7 @@ def test_an_error_that_passes_costs_no_checkpoint(manager, monkeypatch):
         patched.setattr(manager, "restore", fail)
         with pytest.raises(RunError):
             checkpoint.restore(manager, state(0))
-    assert checkpoint.restore(manager, state(0))[1] == 3
+    assert checkpoint.restore(manager, state(0)).step == 3
 
 
 def config(**changes):

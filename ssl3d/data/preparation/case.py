@@ -105,8 +105,8 @@ def prepare_case(case: SourceCase, settings: PreparationSettings) -> store.Case:
     if fault is not None:
         prepared = prepare_arrays(dataclasses.replace(case, label=None), settings)
         prepared.case.extra["label_problem"] = fault
-    store.write_arrays(settings.output, case.id, prepared.image, prepared.label)
-    return prepared.case
+    files = store.write_arrays(settings.output, case.id, prepared.image, prepared.label)
+    return dataclasses.replace(prepared.case, files=files)
 
 
 def prepare_arrays(case: SourceCase, settings: PreparationSettings) -> Prepared:

@@ -94,7 +94,7 @@ def append(file: IO[str], source: SourceCase, case: store.Case) -> None:
 
 def _is_unchanged(case: SourceCase, settings: PreparationSettings, known: Known) -> bool:
     """Whether preparing the case again would change nothing. Raises `UserError`: bad arrays."""
-    if known.case.labelled != (case.label is not None):
+    if known.case.labelled != (case.label is not None) or not known.case.files:
         return False
     rank, modalities = settings.recipe.rank, settings.modalities
     dataset = store.Dataset(settings.output, "", rank, modalities, (), "", ())

@@ -62,5 +62,5 @@ def test_an_invalid_table_is_refused(tmp_path):
     with pytest.raises(UserError, match="no rows"):
         listed("images", folder)
     table.write_bytes(b"id_code,diagnosis\n\xff\xfe,1\n")
-    with pytest.raises(UserError, match="train\.csv: cannot be read"):
+    with pytest.raises(UserError, match=r"train\.csv: cannot be read"):
         listed("images", folder)

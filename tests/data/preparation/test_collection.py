@@ -68,7 +68,7 @@ def test_a_disk_that_fills_up_excludes_no_case(tmp_path, monkeypatch, error):
     def write_two(folder, name, *arrays):
         if name > "case_01":
             raise error
-        write(folder, name, *arrays)
+        return write(folder, name, *arrays)
 
     with monkeypatch.context() as patch:
         patch.setattr(store, "write_arrays", write_two)

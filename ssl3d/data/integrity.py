@@ -1,0 +1,92 @@
+"""Are the files of a prepared data set those that were written? Size and SHA-256 of each.
+
+A file is hashed at its first read. `.verified` in the data set's folder keeps what was found sound,
+by time of change and size, so that later reads and runs cost nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import stat
+from pathlib import Path
+from typing import NamedTuple
+
+from ssl3d import documents
+from ssl3d.errors import UserError
+
+_VERIFIED = ".verified"
+
+
+class Digest(NamedTuple):
+    """Size in bytes and SHA-256 of a file."""
+
+    size: int
+    sha256: str
+
+
+def digest(path: Path) -> Digest:
+    """The digest of a file, read as a stream."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+        return Digest(file.tell(), found)
+
+
+def check_regular(folder: Path, path: Path) -> os.stat_result:
+    """The status of a file of the data set in `folder`.
+
+    Raises:
+      UserError: no regular file, or a link that leaves the folder.
+      OSError: no such file.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path}: not a regular file; prepare the data again")
+    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{path}: a link out of the data set; copy the file in its place")
+    return status
+
+
+def verify(folder: Path, path: Path, expected: Digest, trust: bool = True) -> None:
+    """Compares a file of the data set in `folder` with its digest in the manifest.
+
+    Args:
+      trust: accept what an earlier call has found sound.
+
+    Raises:
+      UserError: they differ.
+      OSError: it cannot be read.
+    """
+    status = check_regular(folder, path)
+    if status.st_size != expected.size:
+        raise UserError(
+            f"{path}: {status.st_size} bytes, {expected.size} by the manifest; damaged or "
+            "replaced, prepare the data again"
+        )
+    name = path.relative_to(folder).as_posix()
+    entry = f"{name} {status.st_mtime_ns} {expected.size} {expected.sha256}"
+    known = _known(folder.resolve())
+    if trust and entry in known:
+        return
+    if digest(path) != expected:
+        raise UserError(
+            f"{path}: its SHA-256 is not the manifest's; damaged or replaced, prepare the data "
+            "again"
+        )
+    known.add(entry)
+    # Whole lines at once: several processes may verify the same data.
+    with contextlib.suppress(OSError), (folder / _VERIFIED).open("a") as file:  # or read-only
+        file.write(entry + "\n")
+
+
+@functools.cache
+def _known(folder: Path) -> set[str]:
+    """What earlier runs found sound, kept up to date in this process."""
+    file = folder / _VERIFIED
+    try:
+        check_regular(folder, file)
+        return set(documents.read_bytes(file, "").decode(errors="replace").splitlines())
+    except (OSError, UserError):
+        return set()

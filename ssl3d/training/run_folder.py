@@ -1,0 +1,116 @@
+"""The folder of a run: one run at a time, nothing missing, and one line when the disk fails."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+import jax
+
+from ssl3d import documents
+from ssl3d.atomic import atomic_write
+from ssl3d.errors import RunError, UserError
+from ssl3d.training import run_log
+
+CHECKPOINTS, CONFIG, METRICS = "checkpoints", "config.json", "metrics.jsonl"
+_LOCK, _HOLDER = ".lock", ".lock.json"
+
+
+@contextlib.contextmanager
+def claimed(workdir: Path) -> Iterator[None]:
+    """Holds the lock of a run's folder, which is made if need be; in the first process only.
+
+    The system releases the lock of a process that ends, however it ends.
+
+    Raises:
+      UserError: another process, which is named, trains in this folder; or it cannot be written.
+    """
+    if jax.process_index() != 0:
+        yield
+        return
+    lock = filelock.FileLock(workdir / _LOCK, timeout=0)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        with atomic_write(workdir / _HOLDER) as partial:
+            partial.write_text(json.dumps({"host": socket.gethostname(), "process": os.getpid()}))
+    except filelock.Timeout:
+        holder = _holder(workdir)
+        raise UserError(
+            f"{workdir}: {holder} trains here; wait for it, or give another --workdir"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{workdir}: cannot be written ({error}); give another --workdir") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # the folder may be gone
+            (workdir / _HOLDER).unlink(missing_ok=True)
+            lock.release()
+
+
+def _holder(workdir: Path) -> str:
+    try:
+        found = documents.read_object(workdir / _HOLDER, "")
+        return f"process {found['process']} on {found['host']}"
+    except (UserError, KeyError):  # it has just begun or ended
+        return "another process"
+
+
+def check_complete(workdir: Path) -> None:
+    """Refuses the remains of a run, which would start silently from nothing.
+
+    Raises:
+      UserError: config or checkpoints are missing while metrics exist.
+    """
+    lines = run_log.read_metrics(workdir)
+    checkpoints = workdir / CHECKPOINTS
+    if not lines and not checkpoints.exists():
+        return
+    last = max((line["step"] for line in lines), default=0)
+    held = f"{METRICS} reaches step {last}" if lines else f"{CHECKPOINTS} exists"
+    remedy = "restore it, or give another --workdir to start anew"
+    for name in (CONFIG, CHECKPOINTS):
+        if not (workdir / name).exists():
+            raise UserError(f"{workdir}: {held}, but {name} is missing; {remedy}")
+    try:
+        every = int(documents.read_object(workdir / CONFIG, "")["checkpoint_every"])
+    except (UserError, *documents.MALFORMED):
+        return  # a damaged config is refused where it is compared
+    # The first one is complete before the second is begun.
+    if last > 2 * every and not any(checkpoints.glob("[0-9]*")):
+        raise UserError(f"{workdir}: {held}, but {CHECKPOINTS} is empty; {remedy}")
+
+
+@contextlib.contextmanager
+def failures(workdir: Path) -> Iterator[None]:
+    """Says in a `RunError`, or in place of an `OSError`, from where a run that fails can go on."""
+    try:
+        yield
+    except RunError as error:
+        raise RunError(f"{error}; {_last_checkpoint(workdir)}") from None
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        where = error.filename or workdir
+        raise RunError(f"{where}: {reason}; {_last_checkpoint(workdir)}") from None
+
+
+def _last_checkpoint(workdir: Path) -> str:
+    """Which checkpoint a run can go on from, and how, as a phrase."""
+    with contextlib.suppress(OSError):
+        steps = [int(path.name) for path in (workdir / CHECKPOINTS).iterdir() if _is_whole(path)]
+        if steps:
+            return (
+                f"the last checkpoint is that of step {max(steps)}, from which a new start goes on"
+            )
+    return "there is no checkpoint yet"
+
+
+def _is_whole(path: Path) -> bool:
+    # Unfinished ones have another name until they are complete.
+    return path.name.isdecimal() and path.is_dir()

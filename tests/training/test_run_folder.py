@@ -1,0 +1,134 @@
+"""One run per folder, no start from remains, and one line when the disk fails."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ssl3d.errors import RunError, UserError
+from ssl3d.training import run_folder
+
+ROOT = Path(__file__).parents[2]
+HOLD = """
+import sys, time, pathlib
+from ssl3d.training import run_folder
+with run_folder.claimed(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that trains in tmp_path / "run"."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "run")],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_second_run_is_refused_by_the_name_of_the_first(holder, tmp_path):
+    with (
+        pytest.raises(UserError, match=rf"process {holder.pid} on \S+ trains here"),
+        run_folder.claimed(tmp_path / "run"),
+    ):
+        pass
+
+
+def test_the_lock_of_a_killed_run_is_no_obstacle(holder, tmp_path):
+    holder.kill()
+    holder.wait()
+    deadline = time.monotonic() + 10
+    with run_folder.claimed(tmp_path / "run"):
+        assert time.monotonic() < deadline
+    with run_folder.claimed(tmp_path / "run"):  # and it is given back
+        pass
+
+
+def test_a_holder_that_cannot_be_read_is_another_process(holder, tmp_path):
+    (tmp_path / "run" / ".lock.json").write_text("{")
+    with (
+        pytest.raises(UserError, match="another process trains here"),
+        run_folder.claimed(tmp_path / "run"),
+    ):
+        pass
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(UserError, match=r"file.*cannot be written.*--workdir"),
+        run_folder.claimed(tmp_path / "file" / "run"),
+    ):
+        pass
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A folder as a run leaves it that reached step 50."""
+    (tmp_path / "checkpoints" / "40").mkdir(parents=True)
+    (tmp_path / "config.json").write_text(json.dumps({"checkpoint_every": 10}))
+    lines = [{"step": step, "split": "train", "loss": 1.0} for step in range(10, 60, 10)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path
+
+
+def test_a_whole_run_and_a_new_folder_are_complete(run, tmp_path_factory):
+    run_folder.check_complete(run)
+    run_folder.check_complete(tmp_path_factory.mktemp("new"))
+
+
+@pytest.mark.parametrize("name", ["config.json", "checkpoints"])
+def test_a_run_without_its_config_or_checkpoints_is_refused(run, name):
+    (run / name).rename(run.parent / f"{run.name}-{name}")
+    message = rf"reaches step 50, but {name} is missing.*--workdir"
+    with pytest.raises(UserError, match=message):
+        run_folder.check_complete(run)
+    if name == "config.json":
+        (run / "metrics.jsonl").unlink()
+        with pytest.raises(UserError, match=r"checkpoints exists, but config\.json is missing"):
+            run_folder.check_complete(run)
+
+
+def test_a_run_whose_checkpoints_were_removed_is_refused(run):
+    (run / "checkpoints" / "40").rmdir()
+    with pytest.raises(UserError, match="reaches step 50, but checkpoints is empty"):
+        run_folder.check_complete(run)
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(run):
+    (run / "checkpoints" / "40").rmdir()
+    (run / "metrics.jsonl").write_text('{"step": 10, "split": "train", "loss": 1.0}\n')
+    run_folder.check_complete(run)
+
+
+def test_a_failing_disk_is_one_line_with_the_last_checkpoint(run):
+    (run / "checkpoints" / "50.orbax-checkpoint-tmp").mkdir()  # unfinished
+    with (
+        pytest.raises(RunError, match=r"there: No space left.*checkpoint is that of step 40"),
+        run_folder.failures(run),
+    ):
+        raise OSError(28, "No space left on device", "there")
+    with (
+        pytest.raises(RunError, match="loss nan; the last checkpoint is that of step 40"),
+        run_folder.failures(run),
+    ):
+        raise RunError("loss nan")
+
+
+def test_a_failure_without_a_checkpoint_names_none(tmp_path):
+    for workdir in (tmp_path, tmp_path / "gone"):
+        with (
+            pytest.raises(RunError, match="loss nan; there is no checkpoint yet"),
+            run_folder.failures(workdir),
+        ):
+            raise RunError("loss nan")
