@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 from ssl3d import limits
 from ssl3d.errors import UserError
 
-# Bytes; far more than any file of settings. Lists of cases get `LARGEST`.
-LARGE = 64 * 2**20
+# Bytes; far more than any file of settings. Lists of cases get `large_list`.
+LARGE = 16 * 2**20
 # Nested lists and objects; the deepest file of the project has 8.
 DEPTH = 64
 # Characters of a whole number of 64 bits; `float` of a longer one could overflow.

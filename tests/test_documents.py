@@ -58,7 +58,7 @@ def test_what_is_no_file_of_usual_size_is_refused(tmp_path):
         documents.read_object(tmp_path / "pipe", "")
     (tmp_path / "sparse").write_bytes(b"{}")
     os.truncate(tmp_path / "sparse", 20 << 30)
-    with pytest.raises(UserError, match=r"sparse: cannot be read \(more than 64 MB\)"):
+    with pytest.raises(UserError, match=r"sparse: cannot be read \(more than 16 MB\)"):
         documents.read_object(tmp_path / "sparse", "")
     with pytest.raises(UserError, match="sparse: cannot be read"):
         documents.read_lines(tmp_path / "sparse", "")

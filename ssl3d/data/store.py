@@ -36,12 +36,6 @@ SPLITS = ("train", "val", "test", "unlabelled")
 ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
 
 
-_HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One image of the data set.
@@ -347,11 +341,9 @@ def _load(
         raise refuse(f"cannot be read ({error.strerror})") from None
     with limits.open_regular(path) as file:
         try:
-            version = np.lib.format.read_magic(file)
-            read_header = _HEADERS.get(version)
-            if read_header is None:
-                raise ValueError(f"format version {version}")
-            found, in_fortran_order, stored = read_header(file)
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError("not of version 1.0")
+            found, in_fortran_order, stored = np.lib.format.read_array_header_1_0(file)
         except Exception as error:  # whatever a damaged header makes NumPy's parser raise
             reason = " ".join(str(error).split())[:200]
             raise refuse(f"cannot be read ({type(error).__name__}: {reason})") from None

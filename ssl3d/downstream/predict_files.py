@@ -18,6 +18,7 @@ from ssl3d import tasks
 from ssl3d.data.layouts import inputs
 from ssl3d.data.layouts.listing import SourceCase
 from ssl3d.data.preparation import case as preparation
+from ssl3d.data.readers.checks import enough_memory
 from ssl3d.downstream import contract, predictor
 from ssl3d.downstream.contract import PreparedImage
 from ssl3d.errors import UserError
@@ -105,7 +106,8 @@ def prepared_images(
     """
 
     def prepare(case: SourceCase) -> PreparedImage:
-        prepared = preparation.prepare_arrays(case, settings)
+        with enough_memory(case.files[0]):
+            prepared = preparation.prepare_arrays(case, settings)
         # In half precision, as the store keeps the training images.
         return PreparedImage(case, prepared.case, prepared.image.astype(np.float16))
 

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pydicom
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
@@ -34,6 +35,12 @@ class Hostile:
 
 def _nifti(folder: Path) -> bytes:
     return files.write_nifti(folder / "images/site0/x.nii", files.scan(1)).read_bytes()
+
+
+def decimetres(folder: Path) -> None:
+    """A small scan of 99 mm per voxel, billions of voxels at the wanted 1 mm."""
+    path = folder / "images/site0/x.nii"
+    files.write_nifti(path, files.scan(1), np.diag([99.0, 99, 99, 1]))
 
 
 def bomb(folder: Path) -> None:
@@ -125,6 +132,7 @@ LEAVES = ("x.nrrd", "leaves the folder")
 MEMORY = "on this machine one file may take"
 HOSTILE = [
     Hostile("a bomb of gzip", "folder", bomb, ("x.nii.gz", "far more than")),
+    Hostile("large voxels", "folder", decimetres, ("x.nii", "at the wanted voxel size", MEMORY)),
     Hostile("a sparse file", "folder", sparse, ("x.nii", MEMORY)),
     Hostile("a short NRRD", "folder", nrrd(sizes="1024 1024 1024", data=bytes(512)),
             ("x.nrrd", "512 bytes of data where the header promises 2147483648")),

@@ -6,12 +6,14 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 
+from ssl3d import limits
 from ssl3d.data import geometry, intensity, readers, store
 from ssl3d.data.geometry import Grid
 from ssl3d.data.layouts.listing import SourceCase
@@ -149,6 +151,11 @@ def prepare_arrays(case: SourceCase, settings: PreparationSettings) -> Prepared:
             f"{case.images[0][0]}: only {_times(target.shape)} voxels after preparation; at least "
             f"{MIN_SIZE} are needed along two axes"
         )
+    limits.check_memory(
+        case.images[0][0],
+        math.prod(target.shape) * (4 * image.shape[-1] + 2),
+        f"the image at the wanted voxel size, {_times(target.shape)} voxels,",
+    )
     image = geometry.resample(image, grid.affine, target, recipe.order)
     mask = geometry.resample(mask, grid.affine, target, "nearest")
     if label is not None:

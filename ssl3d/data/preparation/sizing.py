@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ssl3d import limits
 from ssl3d.data import geometry, readers, store
 from ssl3d.data.geometry import Grid
 from ssl3d.data.layouts.listing import (
@@ -165,7 +166,9 @@ def bytes_needed(listing: Listing, settings: PreparationSettings, workers: int) 
         return math.prod(settings.recipe.size) * (2 * channels * len(cases) + labels)
     workers = workers if len(cases) > FEW_CASES else 1
     found = [entry for _, entry in outlines(listing, settings, workers, count_labels=False)]
-    return sum(entry.bytes for entry in found if isinstance(entry, Outline))
+    sizes = [entry.bytes for entry in found if isinstance(entry, Outline)]
+    # A larger one is refused, or cropped to less.
+    return sum(size for size in sizes if size <= limits.memory_per_file())
 
 
 def check_disk(output: Path, needed: int) -> None:
