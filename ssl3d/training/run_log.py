@@ -220,6 +220,9 @@ def read_metrics(workdir: Path) -> list[dict]:
     for number, line in enumerate(lines, start=1):
         if not isinstance(line.get("step"), int) or not isinstance(line.get("split"), str):
             raise UserError(f"{file}: line {number} has no step or no split; {_REMEDY}")
+        for name, value in line.items():
+            if name != "split" and not isinstance(value, int | float | None):
+                raise UserError(f"{file}: line {number}: {name} is no number; {_REMEDY}")
     return lines
 
 

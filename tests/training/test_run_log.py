@@ -121,6 +121,7 @@ def test_a_probe_in_all_places(tmp_path, capsys):
         (b"7", "line 2 cannot be read"),
         (b'{"loss": 1.0}', "line 2 has no step or no split"),
         (b'{"step": null, "split": "train"}', "line 2 has no step or no split"),
+        (b'{"step": 2, "split": "train", "loss": []}', "line 2: loss is no number"),
     ],
 )
 def test_a_damaged_line_is_named(tmp_path, line, words):
