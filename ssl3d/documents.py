@@ -133,9 +133,14 @@ def parse(data: bytes) -> Any:
 
 @contextlib.contextmanager
 def fields(path: Path, remedy: str) -> Iterator[None]:
-    """Turns what wrong fields of a document make Python raise into one line naming the file."""
+    """Turns what wrong fields of a document make Python raise into one line naming the file.
+
+    The block's own `UserError`s get the name of the file.
+    """
     try:
         yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except MALFORMED as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(

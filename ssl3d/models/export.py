@@ -174,10 +174,7 @@ def _read_description(file: Path) -> tuple[dict[str, Any], nn.Module]:
         missing=f"{file}: missing; give the folder of a finished run or its encoder/",
     )
     with documents.fields(file, _REMEDY):
-        try:
-            module = encoders.build(dict(description["encoder"]))
-        except UserError as error:
-            raise UserError(f"{file}: {error}") from None
+        module = encoders.build(dict(description["encoder"]))
         rank, channels = int(description["rank"]), int(description["channels"])
         if rank not in (2, 3) or not 1 <= channels <= encoders.MOST_CHANNELS:
             raise ValueError(f"rank {rank}, {channels} channels")

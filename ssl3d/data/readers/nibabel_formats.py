@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from ssl3d.data.readers.checks import check_affine, read_bytes, reporting, split
 from ssl3d.errors import UserError
 
 SUFFIXES = (".hdr", ".mgz", ".mgh")
+# nibabel repairs headers aloud, in lines that name no file; the checks here are the readers' own.
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
 
 def data_file(path: Path) -> Path | None:
