@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,15 +108,50 @@ def save(
 
     Args:
       window: the metrics of the steps since the last log point.
+
+    Raises:
+      RunError: it, or the one before it, cannot be written.
     """
     if step in manager.all_steps():
         return
     rows = [jax.tree.map(float, row) for row in window]
     data = {"next_index": step, "window": rows, "sha256": _digests(state, rows)}
-    manager.save(
-        step,
-        args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data)),
-    )
+    items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
+    with _writing(manager):
+        manager.wait_until_finished()
+        before = manager.latest_step()
+        if before is not None and not (Path(manager.directory) / str(before)).exists():
+            raise RunError(f"{manager.directory}: checkpoint {before} was removed")
+        manager.save(step, args=items)
+
+
+@contextlib.contextmanager
+def closing(manager: ocp.CheckpointManager) -> Iterator[None]:
+    """Waits at the end until all is written. Raises `RunError` if it cannot be."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(Exception):  # the first error is the one to report
+            manager.close()
+        raise
+    with _writing(manager):
+        manager.wait_until_finished()
+        manager.close()
+
+
+@contextlib.contextmanager
+def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
+    try:
+        yield
+    except RunError:
+        raise
+    except Exception as error:  # Orbax passes on what its threads and its C++ library raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:150]
+        if not Path(manager.directory).parent.exists():
+            reason = "the folder was removed"
+        raise RunError(
+            f"{manager.directory}: a checkpoint cannot be written ({reason}); free or mend the disk"
+        ) from None
 
 
 class Restored(NamedTuple):

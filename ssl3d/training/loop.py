@@ -119,7 +119,7 @@ def _train(
     clock = run_log.Clock()
     step, stopping = begin, False
     held.enter_context(run_folder.failures(workdir))
-    with StopRequest() as stop, contextlib.closing(log), contextlib.closing(manager):
+    with StopRequest() as stop, contextlib.closing(log), checkpoint.closing(manager):
         while step < end and not stopping:
             with clock.time("wait"):
                 batch = next(batches)
@@ -148,7 +148,6 @@ def _train(
                     probe_and_log(step, state)
                 if step % config.checkpoint_every == 0 or last:
                     checkpoint.save(manager, step, state, window.fetch())
-        manager.wait_until_finished()
         if keeper is not None:
             keeper.save_last(step, variables_of(state))
         if step == config.steps:

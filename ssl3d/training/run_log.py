@@ -6,6 +6,7 @@ import collections
 import contextlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,8 +72,11 @@ class RunLog:
         """Writes one line to `metrics.jsonl`, the event files, and the screen."""
         if not self._active:
             return
-        with self._metrics.open("a") as file:
-            file.write(json.dumps({"step": step, "split": split} | as_json(values)) + "\n")
+        line = json.dumps({"step": step, "split": split} | as_json(values)) + "\n"
+        # Not created: a file that was removed would go on without its first steps.
+        file = os.open(self._metrics, os.O_WRONLY | os.O_APPEND)
+        with os.fdopen(file, "w") as opened:
+            opened.write(line)
         for name, value in values.items():
             self._events.add_scalar(f"{split}/{name}", value, step)
         if split == "probe":

@@ -132,3 +132,69 @@ def test_a_failure_without_a_checkpoint_names_none(tmp_path):
             run_folder.failures(workdir),
         ):
             raise RunError("loss nan")
+
+
+# Runs whose disk fails while they train, in processes of their own.
+
+TRAIN = """
+import pathlib, resource, sys
+from ssl3d import cli
+from ssl3d.training import loop
+from tests.support.tiny_configs import tiny_config
+
+def main(arguments):
+    every = {"checkpoint_every": 1, "validate_every": 10**6, "log_every": 10}
+    config = tiny_config("rpl2d", arguments[0], steps=100000, **every)
+    if arguments[2] == "full":  # larger files cannot be written, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, resource.RLIM_INFINITY))
+    loop.train(config, pathlib.Path(arguments[1]))
+
+cli.run(main)
+"""
+
+
+@pytest.fixture
+def train(pictures, tmp_path):
+    """Starts a long run in tmp_path / "run"."""
+    processes = []
+
+    def start(disk=""):
+        command = [sys.executable, "-c", TRAIN, str(pictures.path), str(tmp_path / "run"), disk]
+        to_null = subprocess.DEVNULL
+        processes.append(
+            subprocess.Popen(command, cwd=ROOT, stdout=to_null, stderr=subprocess.PIPE, text=True)
+        )
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def ended(process):
+    """The only line of a run that fails by itself."""
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert error.count("\n") == 1, error
+    assert error.startswith("error: ")
+    return error
+
+
+def until_step(folder, step):
+    deadline = time.monotonic() + 120
+    while not any(int(p.name) >= step for p in folder.glob("checkpoints/*") if p.name.isdecimal()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl"])
+def test_what_is_removed_during_a_run_is_said_in_a_line(train, tmp_path, name):
+    process = train()
+    until_step(tmp_path / "run", 3)
+    (tmp_path / "run" / name).rename(tmp_path / "moved")
+    assert f"/run/{name}" in ended(process)
+
+
+def test_a_disk_without_room_is_said_in_a_line(train):
+    assert "there is no checkpoint yet" in ended(train("full"))

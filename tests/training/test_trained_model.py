@@ -47,6 +47,15 @@ def test_best_and_last_are_kept_and_go_on_after_a_stop(config, whole, stopped, t
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_a_run_that_failed_after_its_last_checkpoint_gets_its_last_model(config, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    last = tmp_path / "run" / "model" / "last"
+    before = {file.name: file.read_bytes() for file in last.iterdir()}
+    shutil.rmtree(last)
+    assert loop.train(config, tmp_path / "run")
+    assert {file.name: file.read_bytes() for file in last.iterdir()} == before
+
+
 def test_a_model_knows_what_it_needs(whole, pictures):
     loaded = trained_model.load(whole)
     assert loaded.config.task.name == "classification"

@@ -1,0 +1,266 @@
+"""How fast a config trains on this machine, and what limits it.
+
+Three rates beside each other: the compiled step on a batch that stays on the device, the loader
+alone, and training as it runs. Where the second is lower than the first, the loader limits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from ssl3d import bounds, xla
+from ssl3d.errors import RunError
+from ssl3d.training import config_checks, loop, problem, run_log, sharding
+from ssl3d.training.step import init_state, make_optimizers, make_step
+
+# Seconds of each measurement, and the least number of steps or batches in it.
+_SECONDS, _LEAST = 8.0, 4
+# Sides of the matrices whose product gives the peak of the machine, by platform.
+_MATRIX = {"cpu": 2048}
+
+
+class Benchmark(NamedTuple):
+    """The figures of one config; seconds, bytes and counts are those of a training step.
+
+    Attributes:
+      config: its name.
+      machine: processor or accelerator, and the number of devices.
+      batch: volumes (slices, pictures) of a step.
+      patches: inputs of the encoder in a step.
+      step_volumes, step_patches: per second, of the compiled step alone.
+      loader_volumes: per second, of the loader alone.
+      volumes: per second, of training as it runs.
+      data_wait: share of its time spent waiting for data.
+      step_seconds, compile_seconds: of the compiled step, and of compiling it.
+      flops: of the model, forward and backward, before any fusion.
+      bytes: read and written by the compiled step, by XLA's estimate.
+      batch_bytes: of the batch, from the host to the device.
+      peak_share: share of the machine's peak, measured by a matrix product.
+      peak_flops: that peak, per second.
+      memory_mb: at the peak, of the device, or of the process on a CPU.
+    """
+
+    config: str
+    machine: str
+    batch: int
+    patches: int
+    step_volumes: float
+    step_patches: float
+    loader_volumes: float
+    volumes: float
+    data_wait: float
+    step_seconds: float
+    compile_seconds: float
+    flops: float
+    bytes: float
+    batch_bytes: int
+    peak_share: float
+    peak_flops: float
+    memory_mb: float
+
+
+def benchmark(config: ml_collections.ConfigDict, profile: Path | None = None) -> Benchmark:
+    """Measures a config.
+
+    Args:
+      profile: folder for a trace of some steps, for TensorBoard or xprof.
+
+    Raises:
+      UserError: config, data or devices do not fit.
+    """
+    config = config.copy_and_resolve_references()
+    bounds.derive(config)
+    config_checks.check(config)
+    training = _train(config)
+    given, _ = problem.open_problem(config)
+    mesh = sharding.make_mesh(config.mesh.space)
+    record = problem.example_record(given)
+    optimizers = make_optimizers(config)
+    state = init_state(config, given.task, optimizers, record, mesh)
+
+    batches = problem.train_batches(given, first_batch=0)
+    batch = next(batches)  # the readers are at work
+    seconds, count = _repeat(lambda: next(batches))
+    loader = count * config.batch_size / seconds
+
+    placed = sharding.to_devices(batch, mesh, given.task.spatial)
+    calls: list[int] = []
+    with nn.intercept_methods(_encoder_calls(calls)):
+        jitted: Any = make_step(config, given.task, optimizers, mesh)
+        lowered = jitted.lower(state, placed)
+    begun = time.perf_counter()
+    compiled = lowered.compile()
+    compile_seconds = time.perf_counter() - begun
+    carried = [state]
+
+    def step() -> None:
+        carried[0], metrics = compiled(carried[0], placed)
+        jax.block_until_ready(metrics)
+
+    step()
+    seconds, count = _repeat(step)
+    if profile is not None:
+        with jax.profiler.trace(str(profile)):
+            for _ in range(_LEAST):
+                step()
+    step_seconds = seconds / count
+    flops, peak = _cost(lowered, "flops"), _matmul_peak(config.encoder.dtype)
+    return Benchmark(
+        config=config.name,
+        machine=f"{jax.device_count()} x {_device_name()}",
+        batch=config.batch_size,
+        patches=sum(calls),
+        step_volumes=config.batch_size / step_seconds,
+        step_patches=sum(calls) / step_seconds,
+        loader_volumes=loader,
+        volumes=training["volumes_per_second"],
+        data_wait=training["data_wait"],
+        step_seconds=step_seconds,
+        compile_seconds=compile_seconds,
+        flops=flops,
+        bytes=_cost(compiled, "bytes accessed"),
+        batch_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(batch)),
+        peak_share=flops / step_seconds / (peak * jax.device_count()),
+        peak_flops=peak,
+        memory_mb=_peak_memory() / 1e6,
+    )
+
+
+def suite(options: Sequence[str], show: bool) -> list[Benchmark]:
+    """The figures of every config in the folder of the one in `options`, each in its own process.
+
+    Args:
+      options: of the command, without `--suite`.
+      show: print the rows as they come.
+
+    Raises:
+      RunError: one of them failed.
+    """
+    (given,) = (option for option in options if option.startswith("--config="))
+    path, _, dataset = given.removeprefix("--config=").partition(":")
+    rest = [option for option in options if option not in (given, "--json")]
+    found = []
+    for file in sorted(Path(path).parent.glob("*[23]d.py")):
+        own = f"--config={file}" + f":{dataset}" * bool(dataset)
+        command = [sys.executable, "-m", "ssl3d.benchmark", own, *rest, "--json"]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        if ended.returncode:
+            reason = (ended.stderr.strip().splitlines() or ["no message"])[-1]
+            raise RunError(f"{own}: {reason.removeprefix('error: ')}")
+        found.append(Benchmark(**json.loads(ended.stdout.splitlines()[-1])))
+        if show:
+            print(line(found[-1]), flush=True)
+    return found
+
+
+HEAD = (
+    "| config | batch | step: volumes/s | patches/s | loader: volumes/s | training: volumes/s | "
+    "data wait | compile s | GFLOP | peak % | memory MB |\n|" + "---|" * 11
+)
+
+
+def line(found: Benchmark) -> str:
+    """A row of the table under `HEAD`."""
+    f = found
+    return (
+        f"| {f.config} | {f.batch} | {f.step_volumes:.1f} | {f.step_patches:.0f} | "
+        f"{f.loader_volumes:.0f} | {f.volumes:.1f} | {f.data_wait:.3f} | {f.compile_seconds:.0f} | "
+        f"{f.flops / 1e9:.1f} | {100 * f.peak_share:.0f} | {f.memory_mb:.0f} |"
+    )
+
+
+def _train(config: ml_collections.ConfigDict) -> dict[str, float]:
+    """The rates of a short run of `loop.train`, without validations."""
+    trial = config.copy_and_resolve_references()
+    trial.optimizer.warmup_steps = 1
+    if "probe_every" in trial:
+        trial.probe_every = 0
+    rates = dict[str, float]()
+    with tempfile.TemporaryDirectory() as folder:
+        for log_every in (_LEAST, 0):
+            log_every = log_every or max(int(_SECONDS * rates["steps_per_second"]), _LEAST)
+            # The first window holds the start of the loader.
+            trial.steps, trial.log_every = 2 * log_every, log_every
+            trial.validate_every = trial.checkpoint_every = trial.steps
+            run = Path(folder) / str(log_every)
+            with contextlib.redirect_stdout(io.StringIO()):
+                loop.train(trial, run)
+            last = [row for row in run_log.read_metrics(run) if row["split"] == "train"][-1]
+            rates = {key: last[key] for key in ("volumes_per_second", "data_wait")}
+            rates["steps_per_second"] = rates["volumes_per_second"] / trial.batch_size
+    return rates
+
+
+def _repeat(call: Callable[[], Any]) -> tuple[float, int]:
+    """Calls until `_SECONDS` have passed, at least `_LEAST` times: -> seconds, calls."""
+    begun, count = time.perf_counter(), 0
+    while count < _LEAST or time.perf_counter() - begun < _SECONDS:
+        call()
+        count += 1
+    return time.perf_counter() - begun, count
+
+
+def _encoder_calls(calls: list[int]) -> Callable[..., Any]:
+    """An interceptor that appends the number of inputs of each call of the encoder."""
+
+    def note(call: Callable, arguments: Any, options: Any, context: nn.module.InterceptorContext):
+        if context.module.path == ("encoder",) and context.method_name == "__call__":
+            calls.append(arguments[0].shape[0])
+        return call(*arguments, **options)
+
+    return note
+
+
+def _cost(stage: Any, name: str) -> float:
+    return float((stage.cost_analysis() or {}).get(name, np.nan))
+
+
+def _matmul_peak(dtype: str) -> float:
+    """Floating-point operations per second of one device, in products of square matrices."""
+    side = _MATRIX.get(jax.default_backend(), 8192)
+    matrix = jnp.ones((side, side), dtype)
+    product = xla.jit(lambda a, b: a @ b)
+    jax.block_until_ready(product(matrix, matrix))
+    return 1 / min(_seconds(product, matrix) for _ in range(5)) * 2 * side**3
+
+
+def _seconds(product: Callable, matrix: jax.Array) -> float:
+    begun = time.perf_counter()
+    jax.block_until_ready(product(matrix, matrix))
+    return time.perf_counter() - begun
+
+
+def _device_name() -> str:
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return device.device_kind
+    with contextlib.suppress(OSError):
+        for entry in Path("/proc/cpuinfo").read_text().splitlines():
+            if entry.startswith("model name"):
+                return entry.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _peak_memory() -> float:
+    """Bytes."""
+    found = jax.local_devices()[0].memory_stats() or {}
+    unit = 1 if sys.platform == "darwin" else 2**10
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return float(found.get("peak_bytes_in_use", used))

@@ -1,0 +1,59 @@
+"""The figures of a config on this machine."""
+
+import json
+import math
+
+import pytest
+
+from ssl3d import benchmark
+from ssl3d.training import benchmark as figures
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    monkeypatch.setattr(figures, "_SECONDS", 0.1)
+    monkeypatch.setattr(figures, "_MATRIX", {"cpu": 64})
+
+
+def test_the_figures_of_a_config_agree(brief, tiny_options, pictures, call_command):
+    options = tiny_options("rpl2d", pictures.path)
+    status, said, _ = call_command(benchmark.main, *options, "--json")
+    assert status == 0
+    (line,) = said.splitlines()
+    found = figures.Benchmark(**json.loads(line))
+    assert found.batch == 4
+    assert found.patches == 4 * (1 + 3)  # the centre and three queries
+    numbers = found._replace(data_wait=1)[2:]
+    assert all(math.isfinite(value) and value > 0 for value in numbers)
+    assert 0 <= found.data_wait <= 1
+    assert found.step_volumes == pytest.approx(4 / found.step_seconds)
+    assert found.step_patches == pytest.approx(4 * found.step_volumes)
+    assert found.peak_share == pytest.approx(
+        found.flops / found.step_seconds / found.peak_flops, rel=1e-6
+    )
+
+
+def test_a_trace_is_written(brief, tiny_options, pictures, call_command, tmp_path):
+    options = tiny_options("rotation2d", pictures.path)
+    status, said, _ = call_command(benchmark.main, *options, f"--profile={tmp_path}")
+    assert status == 0
+    head, rule, row = said.splitlines()
+    assert head.count("|") == rule.count("|") == row.count("|")
+    assert row.startswith("| rotation2d_folder | 4 |")
+    assert list(tmp_path.rglob("*.trace.json.gz")) or list(tmp_path.rglob("*.xplane.pb"))
+
+
+def test_a_trace_is_of_one_config(tiny_options, pictures, call_command, tmp_path):
+    options = tiny_options("rpl2d", pictures.path)
+    status, _, error = call_command(benchmark.main, *options, "--suite", f"--profile={tmp_path}")
+    assert status == 2
+    assert "--profile" in error
+
+
+def test_a_config_that_fails_ends_the_suite_with_its_name(call_command, tmp_path):
+    path = f"--config.data.path={tmp_path}/none"
+    given = ["--config=configs/rpl3d.py:folder", path, "--suite"]
+    status, _, error = call_command(benchmark.main, *given)
+    assert status == 1
+    assert "configs/classify2d.py:folder: " in error
+    assert "no prepared data set" in error
