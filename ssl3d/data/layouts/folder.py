@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import TypeGuard
 
 from ssl3d.data.layouts.listing import (
     LABEL_ENDING,
@@ -44,7 +45,7 @@ def find(folder: Path, options: Options) -> Listing:
     source = Source(folder, options.follow_links)
     pattern = None
     images, labels = folder, options.labels
-    if labels is not None and is_pattern(labels):
+    if is_pattern(labels):
         pattern, labels = str(labels), None
     elif labels is None and (folder / "images").is_dir() and (folder / "labels").is_dir():
         images, labels = folder / "images", folder / "labels"
@@ -75,9 +76,9 @@ def find(folder: Path, options: Options) -> Listing:
     )
 
 
-def is_pattern(path: Path) -> bool:
+def is_pattern(path: Path | None) -> TypeGuard[Path]:
     """Whether an option names files by a pattern."""
-    return not path.is_dir() and any(letter in str(path) for letter in "*?[")
+    return path is not None and not path.is_dir() and any(letter in str(path) for letter in "*?[")
 
 
 def _matches(source: Source, path: Path, pattern: str | None) -> bool:

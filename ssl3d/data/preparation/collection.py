@@ -11,6 +11,7 @@ from ssl3d.data import store
 from ssl3d.data.layouts import list_cases
 from ssl3d.data.layouts import listing as listings
 from ssl3d.data.layouts.listing import Listing, Problem, SourceCase
+from ssl3d.data.layouts.source import ListingError
 from ssl3d.data.preparation import overview, progress, sizing, splits
 from ssl3d.data.preparation.case import PreparationSettings, prepare_case
 from ssl3d.data.preparation.options import PreparationOptions, choose_recipe
@@ -42,8 +43,8 @@ def prepare(options: PreparationOptions) -> None:
         listing = splits.check_split_file(listing, split_file)
         overview.print_notes(listing.notes[told:])
     if options.no_labels:
-        cases = [dataclasses.replace(case, label=None) for case in listing.cases]
-        listing = dataclasses.replace(listing, cases=tuple(cases))
+        images = (dataclasses.replace(case, label=None) for case in listing.cases)
+        listing = dataclasses.replace(listing, cases=tuple(images))
     listing = sizing.complete(listing, recipe.rank, options.workers)
     settings = sizing.settings_for(listing, recipe, options.source.resolve(), options.output)
     if options.dry_run:
@@ -115,7 +116,7 @@ def _listing(options: PreparationOptions) -> Listing:
                 rank=None if recipe is None else recipe.rank,
             ),
         )
-    except listings.ListingError as error:
+    except ListingError as error:
         overview.print_notes(error.notes)
         overview.print_problems(error.problems, options.on_error)
         raise

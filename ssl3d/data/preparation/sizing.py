@@ -81,8 +81,8 @@ def complete(listing: Listing, rank: int, workers: int) -> Listing:
             names = {0: "background"} | {v: f"label {v}" for v in sorted(values) if v != 0}
         listing = dataclasses.replace(listing, classes=names)
     if listing.modalities is None:
-        names = _channel_names(listing, workers if len(listing.cases) > FEW_CASES else 1)
-        listing = dataclasses.replace(listing, modalities=names)
+        workers = workers if len(listing.cases) > FEW_CASES else 1
+        listing = dataclasses.replace(listing, modalities=_channel_names(listing, workers))
     return listing
 
 

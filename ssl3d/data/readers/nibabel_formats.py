@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -61,11 +62,11 @@ def read_notes(path: Path) -> list[str]:
     return []
 
 
-def _open(path: Path) -> nib.spatialimages.SpatialImage:
+def _open(path: Path) -> Any:
     read_bytes(path, 1)
     with reporting(path):
         if path.suffix.lower() != ".hdr":
-            image = nib.MGHImage.from_filename(path)
+            image: Any = nib.MGHImage.from_filename(path)
             data, ratio = path, DEFLATE_LIMIT if path.suffix.lower() == ".mgz" else 1
         else:
             found = data_file(path)
@@ -85,7 +86,7 @@ def _open(path: Path) -> nib.spatialimages.SpatialImage:
     return image
 
 
-def _affine(path: Path, image: nib.spatialimages.SpatialImage) -> np.ndarray:
+def _affine(path: Path, image: Any) -> np.ndarray:
     with reporting(path):
         if isinstance(image.header, nib.Nifti1Header):
             return nifti_geometry.affine(path, image.header)

@@ -21,10 +21,14 @@ LEAST_SLAB = 4
 class Slice(Protocol):
     """What is needed of a `dicom.Frame`."""
 
-    path: Path
-    position: np.ndarray
-    digits: np.ndarray
-    directions: np.ndarray
+    @property
+    def path(self) -> Path: ...
+    @property
+    def position(self) -> np.ndarray: ...
+    @property
+    def digits(self) -> np.ndarray: ...
+    @property
+    def directions(self) -> np.ndarray: ...
 
 
 def last_digits(numbers: Iterable[object]) -> np.ndarray:
