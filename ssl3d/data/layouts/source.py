@@ -120,11 +120,19 @@ class Source:
                 if name.startswith("."):
                     continue
                 if suffixes and suffix(path) not in suffixes:
-                    ending = next((e for e in UNREADABLE if name.lower().endswith(e)), None)
-                    if ending:
-                        self.note(path, f"left out: {UNREADABLE[ending]}; convert it to NIfTI")
+                    self._note_unreadable(path)
                 elif self.inside(path):
                     yield path
+
+    def _note_unreadable(self, path: Path) -> None:
+        name = path.name.lower()
+        ending = next((ending for ending in UNREADABLE if name.endswith(ending)), None)
+        if ending:
+            self.note(path, f"left out: {UNREADABLE[ending]}; convert it to NIfTI")
+        elif path.suffix.lower() == ".img" and not any(
+            path.with_suffix(end).exists() for end in (".hdr", ".HDR")
+        ):
+            self.note(path, f"left out: its header, {path.stem}.hdr, is missing")
 
     def _enters(self, path: Path, seen: set[Path]) -> bool:
         """Whether to look into a folder: any, or a link that leads out of the source, once."""

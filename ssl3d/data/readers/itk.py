@@ -16,6 +16,13 @@ from ssl3d.data.readers.checks import (
 )
 from ssl3d.errors import UserError
 
+IMAGE_IO = {
+    ".nrrd": "NrrdImageIO",
+    ".nhdr": "NrrdImageIO",
+    ".mha": "MetaImageIO",
+    ".mhd": "MetaImageIO",
+}
+
 # Faults of a file are raised as exceptions; the warnings add nothing.
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
@@ -49,6 +56,8 @@ def _reader(path: Path) -> sitk.ImageFileReader:
     read_bytes(path, 1)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
+    # Told, as it does not know endings in capitals.
+    reader.SetImageIO(IMAGE_IO[path.suffix.lower()])
     with reporting(path), without_library_output():
         reader.ReadImageInformation()
     return reader

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,13 @@ from ssl3d.data.readers.checks import check_affine, read_bytes, reporting, split
 from ssl3d.errors import UserError
 
 SUFFIXES = (".hdr", ".mgz", ".mgh")
+# Image class, offset of its magic string, the string.
+PAIRS = (
+    (nib.Nifti1Pair, 344, b"ni1\0"),
+    (nib.Nifti2Pair, 4, b"ni2\0\r\n\x1a\n"),
+)
+# Bytes of an Analyze header, its first field, in either byte order.
+ANALYZE_SIZE = 348
 # Bytes of data per byte of an .mgz file, at most.
 DEFLATE_LIMIT = 1032
 
@@ -73,7 +81,7 @@ def _open(path: Path) -> Any:
             if found is None:
                 raise UserError(f"{path}: its data, {path.stem}.img, are missing; copy both files")
             data, ratio = found, 1
-            image = nib.load(path)
+            image = _open_pair(path, data)
         dtype = image.get_data_dtype()
     if dtype.fields or dtype.kind not in "iuf":
         raise UserError(f"{path}: values of type {dtype} are not real numbers; convert the file")
@@ -84,6 +92,22 @@ def _open(path: Path) -> Any:
             "copy the file again"
         )
     return image
+
+
+def _open_pair(path: Path, data: Path) -> Any:
+    head = read_bytes(path, 540)
+    kind = next((kind for kind, at, magic in PAIRS if head[at : at + len(magic)] == magic), None)
+    if kind is None:
+        if len(head) < ANALYZE_SIZE or ANALYZE_SIZE.to_bytes(4, sys.byteorder) not in (
+            head[:4],
+            head[3::-1],
+        ):
+            raise UserError(f"{path}: neither a NIfTI nor an Analyze header")
+        kind = nib.Spm2AnalyzeImage
+    names = {"header": path, "image": data, "mat": path.with_suffix(".mat")}
+    return kind.from_file_map(
+        {name: nib.FileHolder(names[name]) for name, _ in kind.files_types if name in names}
+    )
 
 
 def _affine(path: Path, image: Any) -> np.ndarray:
