@@ -39,6 +39,7 @@ def prepare(options: PreparationOptions) -> None:
     recipe = choose_recipe(options, listing)
     split_file = splits.read_split_file(options.splits) if options.splits else None
     if split_file:
+        split_file = splits.by_id(split_file, listing)
         told = len(listing.notes)
         listing = splits.check_split_file(listing, split_file)
         overview.print_notes(listing.notes[told:])
