@@ -59,7 +59,9 @@ def find(folder: Path, options: Options) -> Listing:
         pairs = _beside(source, files, options.images, pattern)
     else:
         files = [path for path in files if _matches(source, path, options.images)]
-        pairs = _in_two_trees(source, files, images, labels)
+        pairs = dict.fromkeys(files)
+        if not options.no_labels:
+            pairs = _in_two_trees(source, files, images, labels)
     cases = []
     for path, label in pairs.items():
         name = id_of(path.relative_to(images))

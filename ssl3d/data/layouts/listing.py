@@ -94,6 +94,7 @@ class Options:
       kind: "CT", "MR" or "" where the recipe does not tell (`dicom`).
       rank: 2 or 3 by the recipe; None where it is not given (`folder`).
       follow_links: whether links may lead out of the source.
+      no_labels: whether to leave labels and their faults alone.
     """
 
     labels: Path | None = None
@@ -105,6 +106,7 @@ class Options:
     kind: str = ""
     rank: int | None = None
     follow_links: bool = True
+    no_labels: bool = False
 
 
 def class_indices(values: dict[int, str] | None) -> dict[int, int]:
@@ -184,6 +186,9 @@ def finish(
         hint = f" (left out: {Path(first.name).name} and others, see above)" if first else ""
         source.refuse(f"no cases found{hint}; is --layout the right one?")
     classes = options.classes or classes
+    if options.no_labels:
+        kept = [dataclasses.replace(case, label=None) for case in kept]
+        classes = None if not any(case.grade is not None for case in kept) else classes
     for value, class_name in (classes or {}).items():
         if not 0 <= value <= LARGEST_LABEL:
             source.refuse(

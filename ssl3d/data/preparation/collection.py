@@ -43,9 +43,6 @@ def prepare(options: PreparationOptions) -> None:
         told = len(listing.notes)
         listing = splits.check_split_file(listing, split_file)
         overview.print_notes(listing.notes[told:])
-    if options.no_labels:
-        images = (dataclasses.replace(case, label=None) for case in listing.cases)
-        listing = dataclasses.replace(listing, cases=tuple(images))
     listing = sizing.complete(listing, recipe.rank, options.workers)
     settings = sizing.settings_for(listing, recipe, options.source.resolve(), options.output)
     if options.dry_run:
@@ -113,6 +110,7 @@ def _listing(options: PreparationOptions) -> Listing:
                 subject_pattern=options.subject_pattern,
                 images=options.images,
                 follow_links=options.follow_links,
+                no_labels=options.no_labels,
                 kind="" if recipe is None else recipe.kind,
                 rank=None if recipe is None else recipe.rank,
             ),

@@ -73,7 +73,7 @@ def complete(listing: Listing, rank: int, workers: int) -> Listing:
         if len(values) > MAX_CLASSES:
             raise UserError(
                 f"the labels hold {len(values)} different values: are they images? "
-                "Name the values with --classes"
+                "Name the values with --classes, or prepare the images alone, --no-labels"
             )
         if listing.classes_from is not None:
             names = listing.classes_from(by_label)

@@ -210,7 +210,7 @@ def test_a_faulty_label_never_stops_pretraining(tmp_path, capsys, fault):
     case = next(case for case in skipped.cases if case.id == "case_01")
     assert not case.labelled
     assert case.split == "unlabelled"
-    alone = run("msd", source, tmp_path / "alone", "--no-labels", "--on-error=skip")
+    alone = run("msd", source, tmp_path / "alone", "--no-labels")
     assert len(alone.cases) == 7
     assert not any(case.labelled for case in alone.cases)
     assert alone.split("val")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 from pydicom.data import get_testdata_file
@@ -168,3 +169,35 @@ def test_other_files_are_not_taken_for_dicom(tmp_path, data):
     listing = list_cases("dicom", tmp_path)
     assert len(listing.cases) == 1
     assert len(listing.cases[0].files) == VALUES.shape[2]
+
+
+def test_the_parts_of_a_concatenation_are_one_volume(tmp_path):
+    whole = read_file(files.write_multiframe(tmp_path / "whole.dcm", VALUES, AFFINE))
+    half = VALUES.shape[2] // 2
+    later = AFFINE.copy()
+    later[:3, 3] += half * AFFINE[:3, 2]
+    parts = {"a": (VALUES[:, :, :half], AFFINE), "b": (VALUES[:, :, half:], later)}
+    for name, (values, affine) in parts.items():
+        path = files.write_multiframe(tmp_path / f"parts/{name}.dcm", values, affine)
+        files.edit_dicom(path, SeriesInstanceUID="1.2.3", ConcatenationUID="1.2.4")
+    (case,) = list_cases("dicom", tmp_path / "parts").cases
+    volume = readers.read_image(case.images[0], 3)
+    np.testing.assert_array_equal(volume.array, whole.array)
+    np.testing.assert_allclose(volume.affine, whole.affine, atol=1e-6)
+
+
+def read_file(path):
+    return readers.read_image((path,), 3)
+
+
+def test_implicit_files_without_preamble_are_read(tmp_path):
+    expected = read(files.write_series(tmp_path / "whole", VALUES, AFFINE))
+    folder = files.write_series(tmp_path / "s", VALUES, AFFINE)
+    for path in folder.iterdir():
+        header = pydicom.dcmread(path)
+        del header.file_meta
+        header.preamble = None
+        pydicom.dcmwrite(
+            path, header, implicit_vr=True, little_endian=True, enforce_file_format=False
+        )
+    np.testing.assert_array_equal(read(folder).array, expected.array)
