@@ -189,7 +189,8 @@ def score_cases(
         rows += [{"id": case.id, "subject": case.subject, **row} for row in scores]
         # Plane by plane, as counting converts the labels to int64.
         for found, true, inside in zip(prediction, label, known, strict=True):
-            confusion += metrics.confusion_matrix(found[inside], true[inside], size)
+            if inside.any():
+                confusion += metrics.confusion_matrix(found[inside], true[inside], size)
     return rows, confusion
 
 

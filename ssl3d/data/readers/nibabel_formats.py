@@ -96,7 +96,9 @@ def _open(path: Path) -> Any:
 
 def _open_pair(path: Path, data: Path) -> Any:
     head = read_bytes(path, 540)
-    kind = next((kind for kind, at, magic in PAIRS if head[at : at + len(magic)] == magic), None)
+    kind: Any = next(
+        (kind for kind, at, magic in PAIRS if head[at : at + len(magic)] == magic), None
+    )
     if kind is None:
         if len(head) < ANALYZE_SIZE or ANALYZE_SIZE.to_bytes(4, sys.byteorder) not in (
             head[:4],
@@ -106,7 +108,7 @@ def _open_pair(path: Path, data: Path) -> Any:
         kind = nib.Spm2AnalyzeImage
     names = {"header": path, "image": data, "mat": path.with_suffix(".mat")}
     return kind.from_file_map(
-        {name: nib.FileHolder(names[name]) for name, _ in kind.files_types if name in names}
+        {name: nib.FileHolder(str(names[name])) for name, _ in kind.files_types if name in names}
     )
 
 
