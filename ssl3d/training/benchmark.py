@@ -102,7 +102,7 @@ def benchmark(config: ml_collections.ConfigDict, profile: Path | None = None) ->
 
     placed = sharding.to_devices(batch, mesh, given.task.spatial)
     calls: list[int] = []
-    with nn.intercept_methods(_encoder_calls(calls)):
+    with nn.intercept_methods(encoder_calls(calls)):
         jitted: Any = make_step(config, given.task, optimizers, mesh)
         lowered = jitted.lower(state, placed)
     begun = time.perf_counter()
@@ -217,7 +217,7 @@ def _repeat(call: Callable[[], Any]) -> tuple[float, int]:
     return time.perf_counter() - begun, count
 
 
-def _encoder_calls(calls: list[int]) -> Callable[..., Any]:
+def encoder_calls(calls: list[int]) -> Callable[..., Any]:
     """An interceptor that appends the number of inputs of each call of the encoder."""
 
     def note(call: Callable, arguments: Any, options: Any, context: nn.module.InterceptorContext):

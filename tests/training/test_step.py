@@ -1,10 +1,12 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ssl3d.training import benchmark, sharding
 from ssl3d.training import step as steps
-from tests.support.examples import initial
+from tests.support.examples import batches, initial
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(tiny, pictures):
@@ -101,3 +103,40 @@ def test_the_thawed_encoder_has_a_warm_up_of_its_own(tiny):
     assert float(rate(0)) == pytest.approx(float(whole(40)) / 10)
     assert float(rate(30)) == pytest.approx(float(whole(70)))
     assert float(rate(60)) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["rpl2d", "rotation3d", "mae2d"])
+def test_the_steady_state_compiles_and_transfers_nothing(tiny, datasets, name):
+    """After the first step: one compiled program, and no transfer beside that of the batch."""
+    config = tiny(name, datasets[int(name[-2])].path)
+    dataset = datasets[int(name[-2])]
+    mesh = sharding.make_mesh(1)
+    task, state, _ = initial(config, dataset)
+    step = steps.make_step(config, task, steps.make_optimizers(config), mesh)
+    stream = batches(config, dataset, task)
+    state, _ = step(state, sharding.to_devices(next(stream), mesh, task.spatial))
+    with jax.transfer_guard("disallow"):
+        for _ in range(3):
+            state, metrics = step(state, sharding.to_devices(next(stream), mesh, task.spatial))
+        jax.block_until_ready(metrics)
+    assert step._cache_size() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs"),
+    [
+        ("rpl3d", 1 + 3),  # the centre and three queries
+        ("jigsaw3d", 27),  # whatever the number of puzzles
+        ("cpc3d", 64),  # each patch once, whatever the number of contexts
+        ("rotation3d", 1),
+        ("exemplar3d", 2),
+        ("mae3d", 1),
+    ],
+)
+def test_nothing_is_encoded_twice(tiny, volumes, name, inputs):
+    config = tiny(name, volumes.path)
+    task, state, batch = initial(config, volumes)
+    calls = []
+    with nn.intercept_methods(benchmark.encoder_calls(calls)):
+        jax.eval_shape(steps.make_gradients(config, task), state, batch)
+    assert sum(calls) == 4 * inputs
