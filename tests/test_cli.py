@@ -295,3 +295,46 @@ def test_help_is_no_error(monkeypatch, capsys, in_repository):
     captured = capsys.readouterr().out
     assert "What it does." in captured
     assert "--config.KEY=VALUE" in captured
+
+
+# Places.
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_a_tilde_is_the_home_folder_in_every_key_that_names_a_place(parse, home):
+    file = home / "mine.py"
+    file.write_text(
+        "from configs import segment3d\n"
+        "def get_config(arg='phantom'):\n"
+        "    config = segment3d.get_config(arg)\n    config.init.encoder = '~/run'\n"
+        "    return config\n"
+    )
+    _, config = parse("--config=~/mine.py", "--config.data.path=~/data/x")
+    assert config.data.path == str(home / "data/x")
+    assert config.init.encoder == str(home / "run")
+    _, config = parse(CONFIG, "--config.probe.data=~/labelled", "--config.data.path=a~b")
+    assert config.probe.data == str(home / "labelled")
+    assert config.data.path == "a~b"
+    assert cli.path("~/x") == home / "x"
+    assert cli.path("~nobody-of-this-name/x") == Path("~nobody-of-this-name/x")
+
+
+def test_every_option_that_names_a_place_expands_a_tilde():
+    root = Path(cli.__file__).parents[1]
+    sources = [*(root / "ssl3d").rglob("*.py"), *(root / "experiments").rglob("*.py")]
+    assert not [file for file in sources if "type=Path" in file.read_text()]
+
+
+# Values that follow from others.
+
+
+@pytest.mark.parametrize("task", ["rpl3d", "jigsaw3d"])
+@pytest.mark.parametrize("side", [24, 32, 48, 96])
+def test_the_jitter_follows_the_crop(parse, task, side):
+    config = parse(f"--config=configs/{task}.py:folder", f"--config.data.crop={(side,) * 3}")[1]
+    assert config.task.jitter == max(min(side // 3 // 4, 8), 1)

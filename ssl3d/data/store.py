@@ -353,8 +353,7 @@ def _load(
     wanted = offset + math.prod(shape) * np.dtype(dtype).itemsize
     if end != wanted:
         raise refuse(f"cannot be read ({end} bytes, expected {wanted})")
-    order = "F" if in_fortran_order else "C"
     try:
-        return np.memmap(path, dtype, "r", offset, shape, order)
+        return np.memmap(path, stored, "r", offset, shape, "F" if in_fortran_order else "C")
     except (OSError, ValueError) as error:
         raise refuse(f"cannot be read ({error})") from None

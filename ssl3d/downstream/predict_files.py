@@ -124,6 +124,8 @@ def prepared_images(
                 leave_out(str(error), skip)
             else:
                 count += 1
+                for note in found.case.extra["notes"]:
+                    report(f"note: {found.source.id}: {note}")
                 yield found
             bar.update()
     if not count:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ssl3d import metrics, reference_scores
 from ssl3d.data import geometry, readers, store
+from ssl3d.data.pipeline import OUTSIDE
 from ssl3d.data.preparation.case import check_label_values, settings_of_dataset
 from ssl3d.downstream import predictor
 from ssl3d.downstream.predictor import Predictor
@@ -61,11 +62,20 @@ class Scored(NamedTuple):
 
     Attributes:
       spacing: of the grid, in mm.
+      known: bool [*S]: voxels that nobody annotated are False, and background in both maps.
     """
 
     prediction: np.ndarray
     truth: np.ndarray
     spacing: tuple[float, ...]
+    known: np.ndarray
+
+
+def _scored(prediction: np.ndarray, truth: np.ndarray, spacing: tuple[float, ...]) -> Scored:
+    known = np.asarray(truth) != OUTSIDE
+    if known.all():
+        return Scored(prediction, truth, spacing, known)
+    return Scored(np.where(known, prediction, 0), np.where(known, truth, 0), spacing, known)
 
 
 def choose_truth(
@@ -145,13 +155,13 @@ def predict_case(
     grid = geometry.source_grid(case)
     if truth == PREPARED or grid is None:
         prediction = predictor.label_map(trained, probabilities)
-        return Scored(prediction, np.asarray(store.load_label(dataset, case)), case.spacing)
+        return _scored(prediction, np.asarray(store.load_label(dataset, case)), case.spacing)
     prediction = predictor.to_source_grid(trained, probabilities, case)
     if truth == SOURCE and source is not None:
         label = source_truth(dataset, case, grid, source)
     else:
         label, _ = geometry.to_source(store.load_label(dataset, case), case)
-    return Scored(prediction, label, grid.spacing)
+    return _scored(prediction, label, grid.spacing)
 
 
 def score_cases(
@@ -172,14 +182,15 @@ def score_cases(
     confusion = np.zeros((size, size), np.int64)
     regions = regions_of(trained, dataset)
     for case in cases:
-        prediction, label, spacing = predict_case(trained, dataset, case, truth, source)
+        prediction, label, spacing, known = predict_case(trained, dataset, case, truth, source)
         scores = metrics.segmentation_scores(
             prediction, label, dataset.classes, spacing, regions, TOLERANCE
         )
         rows += [{"id": case.id, "subject": case.subject, **row} for row in scores]
         # Plane by plane, as counting converts the labels to int64.
-        for planes in zip(prediction, label, strict=True):
-            confusion += metrics.confusion_matrix(*planes, size)
+        for found, true, inside in zip(prediction, label, known, strict=True):
+            if inside.any():
+                confusion += metrics.confusion_matrix(found[inside], true[inside], size)
     return rows, confusion
 
 

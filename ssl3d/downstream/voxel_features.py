@@ -100,7 +100,8 @@ def fit_voxels(
     classes = len(dataset.classes)
     counts = np.zeros(classes, np.int64)
     for case in cases:
-        counts += np.bincount(np.ravel(store.load_label(dataset, case)), minlength=classes)
+        label = np.ravel(store.load_label(dataset, case))
+        counts += np.bincount(label[label != OUTSIDE], minlength=classes)
     weights = class_weights(counts)
     size = min(VOXELS, math.prod(config.data.crop))
     rng = np.random.default_rng(config.seed)

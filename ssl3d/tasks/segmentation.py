@@ -81,6 +81,7 @@ def place(
 
 def middle_of_labels(label: Integer[np.ndarray, "*S"]) -> Int[np.ndarray, " rank"]:
     """The middle voxel of the foreground's bounding box; of the image if there is none."""
+    label = np.where(label == OUTSIDE, 0, label)
     middle = []
     for axis in range(label.ndim):
         others = tuple(other for other in range(label.ndim) if other != axis)

@@ -157,7 +157,7 @@ def find_labels(given: Problem) -> Labelled | None:
             )
 
     def has_foreground(case: store.Case) -> bool:
-        return case.labelled and bool(store.load_label(dataset, case).any())
+        return case.labelled and bool(_foreground(store.load_label(dataset, case)).any())
 
     def has_grade(case: store.Case) -> bool:
         # The grade of a volume is not that of its slices.
@@ -169,6 +169,10 @@ def find_labels(given: Problem) -> Labelled | None:
         if fitted and scored:
             return Labelled(dataset, needs, fitted, scored)
     return None
+
+
+def _foreground(label: np.ndarray) -> np.ndarray:
+    return (label > 0) & (label != pipeline.OUTSIDE)
 
 
 def _first(
@@ -213,7 +217,7 @@ def read_windows(
         if config.rank < found.dataset.rank:
             axis = config.data.slice_axis
             others = tuple(other for other in range(label.ndim) if other != axis)
-            at = int(np.count_nonzero(label, axis=others).argmax())
+            at = int(np.count_nonzero(_foreground(label), axis=others).argmax())
             image, label = image.take(at, axis), label.take(at, axis)
         start = pipeline.crop_around(middle_of_labels(label), label.shape, size)
         own = pipeline.cut(label, start, size, outside=pipeline.OUTSIDE)

@@ -1,5 +1,6 @@
 import dataclasses
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -8,6 +9,7 @@ from scipy import ndimage
 
 from ssl3d import evaluate, metrics
 from ssl3d.data import store
+from ssl3d.data.pipeline import OUTSIDE
 from ssl3d.downstream import predictor, segmentation_scores
 from ssl3d.errors import UserError
 from tests.support.evaluating import AFFINE, SHAPE, assert_pictures, dice, read, run
@@ -199,3 +201,21 @@ def test_sources_without_the_labels_of_the_run_are_refused(scanned, scans, exact
     )
     with pytest.raises(UserError, match="prepare the data again"):
         run(scanned, f"--source={moved}")
+
+
+def test_voxels_that_nobody_annotated_count_for_nothing(monkeypatch):
+    truth = np.zeros((6, 6, 6), np.uint8)
+    truth[1:4, 1:4, 1:4] = 1
+    prediction = truth.copy()
+    prediction[5] = 1
+    truth[5] = OUTSIDE
+    scored = segmentation_scores._scored(prediction, truth, (1.0, 1.0, 1.0))
+    np.testing.assert_array_equal(scored.prediction, scored.truth)
+    assert not scored.known[5].any()
+    monkeypatch.setattr(segmentation_scores, "predict_case", lambda *_: scored)
+    monkeypatch.setattr(segmentation_scores, "regions_of", lambda *_: {})
+    dataset = store.Dataset(Path(), "", 3, ("a",), ("background", "organ"), "", ())
+    case = store.Case("c", "c", "test", (6, 6, 6), 1, (1, 1, 1), ())
+    rows, confusion = segmentation_scores.score_cases(None, dataset, [case], "")
+    assert rows[0]["dice"] == 1
+    assert confusion.tolist() == [[5 * 36 - 27, 0], [0, 27]]

@@ -237,3 +237,12 @@ def test_settings_that_do_not_fit_are_refused(tiny, overrides, message):
 def test_a_data_set_without_classes_is_refused(tiny):
     with pytest.raises(UserError, match="no classes"):
         tasks.build(tiny("segment3d"), tasks.Labels(("background",)))
+
+
+def test_voxels_that_nobody_annotated_attract_no_crop():
+    label = np.zeros((12, 12), np.uint8)
+    label[2:4, 2:4] = 1
+    label[8:] = pipeline.OUTSIDE
+    np.testing.assert_array_equal(segmentation.middle_of_labels(label), (2, 2))
+    label[:8] = 0
+    np.testing.assert_array_equal(segmentation.middle_of_labels(label), (6, 6))

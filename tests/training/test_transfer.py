@@ -244,3 +244,36 @@ def test_the_warm_up_must_end(tiny, pictures, pretrained, tmp_path):
     config = downstream(tiny, pictures, pretrained, "finetune", transfer__warmup_steps=3)
     with pytest.raises(UserError, match=r"config\.transfer\.warmup_steps=3"):
         loop.train(config, tmp_path)
+
+
+# A proxy task goes on from the weights of another pretraining.
+
+
+def test_a_pretraining_goes_on_from_another(tiny, pictures, pretrained, tmp_path, capsys):
+    config = tiny("rpl2d", pictures.path, init__encoder=str(pretrained), steps=1)
+    config.optimizer.learning_rate = 1e-12
+    config.optimizer.weight_decay = 0.0
+    loop.train(config, tmp_path / "run")
+    assert "arrays of the encoder loaded" in capsys.readouterr().out
+    _, variables = export.load_encoder(tmp_path / "run")
+    _, before = export.load_encoder(pretrained)
+    for name, leaf in flat(before["params"]).items():
+        np.testing.assert_allclose(flat(variables["params"])[name], leaf, atol=1e-6)
+
+
+def test_more_steps_are_another_run_from_the_weights(tiny, pictures, tmp_path):
+    loop.train(tiny("rpl2d", pictures.path, steps=1), tmp_path / "run")
+    with pytest.raises(UserError, match=r"steps=1, this one has 2: .*--config.init.encoder=.*run"):
+        loop.train(tiny("rpl2d", pictures.path, steps=2), tmp_path / "run")
+    longer = tiny("rpl2d", pictures.path, steps=2, init__encoder=str(tmp_path / "run"))
+    assert loop.train(longer, tmp_path / "longer")
+
+
+def test_a_run_of_a_version_without_the_key_goes_on(tiny, pictures, tmp_path):
+    config = tiny("rpl2d", pictures.path, steps=1)
+    assert loop.train(config, tmp_path / "run")
+    file = tmp_path / "run/config.json"
+    document = json.loads(file.read_text())
+    del document["init"]
+    file.write_text(json.dumps(document))
+    assert loop.train(config, tmp_path / "run")

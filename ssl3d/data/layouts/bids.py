@@ -29,7 +29,7 @@ def find(folder: Path, options: Options) -> Listing:
             key = (match["sub"], match["ses"] or "")
             sessions.setdefault(key, {}).setdefault(match["suffix"], []).append(path)
     modalities = options.modalities or _common_suffixes(list(sessions.values()))
-    labels = _labels(source, derivatives)
+    labels = {} if options.no_labels else _labels(source, derivatives)
     cases = []
     for (subject, session), found in sessions.items():
         name = f"sub-{subject}" + (f"_ses-{session}" if session else "")
@@ -62,7 +62,7 @@ def find(folder: Path, options: Options) -> Listing:
         name=folder.resolve().name,
         rank=3,
         modalities=tuple(modalities),
-        classes=options.classes or _classes(derivatives),
+        classes=options.classes or (None if options.no_labels else _classes(derivatives)),
     )
 
 

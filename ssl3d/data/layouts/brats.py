@@ -38,7 +38,7 @@ def find(folder: Path, options: Options) -> Listing:
     """Every folder that holds the four modalities. Raises `UserError`."""
     source = Source(folder, options.follow_links)
     names = {name: modality for modality, all_ in MODALITIES.items() for name in all_}
-    names |= dict.fromkeys(LABELS, "label")
+    names |= {} if options.no_labels else dict.fromkeys(LABELS, "label")
     folders: dict[Path, dict[str, list[Path]]] = {}
     for path in source.files(folder, VOLUME_SUFFIXES):
         what = names.get(re.split(r"[_-]", stem(path))[-1].lower())
@@ -81,7 +81,8 @@ def _classes(values: Mapping[Path, Iterable[int]]) -> dict[int, str]:
                 f"{path}: label value 4 beside 3, or in a case named as since 2023, is none of the "
                 "classes of BraTS 2018 to 2023 (2024: 4 is the resection cavity, in children "
                 "oedema); name them, e.g. --classes="
-                "'0:background,1:necrosis,2:oedema,3:enhancing tumour,4:resection cavity'"
+                "'0:background,1:necrosis,2:oedema,3:enhancing tumour,4:resection cavity', or "
+                "prepare the images alone, --no-labels"
             )
     return CLASSES
 

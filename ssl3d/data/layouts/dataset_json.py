@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ssl3d import documents
+from ssl3d.data.layouts.listing import Options
 from ssl3d.errors import UserError
 
 
@@ -27,6 +29,18 @@ def numbered(path: Path, document: dict[str, Any], key: str) -> tuple[str, ...]:
         ) from None
 
 
+def classes(
+    options: Options,
+    read: Callable[[Path, dict[str, Any]], dict[int, str]],
+    path: Path,
+    document: dict[str, Any],
+) -> dict[int, str] | None:
+    """The user's classes, else those that `read` finds; none where labels are left alone."""
+    if options.no_labels:
+        return None
+    return options.classes or read(path, document)
+
+
 def msd_classes(path: Path, document: dict[str, Any]) -> dict[int, str]:
     """{"0": "background", "1": "tumour"} -> label value -> name. Raises `UserError`."""
     try:
@@ -44,18 +58,18 @@ def nnunet_classes(path: Path, document: dict[str, Any]) -> dict[int, str]:
 
     Raises `UserError`.
     """
-    classes: dict[int, str] = {}
+    found: dict[int, str] = {}
     try:
         for name, value in document["labels"].items():
             if isinstance(value, list):
-                classes |= {v: f"label {v}" for v in map(_whole, value) if v not in classes}
+                found |= {v: f"label {v}" for v in map(_whole, value) if v not in found}
             else:
-                classes[_whole(value)] = str(name)
+                found[_whole(value)] = str(name)
     except documents.MALFORMED:
         raise UserError(
             f'{path}: "labels" is missing or not like {{"background": 0, "tumour": 1}}'
         ) from None
-    return classes
+    return found
 
 
 def _whole(value: Any) -> int:

@@ -36,7 +36,8 @@ def find(folder: Path, options: Options) -> Listing:
     source = Source(folder, options.follow_links)
     series = _find_series(source, folder, options.labels)
     wanted = _modality(source, [one.info.modality for one in series], options)
-    labels = {id_of(name): path for name, path in labels_below(source, options.labels).items()}
+    found = {} if options.no_labels else labels_below(source, options.labels)
+    labels = {id_of(name): path for name, path in found.items()}
     names = _names(source, series)
     cases = []
     for one, name in zip(series, names, strict=True):

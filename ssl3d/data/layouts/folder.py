@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import TypeGuard
 
 from ssl3d.data.layouts.listing import (
     LABEL_ENDING,
@@ -24,8 +25,8 @@ from ssl3d.errors import UserError
 
 # Names of label files and of folders of them, where no second tree holds the labels.
 LABEL_NAME = re.compile(
-    r"(.*[._ -])?(labels?|seg|segm|segmentations?|masks?|gt|ground[._ -]?truth|annotations?|roi|"
-    r"lesions?|tumou?r)([._ -]?\d+)?",
+    r"(.*[._ -])?(labels?|seg|segm|segmentations?|masks?|msk|gt|ground[._ -]?truth|annotations?)"
+    r"([._ -]?\d+)?",
     re.IGNORECASE,
 )
 LABEL_FOLDER = re.compile(
@@ -44,7 +45,7 @@ def find(folder: Path, options: Options) -> Listing:
     source = Source(folder, options.follow_links)
     pattern = None
     images, labels = folder, options.labels
-    if labels is not None and is_pattern(labels):
+    if is_pattern(labels):
         pattern, labels = str(labels), None
     elif labels is None and (folder / "images").is_dir() and (folder / "labels").is_dir():
         images, labels = folder / "images", folder / "labels"
@@ -58,7 +59,9 @@ def find(folder: Path, options: Options) -> Listing:
         pairs = _beside(source, files, options.images, pattern)
     else:
         files = [path for path in files if _matches(source, path, options.images)]
-        pairs = _in_two_trees(source, files, images, labels)
+        pairs = dict.fromkeys(files)
+        if not options.no_labels:
+            pairs = _in_two_trees(source, files, images, labels)
     cases = []
     for path, label in pairs.items():
         name = id_of(path.relative_to(images))
@@ -75,9 +78,11 @@ def find(folder: Path, options: Options) -> Listing:
     )
 
 
-def is_pattern(path: Path) -> bool:
+def is_pattern(path: Path | None) -> TypeGuard[Path]:
     """Whether an option names files by a pattern."""
-    return not path.is_dir() and any(letter in str(path) for letter in "*?[")
+    if path is None or path.is_dir():
+        return False
+    return bool(suffix(path)) or any(letter in str(path) for letter in "*?[")
 
 
 def _matches(source: Source, path: Path, pattern: str | None) -> bool:
@@ -132,6 +137,8 @@ def _beside(
     if images is None:
         taken = set(maps)
         chosen = [path for path in files if path not in taken]
+        if not chosen and labels is None:
+            chosen, maps = maps, []  # a collection of such names has no others
         if labels is not None:
             named = [path for path in chosen if _is_called_label(source, path)]
             for path in named:
@@ -149,7 +156,7 @@ def _beside(
         if owner is None:
             source.note(
                 path,
-                "left out: named like a label, without an image beside it; if it is an image, say "
+                "left out: named like a label, without an image to it; if it is an image, say "
                 "--images=PATTERN",
             )
         else:
@@ -177,34 +184,43 @@ def _is_called_label(source: Source, path: Path) -> bool:
 
 
 def _owners(images: Sequence[Path], labels: Sequence[Path]) -> dict[Path, Path]:
-    """Label -> its image: of the nearest folder above, by the longest common name, else alone."""
+    """Label -> its image.
+
+    In the same folder, or the nearest above: the one that its name continues, else the only one of
+    its numbers, else the only one. Else the only one of its name, in whatever folder.
+    """
     by_folder: dict[Path, list[Path]] = defaultdict(list)
+    by_name: dict[str, list[Path]] = defaultdict(list)
     for path in images:
         by_folder[path.parent].append(path)
+        by_name[name_of(Path(path.name))].append(path)
     owners = {}
     for label in labels:
-        for place in label.parents:
-            candidates = by_folder.get(place)
-            if candidates:
-                named = [path for path in candidates if _belongs(label, path)]
-                if named:
-                    owners[label] = max(named, key=lambda path: len(stem(path)))
-                elif len(candidates) == 1 and not _names_another(label, candidates[0]):
-                    owners[label] = candidates[0]
+        near = next((by_folder[place] for place in label.parents if place in by_folder), [])
+        name = name_of(Path(LABEL_ENDING.sub("", stem(label)) + suffix(label)))
+        for candidates in (
+            _longest([path for path in near if _continues(label, path)]),
+            [path for path in near if _numbers(path) == _numbers(label) != []],
+            near if len(near) == 1 and not (_numbers(label) and _numbers(near[0])) else [],
+            by_name.get(name, []),
+        ):
+            if len(candidates) == 1:
+                owners[label] = candidates[0]
                 break
     return owners
 
 
-def _belongs(label: Path, image: Path) -> bool:
-    """Whether a label is called like an image, with an ending or, below it, alike."""
-    own, other = stem(label), stem(image)
-    bare = LABEL_ENDING.sub("", own)
+def _continues(label: Path, image: Path) -> bool:
+    """Whether a label is called like an image, apart from an ending."""
+    own, other = name_of(Path(label.name)), name_of(Path(image.name))
     # nnU-Net numbers the channels of an image, not its label.
-    return bare in (other, re.sub(r"_\d{4}$", "", other)) or own.startswith(f"{other}_")
+    other = re.sub(r"_0000$", "", other)
+    return own == other or (own.startswith(other) and own[len(other)] in "._- ")
 
 
-def _names_another(label: Path, image: Path) -> bool:
-    """Whether the names of both are of a case, but of different ones: p1_seg beside p2."""
-    bare = LABEL_ENDING.sub("", stem(label))
-    digits = re.findall(r"\d+", stem(image))
-    return bare != stem(label) and bool(digits) and re.findall(r"\d+", bare) != digits
+def _longest(images: list[Path]) -> list[Path]:
+    return [max(images, key=lambda path: len(stem(path)))] if images else []
+
+
+def _numbers(path: Path) -> list[str]:
+    return re.findall(r"\d+", stem(path))

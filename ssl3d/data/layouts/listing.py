@@ -7,22 +7,13 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NoReturn, TypeVar
 
-from ssl3d.data.readers import (
-    PICTURE_SUFFIXES,
-    UNREADABLE,
-    VOLUME_SUFFIXES,
-    companions,
-    stem,
-    suffix,
-)
+from ssl3d.data.layouts.source import Problem, Source
+from ssl3d.data.readers import PICTURE_SUFFIXES, VOLUME_SUFFIXES, companions, stem
 from ssl3d.data.readers.checks import LARGEST_LABEL
 from ssl3d.errors import UserError
-
-K = TypeVar("K")
 
 # Usual endings of the names of label files.
 LABEL_ENDING = re.compile(r"[._-](label|labels|seg|segmentation|mask|gt)$", re.IGNORECASE)
@@ -61,14 +52,6 @@ class SourceCase:
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
-    """The name of a case, file or folder, and what is wrong with it in one line."""
-
-    name: str
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Listing:
     """The contents of a source folder.
 
@@ -97,14 +80,6 @@ class Listing:
     classes_from: Callable[[Mapping[Path, Iterable[int]]], dict[int, str]] | None = None
 
 
-class ListingError(UserError):
-    """A fault of the whole source, with what was found in its files before."""
-
-    def __init__(self, message: str, problems: Sequence[Problem], notes: Sequence[Problem]) -> None:
-        super().__init__(message)
-        self.problems, self.notes = tuple(problems), tuple(notes)
-
-
 @dataclasses.dataclass(frozen=True)
 class Options:
     """The user's options for a layout.
@@ -119,6 +94,7 @@ class Options:
       kind: "CT", "MR" or "" where the recipe does not tell (`dicom`).
       rank: 2 or 3 by the recipe; None where it is not given (`folder`).
       follow_links: whether links may lead out of the source.
+      no_labels: whether to leave labels and their faults alone.
     """
 
     labels: Path | None = None
@@ -130,123 +106,7 @@ class Options:
     kind: str = ""
     rank: int | None = None
     follow_links: bool = True
-
-
-class Source:
-    """A source folder and the problems found in it so far."""
-
-    def __init__(self, folder: Path, follow_links: bool = True) -> None:
-        self.folder = folder
-        self.follow_links = follow_links
-        self.root = folder.resolve()
-        self.problems: list[Problem] = []
-        self.notes: list[Problem] = []
-        self.ambiguous: set[Path] = set()
-
-    def problem(self, name: object, reason: str) -> None:
-        """Records a file that cannot be used, once."""
-        problem = Problem(str(name), reason)
-        if problem not in self.problems:
-            self.problems.append(problem)
-
-    def note(self, name: object, reason: str) -> None:
-        """Records a remark, once."""
-        note = Problem(str(name), reason)
-        if note not in self.notes:
-            self.notes.append(note)
-
-    def refuse(self, message: str) -> NoReturn:
-        """Raises the error about the whole source, with the problems found so far."""
-        raise ListingError(f"{self.folder}: {message}", self.problems, self.notes)
-
-    def holding(self, folder: Path) -> Source:
-        """This source if `folder` lies inside it, else a new one that shares the problems."""
-        if folder.is_relative_to(self.folder):
-            return self
-        other = Source(folder, self.follow_links)
-        other.problems, other.notes, other.ambiguous = self.problems, self.notes, self.ambiguous
-        return other
-
-    def inside(self, path: Path) -> bool:
-        """Whether the path exists inside the source; if not, a problem.
-
-        Links may lead anywhere, unless the user says no: whoever puts a data set together from
-        links means their targets. A path that a file of the source names may not.
-        """
-        reason = self._why_unusable(path)
-        if reason:
-            self.problem(path, reason)
-        return reason is None
-
-    def _why_unusable(self, path: Path) -> str | None:
-        if not Path(os.path.normpath(path)).is_relative_to(self.folder):
-            return "leaves the source folder; copy the file into it"
-        if not self.follow_links and not self._resolved(path).is_relative_to(self.root):
-            return "a link that leaves the source folder; add --follow-links, or copy the file"
-        if os.path.isfile(path) or os.path.isdir(path):
-            return None
-        if os.path.exists(path):  # a pipe: reading it would block forever
-            return "not a file; remove it"
-        what = "a broken link" if os.path.islink(path) else "no such file"
-        return f"{what}; restore the file"
-
-    def _resolved(self, path: Path) -> Path:
-        try:
-            return path.resolve()
-        except (OSError, RuntimeError, ValueError):  # a link to itself, a NUL in the name
-            return path
-
-    def put(self, found: dict[K, Path], key: K, path: Path) -> None:
-        """Sets `found[key]`; a second file for a key is a problem and excludes the case."""
-        if key in found:
-            self.problem(path, f"a duplicate of {found[key].name}; keep one of them")
-            self.ambiguous.add(found[key])
-        found.setdefault(key, path)
-
-    def files(self, folder: Path, suffixes: Sequence[str] | None = None) -> Iterator[Path]:
-        """All files below `folder`, sorted, without hidden ones; links are followed.
-
-        Images of formats that no reader knows are noted.
-
-        Args:
-          folder: the root of the search.
-          suffixes: of the files wanted (see `readers.suffix`); None for all files.
-        """
-        seen: set[Path] = set()
-        for root, folders, names in os.walk(folder, onerror=self._unreadable, followlinks=True):
-            visible = (Path(root, name) for name in sorted(folders) if not name.startswith("."))
-            folders[:] = [path.name for path in visible if self._enters(path, seen)]
-            for name in sorted(names):
-                path = Path(root, name)
-                # macOS adds a "._" file beside every file of an archive.
-                if name.startswith("."):
-                    continue
-                if suffixes and suffix(path) not in suffixes:
-                    ending = next((e for e in UNREADABLE if name.lower().endswith(e)), None)
-                    if ending:
-                        self.note(path, f"left out: {UNREADABLE[ending]}; convert it to NIfTI")
-                elif self.inside(path):
-                    yield path
-
-    def _enters(self, path: Path, seen: set[Path]) -> bool:
-        """Whether to look into a folder: any, or a link that leads out of the source, once."""
-        if not path.is_symlink():
-            return True
-        if not self.inside(path):
-            return False
-        target = path.resolve()
-        # The files of a linked folder inside the source are found under their own path.
-        if target in seen or target.is_relative_to(self.root) or self.root.is_relative_to(target):
-            return False
-        seen.add(target)
-        return True
-
-    def _unreadable(self, error: OSError) -> None:
-        self.problem(error.filename, f"cannot be read ({error.strerror})")
-
-    def relative(self, path: Path) -> str:
-        """The path below the source, for names and messages."""
-        return path.relative_to(self.folder).as_posix()
+    no_labels: bool = False
 
 
 def class_indices(values: dict[int, str] | None) -> dict[int, int]:
@@ -326,6 +186,9 @@ def finish(
         hint = f" (left out: {Path(first.name).name} and others, see above)" if first else ""
         source.refuse(f"no cases found{hint}; is --layout the right one?")
     classes = options.classes or classes
+    if options.no_labels:
+        kept = [dataclasses.replace(case, label=None) for case in kept]
+        classes = None if not any(case.grade is not None for case in kept) else classes
     for value, class_name in (classes or {}).items():
         if not 0 <= value <= LARGEST_LABEL:
             source.refuse(

@@ -28,16 +28,17 @@ def find(folder: Path, options: Options) -> Listing:
                 source.problem(file, f'an entry of "{key}" names no image: {json.dumps(entry)}')
                 continue
             image = folder / entry["image"]
-            label = folder / entry["label"] if isinstance(entry.get("label"), str) else None
+            labelled = isinstance(entry.get("label"), str)
+            label = folder / entry["label"] if labelled else None
             listed |= {image, label} if label else {image}
             if not source.inside(image):
                 continue
-            if label and not source.inside(label):
+            if options.no_labels or (label and not source.inside(label)):
                 label = None
             if suffix(image) not in VOLUME_SUFFIXES:
                 source.problem(image, f"none of {', '.join(VOLUME_SUFFIXES)}; convert the file")
                 continue
-            if key == "training" and not isinstance(entry.get("label"), str):
+            if key == "training" and not labelled and not options.no_labels:
                 source.note(image, "no label; used as unlabelled")
             cases.append(SourceCase(stem(image), stem(image), ((image,),), label))
     for path in source.files(folder, VOLUME_SUFFIXES):
@@ -50,6 +51,6 @@ def find(folder: Path, options: Options) -> Listing:
         splits_by="case",
         name=str(document.get("name", folder.name)),
         rank=3,
-        modalities=dataset_json.numbered(file, document, "modality"),
-        classes=dataset_json.msd_classes(file, document),
+        modalities=options.modalities or dataset_json.numbered(file, document, "modality"),
+        classes=dataset_json.classes(options, dataset_json.msd_classes, file, document),
     )

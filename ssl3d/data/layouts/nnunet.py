@@ -21,7 +21,7 @@ def find(folder: Path, options: Options) -> Listing:
     source = Source(folder, options.follow_links)
     file = folder / "dataset.json"
     document = dataset_json.read_json(file)
-    modalities = dataset_json.numbered(file, document, "channel_names")
+    modalities = options.modalities or dataset_json.numbered(file, document, "channel_names")
     ending = document.get("file_ending", ".nii.gz")
     known = VOLUME_SUFFIXES + PICTURE_SUFFIXES
     if suffix(Path(f"x{ending}")) not in known:
@@ -29,7 +29,7 @@ def find(folder: Path, options: Options) -> Listing:
     pictures = suffix(Path(f"x{ending}")) in PICTURE_SUFFIXES
     suffixes = PICTURE_SUFFIXES if pictures else VOLUME_SUFFIXES
     labels: dict[str, Path] = {}
-    if (folder / "labelsTr").is_dir():
+    if (folder / "labelsTr").is_dir() and not options.no_labels:
         for path in source.files(folder / "labelsTr", suffixes):
             source.put(labels, stem(path), path)
     cases: list[SourceCase] = []
@@ -59,7 +59,7 @@ def find(folder: Path, options: Options) -> Listing:
                 extra = paths[max(paths)]
                 source.problem(extra, f"dataset.json names only {len(modalities)} channels")
                 continue
-            if part == "imagesTr" and label is None:
+            if part == "imagesTr" and label is None and not options.no_labels:
                 source.note(name, "no label in labelsTr; used as unlabelled")
             images = tuple((paths[i],) for i in range(count))
             cases.append(SourceCase(name, name, images, label))
@@ -73,5 +73,5 @@ def find(folder: Path, options: Options) -> Listing:
         name=re.sub(r"Dataset\d+_", "", str(document.get("name", folder.name))),
         rank=2 if pictures else 3,
         modalities=modalities,
-        classes=dataset_json.nnunet_classes(file, document),
+        classes=dataset_json.classes(options, dataset_json.nnunet_classes, file, document),
     )

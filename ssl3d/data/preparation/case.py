@@ -131,7 +131,7 @@ def prepare_arrays(case: SourceCase, settings: PreparationSettings) -> Prepared:
         image[_read_on_grid(case.mask, grid, case) == 0] = 0
 
     recipe = settings.recipe
-    with _naming(case):
+    with _naming(case, notes):
         found = find_foreground(image, recipe.foreground)
     mask = found.mask
     counts = [None if label is None else _counts(label, settings.classes)]
@@ -162,7 +162,7 @@ def prepare_arrays(case: SourceCase, settings: PreparationSettings) -> Prepared:
         label = geometry.resample(label, grid.affine, target, "nearest")
     counts.append(None if label is None else _counts(label, settings.classes))
     notes += _losses(cropped["foreground"], counts, settings.values)
-    with _naming(case):
+    with _naming(case, notes):
         box = bounding_box(mask)
         scaling = recipes.scaling(image, mask, recipe)
         _check_window(image, recipe)
@@ -362,12 +362,13 @@ def check_label_values(path: Path, found: Iterable[int], values: dict[int, int])
 
 
 @contextlib.contextmanager
-def _naming(case: SourceCase) -> Iterator[None]:
-    """Prefixes errors about the voxels with the first file of the case."""
+def _naming(case: SourceCase, notes: Sequence[str]) -> Iterator[None]:
+    """Adds the first file of the case to errors about the voxels, and the notes on it."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"{case.images[0][0]}: {error}") from None
+        why = "; ".join([str(error), *notes])
+        raise UserError(f"{case.images[0][0]}: {why}") from None
 
 
 def _check_window(image: np.ndarray, recipe: Recipe) -> None:

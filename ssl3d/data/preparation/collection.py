@@ -11,6 +11,7 @@ from ssl3d.data import store
 from ssl3d.data.layouts import list_cases
 from ssl3d.data.layouts import listing as listings
 from ssl3d.data.layouts.listing import Listing, Problem, SourceCase
+from ssl3d.data.layouts.source import ListingError
 from ssl3d.data.preparation import overview, progress, sizing, splits
 from ssl3d.data.preparation.case import PreparationSettings, prepare_case
 from ssl3d.data.preparation.options import PreparationOptions, choose_recipe
@@ -38,12 +39,10 @@ def prepare(options: PreparationOptions) -> None:
     recipe = choose_recipe(options, listing)
     split_file = splits.read_split_file(options.splits) if options.splits else None
     if split_file:
+        split_file = splits.by_id(split_file, listing)
         told = len(listing.notes)
         listing = splits.check_split_file(listing, split_file)
         overview.print_notes(listing.notes[told:])
-    if options.no_labels:
-        cases = [dataclasses.replace(case, label=None) for case in listing.cases]
-        listing = dataclasses.replace(listing, cases=tuple(cases))
     listing = sizing.complete(listing, recipe.rank, options.workers)
     settings = sizing.settings_for(listing, recipe, options.source.resolve(), options.output)
     if options.dry_run:
@@ -111,11 +110,12 @@ def _listing(options: PreparationOptions) -> Listing:
                 subject_pattern=options.subject_pattern,
                 images=options.images,
                 follow_links=options.follow_links,
+                no_labels=options.no_labels,
                 kind="" if recipe is None else recipe.kind,
                 rank=None if recipe is None else recipe.rank,
             ),
         )
-    except listings.ListingError as error:
+    except ListingError as error:
         overview.print_notes(error.notes)
         overview.print_problems(error.problems, options.on_error)
         raise

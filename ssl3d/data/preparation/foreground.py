@@ -121,7 +121,7 @@ def _share(bright: np.ndarray, mask: np.ndarray) -> float:
     """The share of `bright` in the bounding box of `mask`; 1 if there is nothing."""
     if not mask.any():
         return 1.0
-    return float(bright[_slices(mask)].sum() / bright.sum())
+    return float(bright[_slices(mask)].sum()) / float(bright.sum())
 
 
 def _brighter(image: np.ndarray, thresholds: list[float]) -> np.ndarray:
@@ -185,10 +185,11 @@ def _largest_component(mask: np.ndarray, share: float = 1.0) -> np.ndarray:
     parts = np.zeros(coarse.shape, np.int32)
     if ndimage.label(coarse, output=parts) == 0:  # empty, or specks between the samples
         return mask
-    sizes = np.bincount(parts.ravel())
+    sizes: np.ndarray = np.bincount(parts.ravel())
     sizes[0] = 0
     chosen = sizes >= share * sizes.max()
-    chosen[sizes.argmax() + 1 :] &= share < 1  # one of two equally large ones
+    if share == 1:
+        chosen[int(np.argmax(sizes)) + 1 :] = False  # one of two equally large ones
     largest = chosen[parts]
     # One coarse voxel more on each side, for the voxels between the samples.
     largest = ndimage.binary_dilation(largest, np.ones((3,) * mask.ndim))

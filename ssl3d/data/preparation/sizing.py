@@ -74,7 +74,7 @@ def complete(listing: Listing, rank: int, workers: int) -> Listing:
         if len(values) > MAX_CLASSES:
             raise UserError(
                 f"the labels hold {len(values)} different values: are they images? "
-                "Name the values with --classes"
+                "Name the values with --classes, or prepare the images alone, --no-labels"
             )
         if listing.classes_from is not None:
             names = listing.classes_from(by_label)
@@ -82,8 +82,8 @@ def complete(listing: Listing, rank: int, workers: int) -> Listing:
             names = {0: "background"} | {v: f"label {v}" for v in sorted(values) if v != 0}
         listing = dataclasses.replace(listing, classes=names)
     if listing.modalities is None:
-        names = _channel_names(listing, workers if len(listing.cases) > FEW_CASES else 1)
-        listing = dataclasses.replace(listing, modalities=names)
+        workers = workers if len(listing.cases) > FEW_CASES else 1
+        listing = dataclasses.replace(listing, modalities=_channel_names(listing, workers))
     return listing
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ssl3d import documents
 from ssl3d.data import store
-from ssl3d.data.layouts.listing import Listing, Problem, SourceCase
+from ssl3d.data.layouts.listing import Listing, Problem, SourceCase, id_of
 from ssl3d.errors import UserError
 
 # Subjects in val, beyond which validation needs none of the unlabelled ones.
@@ -163,6 +163,16 @@ def _csv_pairs(path: Path, text: str) -> list[tuple[str, str]]:
         return [((row[key] or "").strip(), (row["split"] or "").strip()) for row in rows]
     except csv.Error as error:
         raise UserError(f"{path}: the split file cannot be read ({error})") from None
+
+
+def by_id(file: SplitFile, listing: Listing) -> SplitFile:
+    """The user's splits with names as the files have them replaced by the ids made of these."""
+    known = {name for case in listing.cases for name in (case.id, case.subject)}
+    splits = {
+        id_of(name) if name not in known and id_of(name) in known else name: split
+        for name, split in file.splits.items()
+    }
+    return file._replace(splits=splits)
 
 
 def check_split_file(listing: Listing, file: SplitFile) -> Listing:

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     # Imported by the functions of the other process alone: it loads slowly.
     import SimpleITK as sitk
 
+IMAGE_IO = {
+    ".nrrd": "NrrdImageIO",
+    ".nhdr": "NrrdImageIO",
+    ".mha": "MetaImageIO",
+    ".mhd": "MetaImageIO",
+}
+
 
 def read_header(path: Path, rank: int) -> tuple[tuple[int, ...], int, np.ndarray]:
     """(shape (*S), channels, affine [4, 4]) from the header alone. Raises `UserError`."""
@@ -62,6 +69,8 @@ def _reader(path: Path) -> sitk.ImageFileReader:
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
+    # Told, as it does not know endings in capitals.
+    reader.SetImageIO(IMAGE_IO[path.suffix.lower()])
     with reporting(path):
         reader.ReadImageInformation()
     return reader

@@ -150,7 +150,8 @@ def _lines(head: bytes, last: bytes) -> tuple[list[str], int]:
     Args:
       last: how the last line begins; empty where an empty line ends the header.
     """
-    lines, at = [], 0
+    lines: list[str] = []
+    at = 0
     while at < len(head):
         end = head.find(b"\n", at)
         line = head[at : end if end >= 0 else len(head)]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -15,6 +17,13 @@ from ssl3d.data.readers.checks import check_affine, read_bytes, reporting, split
 from ssl3d.errors import UserError
 
 SUFFIXES = (".hdr", ".mgz", ".mgh")
+# Image class, offset of its magic string, the string.
+PAIRS = (
+    (nib.Nifti1Pair, 344, b"ni1\0"),
+    (nib.Nifti2Pair, 4, b"ni2\0\r\n\x1a\n"),
+)
+# Bytes of an Analyze header, its first field, in either byte order.
+ANALYZE_SIZE = 348
 # nibabel repairs headers aloud, in lines that name no file; the checks here are the readers' own.
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
@@ -63,11 +72,11 @@ def read_notes(path: Path) -> list[str]:
     return []
 
 
-def _open(path: Path) -> nib.spatialimages.SpatialImage:
+def _open(path: Path) -> Any:
     read_bytes(path, 1)
     with reporting(path):
         if path.suffix.lower() != ".hdr":
-            image = nib.MGHImage.from_filename(path)
+            image: Any = nib.MGHImage.from_filename(path)
             data, ratio = path, inflate.DEFLATE_LIMIT if path.suffix.lower() == ".mgz" else 1
         else:
             found = data_file(path)
@@ -75,7 +84,7 @@ def _open(path: Path) -> nib.spatialimages.SpatialImage:
                 raise UserError(f"{path}: its data, {path.stem}.img, are missing; copy both files")
             data, ratio = found, 1
             read_bytes(data, 1)
-            image = nib.load(path)
+            image = _open_pair(path, data)
         dtype = image.get_data_dtype()
     if dtype.fields or dtype.kind not in "iuf":
         raise UserError(f"{path}: values of type {dtype} are not real numbers; convert the file")
@@ -92,7 +101,25 @@ def _open(path: Path) -> nib.spatialimages.SpatialImage:
     return image
 
 
-def _affine(path: Path, image: nib.spatialimages.SpatialImage) -> np.ndarray:
+def _open_pair(path: Path, data: Path) -> Any:
+    head = read_bytes(path, 540)
+    kind: Any = next(
+        (kind for kind, at, magic in PAIRS if head[at : at + len(magic)] == magic), None
+    )
+    if kind is None:
+        if len(head) < ANALYZE_SIZE or ANALYZE_SIZE.to_bytes(4, sys.byteorder) not in (
+            head[:4],
+            head[3::-1],
+        ):
+            raise UserError(f"{path}: neither a NIfTI nor an Analyze header")
+        kind = nib.Spm2AnalyzeImage
+    names = {"header": path, "image": data, "mat": path.with_suffix(".mat")}
+    return kind.from_file_map(
+        {name: nib.FileHolder(str(names[name])) for name, _ in kind.files_types if name in names}
+    )
+
+
+def _affine(path: Path, image: Any) -> np.ndarray:
     with reporting(path):
         if isinstance(image.header, nib.Nifti1Header):
             return nifti_geometry.affine(path, image.header)

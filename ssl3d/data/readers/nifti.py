@@ -61,7 +61,7 @@ def read(path: Path, rank: int, as_label: bool = False) -> tuple[np.ndarray, np.
     affine = _affine(path, header)
     shape, channels = split_channels(path, header.get_data_shape(), rank)
     dtype = _dtype(path, header)
-    offset = nifti_geometry.offset(header, int(header.sizeof_hdr))
+    offset = nifti_geometry.offset(header)
     count = math.prod(shape) * channels
     _check_size(path, count, dtype.itemsize, offset)
     data = inflate.content(path, offset + count * dtype.itemsize)

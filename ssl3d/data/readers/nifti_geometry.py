@@ -57,10 +57,12 @@ def scale(header: nib.Nifti1Header) -> tuple[float, float]:
     return slope, intercept if math.isfinite(intercept) else 0.0
 
 
-def offset(header: nib.Nifti1Header, least: int) -> int:
-    """The first byte of the voxels, at least `least`."""
+def offset(header: nib.Nifti1Header) -> int:
+    """The first byte of the voxels in a file that holds both."""
     found = float(header["vox_offset"])
-    return max(int(found), least) if math.isfinite(found) else least
+    if not math.isfinite(found):
+        return int(header.single_vox_offset)
+    return max(int(found), int(header.sizeof_hdr))
 
 
 def notes(header: nib.Nifti1Header) -> list[str]:
@@ -78,9 +80,10 @@ def notes(header: nib.Nifti1Header) -> list[str]:
     used = "sform" if sform is not None and valid[0] is sform else "qform"
     if sform is not None and used == "qform":
         found.append("the sform in the header is no transform; the qform is used")
-    if qform is not None and used == "sform" and not is_affine(qform):
-        found.append("the qform in the header is no transform; the sform is used")
     spacing, stored = spacing_of(valid[0]), _spacing(header)
+    spaced = all(math.isfinite(step) and step > 0 for step in stored)
+    if spaced and qform is not None and used == "sform" and not is_affine(qform):
+        found.append("the qform in the header is no transform; the sform is used")
     if not np.allclose(spacing, stored, rtol=SPACING_TOLERANCE):
         found.append(
             f"the {used} says voxels of {_times(spacing)} mm, pixdim {_times(stored)} mm; the "

@@ -21,18 +21,22 @@ LEAST_SLAB = 4
 class Slice(Protocol):
     """What is needed of a `dicom.Frame`."""
 
-    path: Path
-    position: np.ndarray
-    digits: np.ndarray
-    directions: np.ndarray
+    @property
+    def path(self) -> Path: ...
+    @property
+    def position(self) -> np.ndarray: ...
+    @property
+    def digits(self) -> np.ndarray: ...
+    @property
+    def directions(self) -> np.ndarray: ...
 
 
 def last_digits(numbers: Iterable[object]) -> np.ndarray:
-    """The last digit that is written of each number: [0.1, 1] for ["3.5", "4"]."""
+    """The last digit of each number as it is written: [0.1, 1] for ["3.5", "4.0"]."""
     found = []
     for number in numbers:
         text = str(getattr(number, "original_string", number)).strip().lower()
-        decimals = len(text.partition(".")[2])
+        decimals = len(text.partition(".")[2].rstrip("0"))
         found.append(0.0 if "e" in text or decimals > MOST_DECIMALS else 10.0**-decimals)
     return np.array(found)
 
@@ -61,8 +65,10 @@ def regular(places: np.ndarray, rounded: float) -> bool:
         return True
     numbers = np.arange(len(places))
     rest = places - np.polyval(np.polyfit(numbers, places, 1), numbers)
-    # The best line has its largest deviations on both sides; this one is near it.
-    return bool(np.ptp(rest) / 2 <= min(1.1 * rounded, 0.2 * usual))
+    # The best line has its largest deviations on both sides; this one is near it. With a slice
+    # missing they are a quarter of a step at least.
+    step = float(places[-1] - places[0]) / (len(places) - 1)
+    return bool(np.ptp(rest) / 2 <= min(1.1 * rounded, 0.24 * step))
 
 
 def steps(places: np.ndarray) -> list[float]:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pytest
+
+from ssl3d.data import store
+from ssl3d.errors import UserError
 from tests.support import source_files as files
 from tests.support.listings import listed
 
@@ -50,3 +55,33 @@ def test_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "BraTS2021_00002")
     (case,) = listed("brats", Path(".")).cases
     assert case.id == "BraTS2021_00002"
+
+
+@pytest.mark.parametrize(
+    ("case", "values"),
+    [
+        ("BraTS-GLI-02405-100", (1, 2, 3, 4)),  # 2024: 4 is the resection cavity
+        ("BraTS-PED-00003-000", (1, 4)),  # 2024: 4 is oedema
+        ("BraTS20_Training_001", (1, 3, 4)),
+    ],
+)
+def test_label_maps_of_another_year_are_refused(tmp_path, case, values):
+    folder = files.write_brats(tmp_path / "source")
+    old = folder / "BraTS-GLI-00003-000" if "-" in case else folder / "BraTS20_Training_001"
+    if old.name != case:
+        for path in list(old.iterdir()):
+            path.rename(path.with_name(path.name.replace(old.name, case)))
+        old = old.rename(old.with_name(case))
+    label = files.segmentation()
+    label[9, 9, 7 : 7 + len(values)] = values
+    (path,) = old.glob("*seg.nii*")
+    path.unlink()
+    files.write_nifti(path, label)
+    options = ["--recipe=brats", "--size=24"]
+    with pytest.raises(UserError, match=f"{case}.*value 4.*--classes='0:background"):
+        files.prepared(folder, tmp_path / "out", "brats", *options)
+    classes = "--classes=0:background,1:necrosis,2:oedema,3:enhancing tumour,4:resection cavity"
+    dataset = files.prepared(folder, tmp_path / "out", "brats", *options, classes)
+    assert dataset.classes[3:] == ("enhancing tumour", "resection cavity")
+    found = next(found for found in dataset.cases if found.id == case)
+    assert np.asarray(store.load_label(dataset, found)).max() >= 3

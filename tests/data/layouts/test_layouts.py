@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from ssl3d.data.layouts import LAYOUTS
@@ -28,6 +30,26 @@ def test_an_empty_or_missing_folder_is_one_line(layout, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty"):
         listed(layout, tmp_path / "empty")
+
+
+@pytest.mark.parametrize("layout", sorted(set(LAYOUTS) - {"dicom", "images", "ukb"}))
+def test_labels_can_be_left_alone_with_all_their_faults(layout, tmp_path):
+    folder = files.WRITERS[layout](tmp_path / "source")
+    whole = listed(layout, folder)
+    assert any(case.label for case in whole.cases)
+    for case in whole.cases:
+        if case.label:
+            case.label.rename(case.label.with_name(f"x{case.label.name}"))
+    for path in folder.rglob("*dseg.tsv"):
+        path.write_text("none")
+    document = folder / "dataset.json"
+    if document.exists():
+        document.write_text(json.dumps(json.loads(document.read_text()) | {"labels": "none"}))
+    listing = listed(layout, folder, no_labels=True)
+    assert listing.problems == ()
+    assert not any(case.label for case in listing.cases)
+    assert [case.id for case in listing.cases] == [case.id for case in whole.cases]
+    assert listing.classes is None
 
 
 @pytest.mark.parametrize("layout", sorted(set(LAYOUTS) - {"msd", "nnunet"}))

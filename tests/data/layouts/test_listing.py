@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 
 import pytest
+from PIL import Image
 
 from ssl3d.data.layouts.listing import id_of
 from ssl3d.errors import UserError
@@ -51,3 +53,47 @@ def test_links_inside_the_source_and_broken_links(tmp_path):
     reasons = {p.name.rsplit("/", 1)[-1]: p.reason for p in listing.problems}
     assert "broken link" in reasons["nothing.nii.gz"]
     assert "link" in reasons["loop.nii.gz"]
+
+
+def test_linked_folders_are_read_once(tmp_path):
+    store = files.write_folder(tmp_path / "store")
+    source = tmp_path / "subset"
+    source.mkdir()
+    (source / "a").symlink_to(store / "images/site0")
+    (source / "again").symlink_to(store / "images/site0")
+    (source / "up").symlink_to(tmp_path)  # would be endless
+    listing = listed("folder", source)
+    assert [case.id for case in listing.cases] == ["a-scan0", "a-scan2"]
+    assert not listing.problems
+    assert listed("folder", source, follow_links=False).problems
+
+
+def test_problems_are_printed_before_any_other_error(tmp_path, capsys):
+    source = files.write_folder(tmp_path / "source")
+    (source / "images/nothing.nii.gz").symlink_to(source / "gone.nii.gz")
+    (source / "images/x.mnc").write_bytes(b"\0")
+    with pytest.raises(UserError, match="modality of these images is unknown"):
+        files.prepared(source, tmp_path / "out", "folder")
+    told = capsys.readouterr().err
+    assert "nothing.nii.gz: a broken link" in told
+    assert "x.mnc: left out: MINC" in told
+    Image.fromarray(files.fundus(0)).save(source / "images/x.png")
+    with pytest.raises(UserError, match="holds volumes"):
+        files.prepared(source, tmp_path / "out", "folder")
+    assert "nothing.nii.gz: a broken link" in capsys.readouterr().err
+    dicom = files.write_dicom(tmp_path / "dicom")
+    (dicom / "b/c/notes.dcm").write_text("x" * 300)
+    with pytest.raises(UserError, match="--window"):
+        files.prepared(dicom, tmp_path / "out", "dicom", "--window=5,1")
+    assert "notes.dcm: not a DICOM file" in capsys.readouterr().err
+
+
+def test_a_split_file_may_use_the_names_of_the_files(tmp_path):
+    names = ("Müller", "张三", "b")
+    for i, name in enumerate(names):
+        files.write_nifti(tmp_path / f"source/{name}.nii.gz", files.scan(i))
+    splits = {"train": ["Müller", "b"], "val": ["张三"]}
+    (tmp_path / "s.json").write_text(json.dumps(splits, ensure_ascii=False), encoding="utf-8")
+    options = ["--recipe=mr", f"--splits={tmp_path / 's.json'}"]
+    dataset = files.prepared(tmp_path / "source", tmp_path / "out", "folder", *options)
+    assert {case.id for case in dataset.split("val")} == {"u5f20u4e09"}

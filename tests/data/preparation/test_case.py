@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import subprocess
 import sys
@@ -130,3 +131,86 @@ def test_peak_memory_of_a_large_ct(tmp_path, recipe, request):
         ).stdout
     )
     assert peak < 4 * 4 * image.size
+
+
+def test_what_the_crop_cuts_away_is_reported(tmp_path, capsys):
+    image = np.zeros((40, 40, 30), np.int16)
+    image[10:34, 10:34, 6:26] = 300 + np.arange(20)
+    label = np.zeros(image.shape, np.uint8)
+    label[2:6, 20, 10], label[12:14, 20, 10] = 1, 1  # outside the head, inside
+    for i in range(3):
+        files.write_nifti(
+            tmp_path / f"source/images/p{i}.nii.gz", (image + i * (image > 0)).astype(np.int16)
+        )
+        files.write_nifti(tmp_path / f"source/labels/p{i}.nii.gz", label)
+    dataset = files.prepared(tmp_path / "source", tmp_path / "out", "folder", "--recipe=mr")
+    line = "note: p0: the crop cuts away 4 of 6 voxels with the label 1; --crop=no keeps them"
+    assert line in capsys.readouterr().err
+    assert dataset.cases[0].extra["crop"]["labels"] == [[image.size - 6, 6], [24 * 24 * 20 - 2, 2]]
+    rows = csv.DictReader((tmp_path / "out/report.csv").open())
+    row = next(row for row in rows if row["status"] == "prepared")
+    assert (row["foreground kept"], row["label kept"]) == ("1.0000", "0.3333")
+    # Kept cases say it again.
+    files.prepared(tmp_path / "source", tmp_path / "out", "folder", "--recipe=mr")
+    assert line in capsys.readouterr().err
+    whole = files.prepared(
+        tmp_path / "source", tmp_path / "o2", "folder", "--recipe=mr", "--crop=no"
+    )
+    assert whole.cases[0].extra["voxels"][1] == 6
+
+
+def test_a_class_that_a_coarse_grid_loses_is_reported(tmp_path, capsys):
+    label = files.segmentation()
+    label[2, 2, 2] = 3
+    for i in range(3):
+        files.write_nifti(tmp_path / f"source/images/p{i}.nii.gz", files.scan(i))
+        files.write_nifti(tmp_path / f"source/labels/p{i}.nii.gz", label)
+    options = ["--recipe=mr", "--crop=no", "--spacing=2"]
+    files.prepared(tmp_path / "source", tmp_path / "out", "folder", *options)
+    assert "no voxel with the label 3 is left" in capsys.readouterr().err
+
+
+def test_an_image_like_a_label_map_is_noted(tmp_path, capsys):
+    image = files.segmentation() + (files.scan(0) > 100)
+    for i in range(3):
+        files.write_nifti(tmp_path / f"source/p{i}.nii.gz", np.roll(image, i, 0).astype(np.uint8))
+    files.prepared(tmp_path / "source", tmp_path / "out", "folder", "--recipe=mr", "--crop=no")
+    assert "is it a label map?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("slices", [4, 6])
+def test_volumes_of_few_slices_are_prepared(tmp_path, slices):
+    for i in range(3):
+        files.write_nifti(
+            tmp_path / f"source/p{i}.nii.gz",
+            files.scan(i, (30, 32, slices)),
+            np.diag([1.4, 1.4, 10, 1]),
+        )
+    options = ["--recipe=mr", "--crop=no", "--spacing=1.4,1.4,10"]
+    dataset = files.prepared(tmp_path / "source", tmp_path / "out", "folder", *options)
+    assert {case.shape for case in dataset.cases} == {(30, 32, slices)}
+
+
+@pytest.mark.parametrize("fault", ["another shape", "an unknown value", "unreadable", "missing"])
+def test_a_faulty_label_never_stops_pretraining(tmp_path, capsys, fault):
+    source = files.write_msd(tmp_path / "source")
+    path = source / "labelsTr/case_01.nii.gz"
+    if fault == "another shape":
+        files.write_nifti(path, files.segmentation()[1:])
+    elif fault == "an unknown value":
+        files.write_nifti(path, files.segmentation() * 5)
+    elif fault == "unreadable":
+        path.write_bytes(b"no image")
+    else:
+        path.unlink()
+    with pytest.raises(UserError):
+        run("msd", source, tmp_path / "out")
+    assert "case_01" in capsys.readouterr().err
+    skipped = run("msd", source, tmp_path / "skipped", "--on-error=skip")
+    case = next(case for case in skipped.cases if case.id == "case_01")
+    assert not case.labelled
+    assert case.split == "unlabelled"
+    alone = run("msd", source, tmp_path / "alone", "--no-labels")
+    assert len(alone.cases) == 7
+    assert not any(case.labelled for case in alone.cases)
+    assert alone.split("val")

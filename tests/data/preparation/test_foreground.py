@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ssl3d.data.preparation.foreground import bounding_box, foreground
+from ssl3d.data.preparation.foreground import bounding_box, find_foreground, foreground
 from ssl3d.errors import UserError
 from tests.support import source_files as files
 
@@ -52,3 +52,65 @@ def test_an_image_without_foreground_is_refused():
 def test_an_empty_mask_has_no_box():
     with pytest.raises(UserError, match="no foreground is left"):
         bounding_box(np.zeros((4, 5), bool))
+
+
+def head(seed=0, shape=(96, 96, 72)):
+    """Tissue of 80 in an ellipsoid, noise of 15 everywhere; its mask."""
+    random = np.random.default_rng(seed)
+    places = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij"), -1)
+    inside = ((places / (0.7, 0.8, 0.85)) ** 2).sum(-1) < 1
+    noise = np.abs(random.normal(0, 15, shape))
+    return noise + inside * (80 + random.normal(0, 15, shape)), inside
+
+
+def vessel(image):
+    image[40:50, 40:50, 10:60] = 900
+
+
+def vessels(image):
+    for i, (x, y) in enumerate(np.random.default_rng(1).integers(20, 70, (12, 2))):
+        image[x : x + 3, y : y + 3, 8 + i : 60] = 500
+
+
+def marker_in_the_air(image):
+    image[2:8, 2:8, 30:40] = 3000
+
+
+@pytest.mark.parametrize("brighten", [vessel, vessels, marker_in_the_air])
+def test_what_is_far_brighter_than_the_tissue_is_not_the_head(brighten):
+    image, inside = head()
+    brighten(image)
+    found = find_foreground(image[..., None], "head")
+    assert "far brighter" in found.remark
+    for (start, stop), (first, end) in zip(
+        bounding_box(found.mask), bounding_box(inside), strict=True
+    ):
+        assert start <= first + 1
+        assert stop >= end - 1
+        assert stop - start < end - first + 12  # the air around it is still cut
+    assert found.kept > 0.99 * found.bright
+
+
+def test_an_ordinary_head_needs_no_second_look():
+    image, _ = head()
+    assert find_foreground(image[..., None], "head").remark == ""
+    image *= np.linspace(0.2, 1, image.shape[2])  # the coil is at the top
+    assert find_foreground(image[..., None], "head").remark == ""
+
+
+@pytest.mark.parametrize(("kind", "air", "tissue"), [("body", -1000, 40), ("head", 5, 200)])
+def test_both_legs_are_foreground(kind, air, tissue):
+    image = np.random.default_rng(0).normal(air, 3, (96, 60, 60, 1))
+    image[8:38, 10:50] = tissue
+    image[50:80, 10:50] = tissue + 10
+    found = find_foreground(image, kind)
+    assert bounding_box(found.mask)[0] == (8, 80)
+    assert "several parts" in found.remark
+
+
+def test_the_share_of_the_table_that_is_cut_is_counted():
+    image = np.full((60, 60, 40, 1), -1000.0)
+    image[10:40, 15:45] = 40
+    image[50:52, 5:55] = 200  # the table
+    found = find_foreground(image, "body")
+    assert (found.bright, found.kept) == (30 * 30 * 40 + 2 * 50 * 40, 30 * 30 * 40)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import itertools
 import json
 import shutil
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssl3d.data import store
-from ssl3d.data.preparation.splits import assign_splits
+from ssl3d.data.preparation.splits import assign_splits, random_splits, split_notes
 from ssl3d.errors import UserError
 from tests.support import source_files as files
 from tests.support.source_files import run_prepare as run
@@ -213,3 +214,42 @@ def test_a_few_subjects_still_give_every_split_one():
     assigned = assign_splits(["a", "b", "c"], {"val": 0.1, "test": 0.1}, 0)
     assert sorted(split for split, _ in assigned.values()) == ["test", "train", "val"]
     assert assign_splits([], {"val": 0.1}, 0) == {}
+
+
+# A handful of labels.
+
+
+def cases_of(labelled, unlabelled):
+    case = store.Case("", "", "unlabelled", (8, 8, 8), 1, (1, 1, 1), ((0,),))
+    names = [f"s{i:04d}" for i in range(labelled + unlabelled)]
+    return [
+        dataclasses.replace(case, id=name, subject=name, labelled=i < labelled)
+        for i, name in enumerate(names)
+    ]
+
+
+@pytest.mark.parametrize("unlabelled", [2, 8, 3000])
+@pytest.mark.parametrize("labelled", [1, 2, 5, 12])
+def test_a_handful_of_labels_leaves_a_validation_split(labelled, unlabelled):
+    cases = random_splits(cases_of(labelled, unlabelled), {"val": 0.2, "test": 0.2}, 0)
+    found = {name: [case for case in cases if case.split == name] for name in store.SPLITS}
+    assert found["val"]
+    assert found["train"]
+    assert found["unlabelled"]
+    # Neither the test nor the training of labels changes.
+    assert all(case.labelled for case in (*found["test"], *found["train"]))
+    assert len(found["val"]) >= min(10, round(0.2 * len(cases)))
+    for split in store.SPLITS:
+        assert sorted(case.order for case in found[split]) == list(range(len(found[split])))
+    (note,) = split_notes(cases) if labelled < 3 else [None]
+    if note:
+        assert "fine-tuning needs" in note.reason
+
+
+@pytest.mark.parametrize(("count", "help_"), [(1, "a second subject"), (2, "--val=0.5 --test=0")])
+def test_an_empty_validation_split_is_reported_at_once(count, help_):
+    cases = random_splits(cases_of(0, count), {"val": 0.2, "test": 0.2}, 0)
+    (note,) = split_notes(cases)
+    assert help_ in note.reason
+    halves = random_splits(cases_of(0, 2), {"val": 0.5, "test": 0.0}, 0)
+    assert split_notes(halves) == []
