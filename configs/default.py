@@ -152,6 +152,8 @@ def get_config(
 
     config.validation = Config()
     config.validation.repeats = bounded(2, at_least(1))  # samples of each validation case
+    # Validation cases that are scored, the first in their seeded order.
+    config.validation.cases = bounded(256, at_least(1))
 
     # While a proxy task trains, a readout in closed form is fitted to a few labels and scored.
     config.probe = Config()

@@ -13,7 +13,7 @@ import functools
 import itertools
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypedDict, cast
+from typing import NamedTuple, TypedDict, cast
 
 import grain
 import numpy as np
@@ -231,6 +231,7 @@ def train_batches(
     batch_size: int,
     seed: int,
     threads: int,
+    buffered: int = 32,
     label_map: bool = False,
     first_batch: int = 0,
     process: tuple[int, int] = (0, 1),
@@ -239,6 +240,7 @@ def train_batches(
 
     Args:
       batch_size: of the global batch; B is batch_size / processes.
+      buffered: at most so many batches are read ahead.
       label_map: whether the task's `record` needs the label map.
       process: (index, count) of the processes that share every global batch.
     """
@@ -260,7 +262,7 @@ def train_batches(
     source = (
         grain.MapDataset.range(_EXAMPLES).seed(seed).random_map(make).batch(batch_size // count)
     )
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    options = _read_options(threads, buffered)
     shared = cast(grain.MapDataset, source[index::count])
     batches = iter(shared.to_iter_dataset(options))
     # With threads and without worker processes this is the whole state of the iterator.
@@ -279,33 +281,37 @@ def validation_batches(
     batch_size: int,
     repeats: int,
     seed: int,
+    threads: int,
+    buffered: int = 32,
     label_map: bool = False,
     process: tuple[int, int] = (0, 1),
 ) -> Iterator[ValidationBatch]:
     """Every case `repeats` times, in order; samples depend on (seed, case, repeat) alone."""
     index, count = process
-    local = batch_size // count
     subject = _subjects(dataset)
     entries = list(itertools.product(range(repeats), cases))
-    for start in range(0, len(entries), batch_size):
-        rows = []
-        for position in range(start + index * local, start + (index + 1) * local):
-            repeat, case = entries[min(position, len(entries) - 1)]
-            rng = np.random.default_rng((seed, case_key(case), repeat))
-            with naming(dataset, case):
-                example = open_example(dataset, case, rank, slice_axis, margin, rng, label_map)
-                row: ValidationBatch = {
-                    "record": record(rng, example, False),
-                    **subject(case),
-                    "valid": np.asarray(position < len(entries)),
-                    "repeat": np.asarray(repeat, np.uint32),
-                }
-            rows.append(row)
-        yield _stack(rows)
+    batches = -(-len(entries) // batch_size)
+
+    def make(number: int) -> ValidationBatch:
+        batch, row = divmod(number, batch_size // count)
+        position = (batch * count + index) * (batch_size // count) + row
+        repeat, case = entries[min(position, len(entries) - 1)]
+        rng = np.random.default_rng((seed, case_key(case), repeat))
+        with naming(dataset, case):
+            example = open_example(dataset, case, rank, slice_axis, margin, rng, label_map)
+            return {
+                "record": record(rng, example, False),
+                **subject(case),
+                "valid": np.asarray(position < len(entries)),
+                "repeat": np.asarray(repeat, np.uint32),
+            }
+
+    source = grain.MapDataset.range(batches * batch_size // count).map(make)
+    shared = source.batch(batch_size // count)
+    return iter(shared.to_iter_dataset(_read_options(threads, buffered)))
 
 
-def _stack(rows: list[Any]) -> Any:
-    """Nested dicts of arrays [...] -> one with arrays [B, ...]."""
-    if isinstance(rows[0], dict):
-        return {key: _stack([row[key] for row in rows]) for key in rows[0]}
-    return np.stack(rows)
+def _read_options(threads: int, buffered: int) -> grain.ReadOptions:
+    """Each thread makes a whole batch, so that no more of them than `buffered` may work at once."""
+    buffer = min(buffered, 2 * threads)
+    return grain.ReadOptions(num_threads=min(threads, buffer), prefetch_buffer_size=buffer)

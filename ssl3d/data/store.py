@@ -17,7 +17,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -353,7 +353,8 @@ def _load(
     wanted = offset + math.prod(shape) * np.dtype(dtype).itemsize
     if end != wanted:
         raise refuse(f"cannot be read ({end} bytes, expected {wanted})")
+    order: Literal["F", "C"] = "F" if in_fortran_order else "C"
     try:
-        return np.memmap(path, stored, "r", offset, shape, "F" if in_fortran_order else "C")
+        return np.memmap(path, dtype, "r", offset, shape, order)
     except (OSError, ValueError) as error:
         raise refuse(f"cannot be read ({error})") from None

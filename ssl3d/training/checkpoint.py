@@ -31,7 +31,7 @@ Metrics = dict[str, Any]
 # The key of `config.json` for the version of the code that samples the training data.
 DRAWS = "draws"
 
-# Keys without influence on any result: where data lie, and how often something is written.
+# Keys without influence on any weight: where data lie, what is scored, and how often.
 NEUTRAL = (
     "log_every",
     "checkpoint_every",
@@ -41,6 +41,7 @@ NEUTRAL = (
     "data.path",
     "data.threads",
     "predict.batch",
+    "validation.cases",
 )
 # Keys that a later run in the same workdir may change: they do not influence the weights.
 _FREE = (*NEUTRAL, "validate_every", "predict.overlap", "predict.mirror")

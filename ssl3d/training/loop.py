@@ -46,6 +46,9 @@ from ssl3d.training.step import (
     variables_of,
 )
 
+# Validation batches that may wait for the device.
+_BATCHES_AHEAD = 2
+
 
 def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) -> bool:
     """Trains what `config` describes, or resumes the run in `workdir`.
@@ -250,15 +253,15 @@ def validate(
     """
     rows: list[Any] = []
     for batch in batches:
-        labels = {
-            "subject": batch["subject"],
-            "case": batch["case"],
-            "repeat": batch["repeat"],
-            "valid": batch["valid"],
-        }
+        labels = {key: batch[key] for key in ("subject", "case", "repeat", "valid")}
         outcome = evaluation(variables, sharding.to_devices(batch, mesh, task.spatial))
-        rows.append((jax.device_get(outcome), _gather(labels)))
-    (loss, metrics, collected), labels = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
+        rows.append((outcome, _gather(labels)))
+        if len(rows) > _BATCHES_AHEAD:
+            jax.block_until_ready(rows[-1 - _BATCHES_AHEAD][0])
+    # Fetched at the end: the device does not wait for the host between batches.
+    (loss, metrics, collected), labels = jax.tree.map(
+        lambda *parts: np.concatenate(parts), *jax.device_get(rows)
+    )
     keep = labels["valid"]
     loss, metrics, collected, labels = jax.tree.map(
         lambda leaf: leaf[keep], (loss, metrics, collected, labels)
@@ -294,9 +297,11 @@ def _introduction(given: Problem, state: State, begin: int, mesh: Mesh) -> str:
     config = given.config
     encoder = parameter_overview.count_parameters(state["params"]["encoder"])
     whole = parameter_overview.count_parameters(state["params"])
+    validation, scored = len(given.validation_cases), len(problem.scored_cases(given))
     return (
-        f"{config.name}: {len(given.train_cases)} training and {len(given.validation_cases)} "
-        f"validation cases of {given.dataset.name}; encoder {encoder:,} parameters, heads "
+        f"{config.name}: {len(given.train_cases)} training and {validation} validation cases "
+        + (f"({scored} of them scored) " if scored < validation else "")
+        + f"of {given.dataset.name}; encoder {encoder:,} parameters, heads "
         f"{whole - encoder:,}; {mesh.size} {jax.devices()[0].platform} device(s); "
         + (f"going on at step {begin} of {config.steps}" if begin else f"{config.steps} steps")
     )

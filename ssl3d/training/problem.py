@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ from ssl3d.training.cases import choose_cases, labels_of, open_dataset
 
 Record = dict[str, np.ndarray]
 
+# Bytes of the batches that are read ahead.
+_BUFFER = 2**29
 # Images by which a task adapts its settings; of one collection they differ little.
 _SAMPLED = 64
 
@@ -91,20 +94,27 @@ def train_batches(problem: Problem, first_batch: int) -> Iterator[pipeline.Batch
     return pipeline.train_batches(
         problem.dataset,
         problem.train_cases,
-        threads=problem.config.data.threads,
         first_batch=first_batch,
         **_shared(problem),
     )
 
 
-def validation_batches(problem: Problem) -> Iterator[pipeline.ValidationBatch]:
-    """This process's share of the validation batches, once through the validation set."""
+def validation_batches(problem: Problem, **changes: Any) -> Iterator[pipeline.ValidationBatch]:
+    """This process's share of the validation batches, once through the scored cases."""
     return pipeline.validation_batches(
         problem.dataset,
-        problem.validation_cases,
+        scored_cases(problem),
         repeats=problem.config.validation.repeats,
-        **_shared(problem),
+        **_shared(problem) | changes,
     )
+
+
+def scored_cases(problem: Problem) -> tuple[store.Case, ...]:
+    """The first `config.validation.cases` of the validation cases, in their seeded order."""
+    cases = problem.validation_cases
+    most = problem.config.validation.get("cases", len(cases))
+    chosen = sorted(cases, key=lambda case: (case.order, case.id))[:most]
+    return tuple(sorted(chosen, key=lambda case: case.id))
 
 
 def _shared(problem: Problem) -> dict[str, Any]:
@@ -116,14 +126,22 @@ def _shared(problem: Problem) -> dict[str, Any]:
         "margin": config.data.margin,
         "batch_size": config.batch_size,
         "seed": config.seed,
+        "threads": config.data.threads,
+        "buffered": max(_BUFFER // (config.batch_size * _largest(problem)), 1),
         "label_map": tasks.needs(config) == "label_map",
         "process": (jax.process_index(), jax.process_count()),
     }
 
 
+def _largest(problem: Problem) -> int:
+    """Bytes of a record, at most: those of the crop, which every task's patches lie in."""
+    channels = len(problem.dataset.modalities)
+    return 2 * math.prod(problem.config.data.crop) * (channels + 1)
+
+
 def example_record(problem: Problem) -> Record:
     """The record of one validation example, which tells the shapes of all."""
-    first = next(validation_batches(problem))
+    first = next(validation_batches(problem, threads=1, buffered=1))
     return jax.tree.map(lambda leaf: leaf[0], first["record"])
 
 

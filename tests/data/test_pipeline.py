@@ -35,7 +35,7 @@ def batches(volumes):
 def validation(volumes):
     def function(dataset=volumes, cases=None, **overrides):
         options = {"rank": dataset.rank, "slice_axis": 2, "margin": 0, "batch_size": 4}
-        options |= {"seed": 0, "repeats": 2} | overrides
+        options |= {"seed": 0, "repeats": 2, "threads": 1} | overrides
         cases = dataset.split("val") if cases is None else cases
         return list(pipeline.validation_batches(dataset, cases, record, **options))
 
@@ -89,6 +89,15 @@ def test_the_samples_belong_to_the_draw_version(batches):
 @pytest.mark.parametrize("threads", [2, 5])
 def test_the_number_of_threads_changes_nothing(batches, threads):
     assert_equal(batches(6), batches(6, threads=threads))
+    assert_equal(batches(6), batches(6, threads=threads, buffered=1))
+
+
+@pytest.mark.parametrize("options", [{"threads": 3}, {"threads": 3, "buffered": 1}])
+def test_validation_does_not_depend_on_the_threads(validation, options):
+    one, other = validation(), validation(**options)
+    assert len(one) == len(other) == 2
+    for alone, together in zip(one, other, strict=True):
+        assert_equal(alone, together)
 
 
 @pytest.mark.parametrize("first", [1, 3, 7])
@@ -278,8 +287,9 @@ def test_a_task_that_fails_names_the_case_and_keeps_its_exception(volumes, threa
         return record(rng, example, train)
 
     options = {"rank": 3, "slice_axis": 2, "margin": 0, "batch_size": 4, "seed": 0}
+    options["threads"] = threads
     for split, make, more in (
-        ("train", pipeline.train_batches, {"threads": threads}),
+        ("train", pipeline.train_batches, {}),
         ("val", pipeline.validation_batches, {"repeats": 1}),
     ):
         stream = make(volumes, volumes.split(split), fails, **options, **more)

@@ -17,12 +17,12 @@ def batches(config, dataset, task, validation=False, **overrides):
         "margin": config.data.margin,
         "batch_size": config.batch_size,
         "seed": config.seed,
+        "threads": 1,
     }
     if validation:
         options["repeats"] = config.validation.repeats
         function, cases = pipeline.validation_batches, dataset.split("val")
     else:
-        options["threads"] = 1
         function, cases = pipeline.train_batches, dataset.split("train")
     return function(dataset, cases, task.record, **options | overrides)
 

@@ -150,7 +150,7 @@ def _lines(head: bytes, last: bytes) -> tuple[list[str], int]:
     Args:
       last: how the last line begins; empty where an empty line ends the header.
     """
-    lines: list[str] = []
+    lines = list[str]()
     at = 0
     while at < len(head):
         end = head.find(b"\n", at)

@@ -17,6 +17,8 @@ from ssl3d.data.readers.checks import check_affine, read_bytes, reporting, split
 from ssl3d.errors import UserError
 
 SUFFIXES = (".hdr", ".mgz", ".mgh")
+# nibabel repairs headers aloud, in lines that name no file; the checks here are the readers' own.
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 # Image class, offset of its magic string, the string.
 PAIRS = (
     (nib.Nifti1Pair, 344, b"ni1\0"),
@@ -24,8 +26,6 @@ PAIRS = (
 )
 # Bytes of an Analyze header, its first field, in either byte order.
 ANALYZE_SIZE = 348
-# nibabel repairs headers aloud, in lines that name no file; the checks here are the readers' own.
-logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
 
 def data_file(path: Path) -> Path | None:
