@@ -110,3 +110,11 @@ def test_a_wrong_field_is_one_line(tmp_path, use):
         documents.fields(tmp_path / "a.json", ""),
     ):
         use()
+
+
+def test_an_error_of_a_field_gets_the_name_of_the_file(tmp_path):
+    with (
+        pytest.raises(UserError, match=r"a\.json: case id 'a/b' cannot be a file name"),
+        documents.fields(tmp_path / "a.json", ""),
+    ):
+        raise UserError("case id 'a/b' cannot be a file name")
