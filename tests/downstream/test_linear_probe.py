@@ -20,11 +20,13 @@ def modified(dataset, folder, change, label=None):
     Without `label` the label maps are the same.
     """
     shutil.copytree(dataset.path, folder)
-    cases = tuple(change(case) for case in dataset.cases)
-    copy = dataclasses.replace(dataset, path=folder, cases=cases)
-    for case in cases:
+    cases = [change(case) for case in dataset.cases]
+    for index, case in enumerate(cases):
         if label:
-            store.write_arrays(folder, case.id, store.load_image(dataset, case), label(case))
+            image = np.array(store.load_image(dataset, case))
+            files = store.write_arrays(folder, case.id, image, label(case))
+            cases[index] = dataclasses.replace(case, files=files)
+    copy = dataclasses.replace(dataset, path=folder, cases=tuple(cases))
     store.write_manifest(copy)
     return copy
 

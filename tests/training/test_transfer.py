@@ -81,10 +81,10 @@ def runs(tiny, pictures, tmp_path_factory):
 
         return step
 
-    def validate(evaluation, task, variables, batches, mesh):
+    def validate(evaluation, task, variables, batches, mesh, case_ids):
         batches = list(batches)
         seen.append(("val", [batch["case"].tolist() for batch in batches]))
-        return real[1](evaluation, task, variables, iter(batches), mesh)
+        return real[1](evaluation, task, variables, iter(batches), mesh, case_ids)
 
     found = {}
     with pytest.MonkeyPatch.context() as patch:
