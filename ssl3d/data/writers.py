@@ -17,7 +17,7 @@ from PIL import Image
 from ssl3d.atomic import atomic_write
 from ssl3d.data import geometry, store
 from ssl3d.data.layouts.listing import SourceCase
-from ssl3d.data.readers import inflate, nifti, suffix
+from ssl3d.data.readers import inflate, nifti, nifti_geometry, suffix
 
 # Voxels between the corners of two transforms that count as one.
 TOLERANCE = 0.1
@@ -73,13 +73,12 @@ def header_for(source: SourceCase, case: store.Case) -> nib.Nifti1Header:
 
 
 def _has_geometry(header: nib.Nifti1Header, shape: Sequence[int], affine: np.ndarray) -> bool:
-    """Whether every transform that a header has is the affine, in mm."""
-    if header.get_xyzt_units()[0] not in ("mm", "unknown"):
-        return False
+    """Whether every transform that a header has is the affine (in mm, whatever its own unit)."""
+    to_mm = np.diag([*[nifti_geometry.unit(header)] * 3, 1.0])
     forms = []
     try:
         for form, code in (header.get_sform(coded=True), header.get_qform(coded=True)):
-            forms += [form] if code else []
+            forms += [to_mm @ form] if code else []
     except (nib.spatialimages.HeaderDataError, ValueError):
         return False
     limit = TOLERANCE * min(geometry.spacing_of(affine))

@@ -66,13 +66,21 @@ def predict(
     for problem in listing.problems:
         leave_out(f"{problem.name}: {problem.reason}", skip)
     output.mkdir(parents=True, exist_ok=True)
-    images = prepared_images(listing.cases, settings, skip)
+    images = _noted(prepared_images(listing.cases, settings, skip))
     count, what = contract.module_of(config).write_predictions(
         trained, images, settings, output, probabilities
     )
     missing = len(listing.cases) + len(listing.problems) - count
     what += f", {missing} left out" if missing else ""
     return f"{output}: {count} {what}; {time.monotonic() - started:.1f} s"
+
+
+def _noted(images: Iterator[PreparedImage]) -> Iterator[PreparedImage]:
+    """The images, with a line for what may be wrong with one."""
+    for image in images:
+        for note in image.case.extra.get("notes", ()):
+            report(f"note: {image.source.id}: {note}")
+        yield image
 
 
 def check_output(place: Path, output: Path) -> None:
@@ -124,8 +132,6 @@ def prepared_images(
                 leave_out(str(error), skip)
             else:
                 count += 1
-                for note in found.case.extra["notes"]:
-                    report(f"note: {found.source.id}: {note}")
                 yield found
             bar.update()
     if not count:

@@ -62,16 +62,11 @@ def test_the_header_of_the_input_is_kept_where_it_is_sound(tmp_path):
     assert int(found["sform_code"]) == 4
 
 
-@pytest.mark.parametrize("change", ["sform of zeros", "qform elsewhere", "metres"])
+@pytest.mark.parametrize("change", ["sform of zeros", "qform elsewhere"])
 def test_a_broken_header_is_not_handed_on(tmp_path, change):
     picture = nib.Nifti1Image(np.zeros(SHAPE, np.int16), OBLIQUE)
     picture.set_qform(OBLIQUE, 1)
     picture.set_sform(OBLIQUE, 1)
-    if change == "metres":
-        scaled = OBLIQUE * np.array([[1e-3], [1e-3], [1e-3], [1]])
-        picture.set_qform(scaled, 1)
-        picture.set_sform(scaled, 1)
-        picture.header.set_xyzt_units("meter")
     nib.save(picture, tmp_path / "scan.nii")
     data = bytearray((tmp_path / "scan.nii").read_bytes())
     if change == "sform of zeros":

@@ -44,7 +44,7 @@ def affine(path: Path, header: nib.Nifti1Header) -> np.ndarray:
             "and the qform in the header"
         )
     found = found.copy()
-    found[:3] *= _unit(header)
+    found[:3] *= unit(header)
     check_affine(path, found)
     return found
 
@@ -103,7 +103,8 @@ def _times(numbers: tuple[float, ...]) -> str:
     return " x ".join(f"{number:.4g}" for number in numbers)
 
 
-def _unit(header: nib.Nifti1Header) -> float:
+def unit(header: nib.Nifti1Header) -> float:
+    """mm per unit of the header's lengths."""
     return UNITS.get(int(header["xyzt_units"]) % 8, 1.0)
 
 
