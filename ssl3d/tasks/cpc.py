@@ -6,8 +6,9 @@ predicts the codes of later patches in the same column. The loss is InfoNCE: the
 against all other patches of the global batch. Every patch is encoded once per step; contexts and
 targets are gathered from the codes.
 
-A prediction must not see its target: the first predicted row is the first that shares no voxel
-with the context, and batch norm, which mixes patches, is refused.
+A prediction must not see its target: the first predicted row shares no voxel with the context, and
+batch norm, which mixes patches, is refused. Nor may the border tell it: patches of a smooth image
+that touch continue each other, even in noise, so `skip` rows lie between context and targets.
 """
 
 from __future__ import annotations
@@ -60,13 +61,13 @@ def contexts(grid: Grid, row: int, border: str) -> Int[np.ndarray, "A T"]:
     return np.asarray(table)
 
 
-def predicted(grid: Grid, row: int) -> Int[np.ndarray, "A L"]:
+def predicted(grid: Grid, row: int, skip: int) -> Int[np.ndarray, "A L"]:
     """The L patches that each of A anchors in `row` predicts.
 
-    The later rows of its column, from the first that shares no voxel with the context.
+    The later rows of its column, `skip` rows after the first that shares no voxel with the context.
     """
     n, columns = grid.per_side, grid.per_side ** (grid.rank - 1)
-    rows = np.arange(row + grid.rows_apart, n)
+    rows = np.arange(row + grid.rows_apart + skip, n)
     return rows[None, :] * columns + np.arange(columns)[:, None]
 
 
@@ -194,11 +195,11 @@ def build(config: ml_collections.ConfigDict) -> Task:
         raise UserError(f"config.task.anchor_row={row}: must be a row of the grid, 0 or more")
     if task.border not in ("mirror", "zero"):
         raise UserError(f"config.task.border={task.border!r}: choose mirror or zero")
-    goals = predicted(grid, row)
+    goals = predicted(grid, row, task.skip)
     if goals.shape[1] == 0:
         raise UserError(
             f"config.task.anchor_row={row}: leaves none of the {task.per_side} rows to predict "
-            f"(overlapping patches share voxels over {grid.rows_apart - 1} rows); lower it"
+            f"({grid.rows_apart - 1} share voxels with it, config.task.skip={task.skip}); lower it"
         )
     if task.objective not in ("info_nce", "binary"):
         raise UserError(f"config.task.objective={task.objective!r}: choose info_nce or binary")

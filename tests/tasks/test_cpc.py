@@ -19,7 +19,7 @@ from tests.support.random_weights import random_variables
 
 def test_contexts_and_targets_in_3d_are_the_original_codes():
     grid = patch_grid((16, 16, 16), 4)
-    contexts, targets = cpc.contexts(grid, 1, "mirror"), cpc.predicted(grid, 1)
+    contexts, targets = cpc.contexts(grid, 1, "mirror"), cpc.predicted(grid, 1, 0)
     assert contexts.shape == (16, 10)
     assert targets.shape == (16, 2)
     assert contexts[0].tolist() == [5, 4, 5, 1, 0, 1, 5, 4, 5, 16]
@@ -40,7 +40,9 @@ def test_contexts_and_targets_in_2d_are_the_original_codes():
     ]
     assert cpc.contexts(grid, 1, "mirror")[[0, 4]].tolist() == [[1, 0, 1, 5], [3, 4, 3, 9]]
     # Patches overlap by half, so row 2 shares voxels with the anchor's row and is skipped.
-    assert cpc.predicted(grid, 1).tolist() == [[15 + y, 20 + y] for y in range(5)]
+    assert cpc.predicted(grid, 1, 0).tolist() == [[15 + y, 20 + y] for y in range(5)]
+    # And a row between them, across which smooth images do not continue.
+    assert cpc.predicted(grid, 1, 1).tolist() == [[20 + y] for y in range(5)]
 
 
 def test_deeper_contexts_are_wider_pyramids():
@@ -55,17 +57,18 @@ def test_deeper_contexts_are_wider_pyramids():
     st.integers(0, 8),
     st.integers(0, 3),
     st.integers(0, 4),
+    st.integers(0, 2),
     st.sampled_from(["mirror", "zero"]),
     st.booleans(),
     st.integers(0, 99),
 )
 def test_predicted_patches_share_no_voxel_with_their_context(
-    rank, per_side, overlap, jitter, row, border, worst, seed
+    rank, per_side, overlap, jitter, row, skip, border, worst, seed
 ):
     side = per_side * 5 + overlap
     assume(row < per_side and 5 + overlap - jitter >= 2)
     grid = patch_grid((side,) * rank, per_side, jitter, overlap)
-    contexts, goals = cpc.contexts(grid, row, border), cpc.predicted(grid, row)
+    contexts, goals = cpc.contexts(grid, row, border), cpc.predicted(grid, row, skip)
     assert len(contexts) == len(goals) == per_side ** (rank - 1)
     near = starts(grid, np.random.default_rng(seed))[:, 0]
     far = starts(grid, np.random.default_rng(seed + 1))[:, 0]
@@ -76,10 +79,10 @@ def test_predicted_patches_share_no_voxel_with_their_context(
         seen = [i for i in context if i < grid.count]
         assert context[-1] == row * len(contexts) + anchor
         for i, j in itertools.product(seen, goal):
-            assert near[i] + grid.patch[0] <= far[j]
+            assert near[i] + grid.patch[0] + skip * grid.stride[0] <= far[j]
         assert all(j % len(contexts) == anchor for j in goal)  # the same column
     if goals.size:  # and from the first such row to the last
-        assert goals[0, 0] // len(contexts) == row + grid.rows_apart
+        assert goals[0, 0] // len(contexts) == row + grid.rows_apart + skip
         assert goals[-1, -1] == grid.count - 1
 
 
@@ -117,7 +120,7 @@ def test_no_prediction_depends_on_a_voxel_it_predicts(tiny, name, overrides):
     context = cpc.contexts(grid, config.task.anchor_row, config.task.border)[anchor]
     for i in set(context.tolist()) - {grid.count}:
         assert np.abs(gradient[0, *boxes(i)]).max() > 0, f"context patch {i} is not looked at"
-    for i in cpc.predicted(grid, config.task.anchor_row)[anchor]:
+    for i in cpc.predicted(grid, config.task.anchor_row, config.task.skip)[anchor]:
         assert (gradient[0, *boxes(i)] == 0).all(), f"predicted patch {i} is seen"
     unseen = np.ones(config.data.crop, bool)
     for i in set(context.tolist()) - {grid.count}:
@@ -146,7 +149,7 @@ def test_every_patch_is_encoded_once(tiny, name):
     assert encoded == [(3 * count, *patches.shape[2:])]
     assert outputs["codes"].shape == (3, count, 8)
     anchors = config.task.per_side ** (config.rank - 1)
-    assert outputs["predictions"].shape == (3, anchors, 2, 8)
+    assert outputs["predictions"].shape == (3, anchors, 1, 8)
 
 
 GOALS = np.array([[3, 6], [4, 7], [5, 8]])
