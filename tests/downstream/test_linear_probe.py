@@ -11,6 +11,7 @@ from ssl3d.downstream import linear_probe
 from ssl3d.errors import UserError
 from ssl3d.models import export, heads, readouts
 from ssl3d.training.cases import choose_cases
+from tests.support.datasets import forget_digests
 from tests.support.random_weights import write_encoder
 
 
@@ -159,6 +160,7 @@ def test_data_that_do_not_fit_are_refused(tiny, volumes, pretrained, tmp_path):
     with pytest.raises(UserError, match=r"holds volumes.*classify3d"):
         linear_probe.probe(config, "test")
     dataset = modified(volumes, tmp_path / "data", lambda case: case)
+    forget_digests(dataset.path)
     for case in dataset.split("val"):
         path = store.label_path(dataset.path, case.id)
         np.save(path, np.zeros_like(np.load(path)))
