@@ -135,7 +135,11 @@ def check_batch(batch_size: int, key: str, mesh: Mesh) -> None:
     """Raises `UserError` unless a batch divides evenly over the mesh and the processes."""
     share = np.lcm(mesh.shape["data"], jax.process_count())
     if batch_size < 1 or batch_size % share:
-        raise UserError(f"config.{key}={batch_size}: must be a multiple of {share} on this mesh")
+        below = batch_size // share * share
+        near = " or ".join(str(size) for size in (below, below + share) if size > 0)
+        raise UserError(
+            f"config.{key}={batch_size}: must be a multiple of {share} on these devices, e.g. {near}"
+        )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
