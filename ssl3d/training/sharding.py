@@ -138,7 +138,8 @@ def check_batch(batch_size: int, key: str, mesh: Mesh) -> None:
         below = batch_size // share * share
         near = " or ".join(str(size) for size in (below, below + share) if size > 0)
         raise UserError(
-            f"config.{key}={batch_size}: must be a multiple of {share} on these devices, e.g. {near}"
+            f"config.{key}={batch_size}: must be a multiple of {share} on these devices, "
+            f"e.g. {near}"
         )
 
 
