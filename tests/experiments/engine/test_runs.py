@@ -1,5 +1,6 @@
 """Jobs in processes of their own, by several processes, stopped, failing, and killed."""
 
+import functools
 import json
 import signal
 import subprocess
@@ -11,26 +12,31 @@ import pytest
 from experiments.engine import grid, runs, worker
 from experiments.engine.grid import ROOT, Cell, Job
 from experiments.engine.study import StudyData
+from ssl3d import cluster
 from ssl3d.errors import RunError, UserError
-from tests.support.small_study import done, rows, start, tiny
+from tests.support.small_study import rows, start, tiny
 
 CELLS = 6 * 2 * 2
+HERE = functools.partial(cluster.connect, "")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [([], []), (["--part=1/2"], ["--part=2/2"])])
-def test_processes_share_a_folder(volumes, tmp_path, options):
-    """No job twice, none left out, and each of them writes the whole report at the end."""
-    together = [
-        start(tmp_path, volumes.path, "--repetitions=1", *own, STAND_IN_SECONDS="0.3")
-        for own in options
-    ]
-    said = [process.communicate(timeout=120) for process in together]
-    assert [process.returncode for process in together] == [0, 0], said
-    assert set(done(tmp_path).values()) == {1}
-    assert len(done(tmp_path)) == CELLS // 2 + 3
-    assert len(rows(tmp_path)) == CELLS // 2
-    assert all("[1 of" in out for out, _ in said)
+def test_a_study_has_one_command_at_a_time(volumes, tmp_path):
+    options = ["--methods=scratch", "--fractions=2", "--repetitions=1"]
+    busy = start(tmp_path, volumes.path, *options, STAND_IN_SECONDS="60")
+    while not list(tmp_path.glob(f"cells/*/{worker.JOB}")):
+        assert busy.poll() is None, busy.communicate()
+        time.sleep(0.05)
+    second = start(tmp_path, volumes.path, *options)
+    _, error = second.communicate(timeout=60)
+    assert second.returncode == 2
+    assert f"process {busy.pid} on" in error
+    assert "runs this study; wait for it, or give another --output" in error
+    busy.terminate()
+    out, error = busy.communicate(timeout=60)
+    assert busy.returncode == 1
+    assert "run the same command again to continue" in out
+    assert error == ""  # nothing of Dask
 
 
 @pytest.mark.slow
@@ -53,25 +59,6 @@ def test_a_killed_study_goes_on(volumes, tmp_path, number):
     assert len(rows(tmp_path)) == 2
 
 
-@pytest.mark.slow
-def test_a_signal_while_others_are_waited_for(volumes, tmp_path):
-    options = ["--methods=scratch", "--fractions=2", "--repetitions=1"]
-    busy = start(tmp_path, volumes.path, *options, STAND_IN_SECONDS="60")
-    while not list(tmp_path.glob(f"cells/*/{worker.JOB}")):
-        assert busy.poll() is None, busy.communicate()
-        time.sleep(0.05)
-    waiting = start(tmp_path, volumes.path, *options)
-    while "waiting for 1" not in waiting.stdout.readline():
-        assert waiting.poll() is None, waiting.communicate()
-    waiting.send_signal(signal.SIGTERM)
-    out, _ = waiting.communicate(timeout=20)
-    assert waiting.returncode != 0
-    assert "run the same command again to continue" in out
-    assert busy.poll() is None
-    busy.terminate()
-    busy.communicate(timeout=60)
-
-
 def test_a_run_that_fails_stops_nothing_else(call, stand_in):
     stand_in.setenv("STAND_IN_FAILS", "rpl3d-finetune-2-r1")
     with pytest.raises(RunError, match=r"1 of the runs failed.*rpl3d-finetune-2-r1.*no luck"):
@@ -91,13 +78,13 @@ def test_a_pretraining_that_fails_takes_its_cells_along(call, stand_in):
 
 
 def test_an_input_error_of_a_run_is_the_persons(stand_in, tmp_path):
-    def launch(output, job, log):
+    def launch(output, name, log):
         code = "import sys; print('error: no such scan; mend it'); sys.exit(2)"
         return subprocess.Popen([sys.executable, "-c", code], stdout=log, stdin=subprocess.PIPE)
 
     stand_in.setattr(runs, "launch", launch)
     with pytest.raises(UserError, match=r"^no such scan; mend it \(cells/a\)$"):
-        runs.work(tmp_path, [Job("cells/a", "segment3d", "", {}, {})])
+        runs.work(tmp_path, [Job("cells/a", "segment3d", "", {}, {})], HERE)
 
 
 @pytest.mark.slow
@@ -109,11 +96,12 @@ def test_a_killed_cell_goes_on_from_its_checkpoint(volumes, tmp_path):
     (job,) = grid.jobs(StudyData(study, volumes, volumes), [Cell("scratch", "random", "2", 1)])
     about = job.name, job.config, job.argument, dict(job.overrides), job.row
     code = f"""
-import pathlib
+import functools, pathlib
 from experiments.engine import runs
 from experiments.engine.grid import Job
+from ssl3d import cluster
 job = Job(*{about!r}, columns={tuple(map(tuple, study.columns))!r})
-runs.work(pathlib.Path({str(tmp_path)!r}), [job])
+runs.work(pathlib.Path({str(tmp_path)!r}), [job], functools.partial(cluster.connect, ""))
 """
     first = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     metrics = tmp_path / job.name / "run" / "metrics.jsonl"
