@@ -84,7 +84,7 @@ def result(future: Future) -> Any:
 
     Raises:
       BrokenExecutor: the workers that tried it were killed, each in turn.
-      UserError: the scheduler is gone, or its workers lack a module of the project.
+      UserError: the scheduler is gone, or it or its workers lack a module of the project.
     """
     from distributed import KilledWorker
 
@@ -92,9 +92,12 @@ def result(future: Future) -> Any:
         return future.result()
     except KilledWorker:
         raise BrokenExecutor from None
-    except ImportError as error:
-        remedy = "start them in the same environment, with the repository in PYTHONPATH"
-        raise UserError(f"the Dask workers cannot start the work ({error}); {remedy}") from None
+    except (ImportError, RuntimeError) as error:
+        reason = error.__cause__ or error  # the scheduler's has one
+        if not isinstance(reason, ImportError):
+            raise
+        remedy = "start it in the same environment, with the repository in PYTHONPATH"
+        raise UserError(f"the Dask cluster cannot start the work ({reason}); {remedy}") from None
     except CancelledError:
         raise UserError("the Dask scheduler is gone; start one and run again to continue") from None
 

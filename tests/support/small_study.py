@@ -97,6 +97,11 @@ def use_stand_in(patch, launch=run_here):
     patch(cluster, "count_accelerators", lambda: 0)
 
 
+def dask_setup(worker):
+    """Of a Dask worker that preloads this module."""
+    use_stand_in(setattr, run_apart)
+
+
 def tiny(**changes):
     """The hippocampus study on the tests' shared volumes, in seconds."""
     study = dataclasses.replace(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from experiments.engine import grid, runs, worker
@@ -14,7 +15,8 @@ from experiments.engine.grid import ROOT, Cell, Job
 from experiments.engine.study import StudyData
 from ssl3d import cluster
 from ssl3d.errors import RunError, UserError
-from tests.support.small_study import rows, start, tiny
+from tests.support import dask_cluster
+from tests.support.small_study import done, rows, start, tiny
 
 CELLS = 6 * 2 * 2
 HERE = functools.partial(cluster.connect, "")
@@ -88,32 +90,106 @@ def test_an_input_error_of_a_run_is_the_persons(stand_in, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # a busy machine takes minutes to compile each run
-def test_a_killed_cell_goes_on_from_its_checkpoint(volumes, tmp_path):
-    """The training itself, killed in the middle: two pieces make the same run as one."""
-    more = {"checkpoint_every": 2, "log_every": 1, "steps": 300, "validate_every": 100}
-    study = tiny(finetuning=dict(tiny().finetuning) | more)
-    (job,) = grid.jobs(StudyData(study, volumes, volumes), [Cell("scratch", "random", "2", 1)])
-    about = job.name, job.config, job.argument, dict(job.overrides), job.row
-    code = f"""
-import functools, pathlib
+def test_a_study_on_a_cluster(volumes, tmp_path):
+    """Cells of different hosts at once, after one pretraining; stopped, and gone on with."""
+    output = tmp_path / "out"
+    options = ["--methods=scratch,rpl3d", "--fractions=2", "--repetitions=2"]
+    preload = ["--preload=tests.support.small_study"]
+    with dask_cluster.started(tmp_path / "cluster", workers=0, STAND_IN_SECONDS="6") as cluster:
+        options.append(f"--scheduler={cluster.address}")
+        busy = start(output, volumes.path, *options)
+        assert "waiting for the Dask workers" in next(busy.stdout)
+        cluster.add_worker(*preload)
+        cluster.add_worker(*preload)
+        while len(list(output.glob("cells/scratch*/job.json"))) < 1:
+            assert busy.poll() is None, busy.communicate()
+            time.sleep(0.05)
+        while len(list(output.glob(f"pretraining/*/{worker.JOB}"))) < 1:
+            time.sleep(0.05)
+        busy.terminate()
+        out, error = busy.communicate(timeout=20)
+        assert (busy.returncode, error) == (1, "")
+        assert "run the same command again to continue" in out
+        assert not done(output)  # ended at once
+        again = start(output, volumes.path, *options)
+        out, error = again.communicate(timeout=120)
+        assert (again.returncode, error) == (0, "")
+        assert [f"[{number} of 4] " in out for number in range(1, 5)] == [True] * 4
+        assert len(rows(output)) == 4
+        assert sum(done(output).values()) == 5
+        assert set(done(output).values()) == {1}
+
+
+CODE = """
+import functools, pathlib, sys
 from experiments.engine import runs
 from experiments.engine.grid import Job
 from ssl3d import cluster
-job = Job(*{about!r}, columns={tuple(map(tuple, study.columns))!r})
-runs.work(pathlib.Path({str(tmp_path)!r}), [job], functools.partial(cluster.connect, ""))
+job = Job(*{about!r}, columns={columns!r})
+runs.work(pathlib.Path(sys.argv[1]), [job], functools.partial(cluster.connect, sys.argv[2]))
 """
-    first = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
-    metrics = tmp_path / job.name / "run" / "metrics.jsonl"
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < 15:
-        assert first.poll() is None
+
+
+@pytest.fixture
+def long_job(volumes):
+    """A cell of seconds, and the code that runs it in the folder and on the cluster it is given."""
+    more = {"checkpoint_every": 2, "log_every": 1, "steps": 150, "validate_every": 50}
+    study = tiny(finetuning=dict(tiny().finetuning) | more)
+    (job,) = grid.jobs(StudyData(study, volumes, volumes), [Cell("scratch", "random", "2", 1)])
+    about = job.name, job.config, job.argument, dict(job.overrides), job.row
+    return job.name, CODE.format(about=about, columns=tuple(map(tuple, study.columns)))
+
+
+def begin(code, output, scheduler=""):
+    """Starts a job's code; returns once it has done some steps."""
+    output.mkdir(exist_ok=True)
+    process = subprocess.Popen([sys.executable, "-c", code, str(output), scheduler], cwd=ROOT)
+    while not any(
+        len(file.read_text().splitlines()) > 15 for file in output.glob("*/*/run/metrics.jsonl")
+    ):
+        assert process.poll() is None
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # a busy machine takes minutes to compile each run
+def test_a_killed_cell_goes_on_from_its_checkpoint(long_job, tmp_path):
+    """The training itself, killed in the middle: two pieces make the same run as one."""
+    name, code = long_job
+    first = begin(code, tmp_path)
     first.kill()
     first.wait()
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-    log = (tmp_path / job.name / runs.LOG).read_text()
+    subprocess.run([sys.executable, "-c", code, str(tmp_path), ""], check=True, cwd=ROOT)
+    log = (tmp_path / name / runs.LOG).read_text()
     assert "stopped by SIGTERM at step" in log
     assert "going on at step" in log
-    result = json.loads((tmp_path / job.name / worker.RESULT).read_text())
-    assert [step for step, _ in result["curve"]] == list(range(0, 301, 100))
+    result = json.loads((tmp_path / name / worker.RESULT).read_text())
+    assert [step for step, _ in result["curve"]] == list(range(0, 151, 50))
     assert result["row"]["dice"] is not None
-    assert not (tmp_path / job.name / "run" / "checkpoints").exists()
+    assert not (tmp_path / name / "run" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_cell_goes_on_elsewhere_when_its_dask_worker_is_killed(long_job, tmp_path):
+    """With the scores of the undisturbed cell."""
+    name, code = long_job
+    with dask_cluster.started(tmp_path / "cluster") as cluster:
+        process = begin(code, tmp_path / "out", cluster.address)
+        holder = json.loads((tmp_path / "out" / name / "run" / ".lock.json").read_text())
+        parent = psutil.Process(holder["process"]).ppid()
+        (own,) = (own for own in cluster.workers if own.pid == parent)
+        own.kill()
+        assert process.wait() == 0
+    log = (tmp_path / "out" / name / runs.LOG).read_text()
+    assert "stopped by SIGTERM at step" in log
+    assert "going on at step" in log
+    whole = [sys.executable, "-c", code, str(tmp_path / "whole"), ""]
+    subprocess.run(whole, check=True, cwd=ROOT)
+    found, wanted = (
+        json.loads((tmp_path / folder / name / worker.RESULT).read_text())
+        for folder in ("out", "whole")
+    )
+    assert (found["curve"], found["cases"]) == (wanted["curve"], wanted["cases"])
+    assert found["row"]["seconds"] > 0
