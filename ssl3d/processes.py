@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -50,7 +50,7 @@ def stopping() -> Iterator[None]:
 
 
 def start(
-    module: str, argument: str, folder: Path, log: TextIO, environment: Mapping[str, str]
+    module: str, argument: str, folder: Path, log: TextIO, environment: dict[str, str]
 ) -> subprocess.Popen:
     """Starts `python -m MODULE ARGUMENT` in a folder, with the repository on its path.
 
