@@ -70,8 +70,7 @@ def train_and_probe(name: str, options: argparse.Namespace) -> dict[str, float]:
     trained = _train(config, config, options, {"steps": steps})
     run = options.output / config / "run"
     batch = json.loads((run / "config.json").read_text())["batch_size"]
-    scores = run / "probe.json"
-    probe = f"{options.probe}{options.rank}d.py:{options.preset}"
+    scores, probe = run / "probe.json", f"{options.probe}{options.rank}d.py:{options.preset}"
     own = [f"--config.init.encoder={run}", f"--config.data.label_fraction={options.labels}"]
     own += [f"--config.data.path={options.data.resolve()}", f"--output={scores}"]
     print(f"probe {config}", flush=True)

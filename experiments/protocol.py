@@ -49,7 +49,7 @@ def parser(study: Study) -> cli.Parser:
     add("--budget", type=float, help="minutes; the study is reduced to fit")
     add("--workers", type=int, help="runs at a time (default: one, or one per accelerator)")
     add(
-        "--scheduler", default="", metavar="ADDRESS", help="run on the Dask cluster of this address"
+        "--scheduler", default="", metavar="ADDRESS", help="run on the Dask cluster at this address"
     )
     about_all = "pretrain on the images of validation and test cases too (without their labels)"
     add("--transductive", action="store_true", help=about_all)
@@ -79,8 +79,7 @@ def main(study: Study, arguments: Sequence[str]) -> int:
     try:
         with cli.disk_errors(options.output):
             options.output.mkdir(parents=True, exist_ok=True)
-            cells = options.output / grid.CELLS
-            alone = processes.claimed(cells, "--output", "runs this study")
+            alone = processes.claimed(options.output / grid.CELLS, "--output", "runs this study")
             with contextlib.nullcontext() if options.report_only else alone:
                 carry_out(study, options, report.as_typed(study, arguments), started)
     except processes.Stopped:

@@ -61,6 +61,8 @@ def connect(scheduler: str, workers: int | None = None) -> Iterator[Client]:
                 processes=False,
                 memory_limit=0,  # that of this process is not theirs
                 dashboard_address=None,
+                # Its server runs without a dashboard too; not on 8787, which may be taken.
+                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
                 silence_logs=logging.CRITICAL,
             )
             address = stack.enter_context(local)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from experiments.engine import grid, runs, worker
 from experiments.engine.grid import Job, Size
+from experiments.engine.runs import Connect
 from experiments.engine.study import StudyData
 from ssl3d import documents
 from ssl3d.atomic import atomic_write
@@ -151,7 +152,7 @@ def choose(
     raise UserError(f"--budget: too short here, the smallest study takes {minutes} minutes or more")
 
 
-def probe(output: Path, job: Job, connect: runs.Connect) -> Cost:
+def probe(output: Path, job: Job, connect: Connect) -> Cost:
     """Times a few steps of a run, with the evaluation of a cell. Raises as `runs.work` does."""
     few = {"steps": _PROBE_STEPS, "validate_every": _PROBE_STEPS, "log_every": 1}
     few |= {"optimizer.warmup_steps": 1}
@@ -174,12 +175,7 @@ def probe(output: Path, job: Job, connect: runs.Connect) -> Cost:
 
 
 def agree(
-    data: StudyData,
-    full: Size,
-    minutes: float,
-    deadline: float,
-    output: Path,
-    connect: runs.Connect,
+    data: StudyData, full: Size, minutes: float, deadline: float, output: Path, connect: Connect
 ) -> tuple[StudyData, Budget]:
     """The shortened study and the budget of its output, decided on the first call."""
     study = dataclasses.replace(data.study, validations=VALIDATIONS)
