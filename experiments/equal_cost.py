@@ -8,24 +8,24 @@ of the labels. Run the command again to continue; the table is equal_cost.csv in
 """
 
 import argparse
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from experiments.engine.grid import ROOT
-from ssl3d import cli, tasks
+from experiments.engine import runs
+from experiments.engine.grid import ROOT, Job
+from ssl3d import cli, cluster, tasks
 from ssl3d.errors import RunError, UserError
-from ssl3d.training import run_log
 
-_TIMED = 12  # steps, of which the second half is timed
+_TIMED = 12  # steps
 _PROXY = [name for name in tasks.TASKS if not hasattr(tasks.module_of(name), "NEEDS")]
 _KEY = ["task", "rank", "preset", "minutes"]
 
@@ -60,76 +60,51 @@ def main(arguments: Sequence[str]) -> None:
 def train_and_probe(name: str, options: argparse.Namespace) -> dict[str, float]:
     """The figures of one task, from processes of its own."""
     config = f"{name}{options.rank}d"
-    run, trial = options.output / config, options.output / f"{config}-timed"
-    brief = {"log_every": _TIMED // 2, "optimizer.warmup_steps": 1}
-    spent, _ = _train(config, options, trial, {"steps": _TIMED, **brief})
-    batch = json.loads((trial / "config.json").read_text())["batch_size"]
-    step = batch / _throughput(trial)
-    start = spent - _TIMED * step
-    steps = int((60 * options.minutes - start) / step)
+    brief = {"log_every": 1, "optimizer.warmup_steps": 1}
+    trial = _train(f"{config}-timed", config, options, {"steps": _TIMED, **brief})
+    start = trial["seconds"] - _TIMED * trial["step_seconds"]
+    steps = int((60 * options.minutes - start) / trial["step_seconds"])
     if steps < 2 * _TIMED:
-        least = (start + 2 * _TIMED * step) / 60
+        least = (start + 2 * _TIMED * trial["step_seconds"]) / 60
         raise UserError(f"--minutes={options.minutes:g}: {name} needs {least:.1f} or more here")
-    spent, memory = _train(config, options, run, {"steps": steps})
-    scores = run / "probe.json"
-    probe = f"{options.probe}{options.rank}d"
+    trained = _train(config, config, options, {"steps": steps})
+    run = options.output / config / "run"
+    batch = json.loads((run / "config.json").read_text())["batch_size"]
+    scores, probe = run / "probe.json", f"{options.probe}{options.rank}d.py:{options.preset}"
     own = [f"--config.init.encoder={run}", f"--config.data.label_fraction={options.labels}"]
-    _run("probe", probe, options, [*own, f"--output={scores}"], run.with_suffix(".log"))
-    found = json.loads(scores.read_text())["rows"]
-    first = [next(iter(row["scores"].values())) for row in found]
+    own += [f"--config.data.path={options.data.resolve()}", f"--output={scores}"]
+    print(f"probe {config}", flush=True)
+    command = [sys.executable, "-m", "ssl3d.probe", f"--config={ROOT}/configs/{probe}", *own]
+    log = options.output / config / "probe.txt"
+    with log.open("w") as output:
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        if subprocess.run(command, env=environment, stdout=output, stderr=output).returncode:
+            raise RunError(f"probe {config} failed; see {log}")
+    rows = json.loads(scores.read_text())["rows"]
+    found = {row["row"].replace(" ", "_"): next(iter(row["scores"].values())) for row in rows}
+    pretrained = next(iter(found.values()))
     return {
         "steps": steps,
-        "seconds": spent,
+        "seconds": trained["seconds"],
         "start": start,
-        "volumes_per_second": _throughput(run),
-        "peak_mb": memory,
-        **{
-            row["row"].replace(" ", "_"): score["value"]
-            for row, score in zip(found, first, strict=True)
-        },
-        "low": first[0]["low"],
-        "high": first[0]["high"],
+        "volumes_per_second": batch / trained["step_seconds"],
+        "peak_mb": trained["peak_memory_mb"],
+        **{name: score["value"] for name, score in found.items()},
+        "low": pretrained["low"],
+        "high": pretrained["high"],
     }
 
 
 def _train(
-    config: str, options: argparse.Namespace, run: Path, settings: dict[str, int]
-) -> tuple[float, float]:
-    """Trains anew, validates at both ends only: -> seconds and megabytes of the process."""
-    shutil.rmtree(run, ignore_errors=True)  # of an interrupted measurement
+    folder: str, config: str, options: argparse.Namespace, settings: dict[str, int]
+) -> dict[str, float]:
+    """Trains anew, validates at both ends only: the row of its result, see `worker.run`."""
+    shutil.rmtree(options.output / folder, ignore_errors=True)  # of an interrupted measurement
     at_the_end = dict.fromkeys(("validate_every", "checkpoint_every"), settings["steps"])
-    settings = {"probe_every": 0, **at_the_end, **settings}
-    own = [f"--config.{key}={value}" for key, value in settings.items()]
-    return _run("main", config, options, [*own, f"--workdir={run}"], run.with_suffix(".log"))
-
-
-def _run(
-    command: str, config: str, options: argparse.Namespace, own: list[str], log: Path
-) -> tuple[float, float]:
-    print(f"{command} {config}", flush=True)
-    file = f"{ROOT}/configs/{config}.py:{options.preset}"
-    own = [f"--config={file}", f"--config.data.path={options.data.resolve()}", *own]
-    started = time.monotonic()
-    with log.open("a") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", f"ssl3d.{command}", *own],
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-        # Of this process alone; `resource` has the largest of all children.
-        _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise RunError(f"{command} {config} failed; see {log}")
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return time.monotonic() - started, usage.ru_maxrss * unit / 1e6
-
-
-def _throughput(run: Path) -> float:
-    """Volumes per second of the latter half of a run."""
-    lines = [line for line in run_log.read_metrics(run) if line["split"] == "train"]
-    rates = [line["volumes_per_second"] for line in lines[len(lines) // 2 :]]
-    return len(rates) / sum(1 / rate for rate in rates)
+    overrides = {"data.path": str(options.data.resolve()), **at_the_end, **settings}
+    job = Job(folder, config, options.preset, overrides, {"probe": True})
+    runs.work(options.output.resolve(), [job], functools.partial(cluster.connect, "", 1))
+    return json.loads((options.output / folder / runs.RESULT).read_text())["row"]
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """A study as a command: runs the missing cells of its grid, and writes the report.
 
-    python -m experiments.hippocampus --data=DIR --output=DIR [--budget=20] [--part=1/4] [...]
+    python -m experiments.hippocampus --data=DIR --output=DIR [--budget=20] [...]
 
-Run the command again to continue; several processes on one output share the work. The results are
-results.csv, tables.md, tables.tex, figures/ and report.html in the output.
+Run the command again to continue; with --scheduler=ADDRESS it runs on a Dask cluster. The results
+are results.csv, tables.md, tables.tex, figures/ and report.html in the output.
 """
 
 import argparse
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -17,17 +18,17 @@ from typing import NoReturn
 from experiments.analysis import report, results_table
 from experiments.analysis.results_table import Record
 from experiments.analysis.templates import sentences
-from experiments.engine import budget, claims, grid, runs
+from experiments.engine import budget, grid, runs
 from experiments.engine.grid import Cell, Size
 from experiments.engine.study import METHODS, Study, StudyData, check, label_fraction
-from ssl3d import cli
+from ssl3d import cli, cluster, processes
 from ssl3d.data import store
 from ssl3d.errors import RunError, UserError
 from ssl3d.training import cases as sources
 
 MODES = ("finetune", "frozen")
 # Folders of an output without results: a repository may hold the others, as results/ does.
-_TEMPORARY = (grid.CELLS, grid.PRETRAINING, "data", "plan", "drawing", budget.PROBE)
+_TEMPORARY = (grid.CELLS, grid.PRETRAINING, "data", budget.PROBE)
 
 
 def parser(study: Study) -> cli.Parser:
@@ -45,8 +46,11 @@ def parser(study: Study) -> cli.Parser:
     add("--repetitions", type=int, default=study.repetitions, help="default: %(default)s")
     modes = f"of {','.join(MODES)} (default: {','.join(study.modes)})"
     add("--modes", type=_names, default=study.modes, help=modes)
-    add("--budget", type=float, help="minutes per part; the study is reduced to fit")
-    add("--part", type=_part, default=(1, 1), metavar="i/n", help="one share of n of the cells")
+    add("--budget", type=float, help="minutes; the study is reduced to fit")
+    add("--workers", type=int, help="runs at a time (default: one, or one per accelerator)")
+    add(
+        "--scheduler", default="", metavar="ADDRESS", help="run on the Dask cluster at this address"
+    )
     about_all = "pretrain on the images of validation and test cases too (without their labels)"
     add("--transductive", action="store_true", help=about_all)
     add("--report-only", action="store_true", help="only write the report of the stored results")
@@ -57,13 +61,6 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.strip() for name in text.split(",")))
 
 
-def _part(text: str) -> tuple[int, int]:
-    i, _, n = text.partition("/")
-    if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not i/n with i from 1 to n, e.g. 2/4")
-    return int(i), int(n)
-
-
 def command(study: Study) -> NoReturn:
     """Runs the study with the options of the command line, and exits."""
     cli.run(lambda arguments: main(study, arguments))
@@ -71,17 +68,21 @@ def command(study: Study) -> NoReturn:
 
 def main(study: Study, arguments: Sequence[str]) -> int:
     """Runs the study's command; the exit status. Raises `UserError` and `RunError`."""
-    started = time.monotonic()
+    started = time.time()
     options = parser(study).parse_args(arguments)
     if options.repetitions < 1:
         raise UserError("--repetitions: give a whole number from 1")
     if options.budget is not None and not 0 < options.budget < math.inf:
         raise UserError("--budget: give a number of minutes")
+    if options.workers is not None and (options.workers < 1 or options.scheduler):
+        raise UserError("--workers: give a whole number from 1, and no --scheduler")
     try:
         with cli.disk_errors(options.output):
             options.output.mkdir(parents=True, exist_ok=True)
-            carry_out(study, options, report.as_typed(study, arguments), started)
-    except runs.Stopped:
+            alone = processes.claimed(options.output / grid.CELLS, "--output", "runs this study")
+            with contextlib.nullcontext() if options.report_only else alone:
+                carry_out(study, options, report.as_typed(study, arguments), started)
+    except processes.Stopped:
         print("stopped; run the same command again to continue", flush=True)
         return 1
     return 0
@@ -93,12 +94,13 @@ def carry_out(study: Study, options: argparse.Namespace, typed: str, started: fl
     data = open_data(study, options, output)
     size, limits, chosen, ending = choose_size(data, options), [], None, None
     minutes, before = options.budget, budget.read(output)
+    connect = functools.partial(cluster.connect, options.scheduler, options.workers)
     if options.report_only and before:
         minutes, size = before.budget_minutes, before.full
     deadline = started + 60 * (minutes or math.inf)
     if minutes:
         full = size
-        data, chosen = budget.agree(data, full, minutes, deadline, output, options.part[1])
+        data, chosen = budget.agree(data, full, minutes, deadline, output, connect)
         size = chosen.size
         counts = len(grid.cells(size)), len(grid.cells(full))
         limits = sentences("cut_down", minutes, data.scale, size, *counts)
@@ -107,14 +109,13 @@ def carry_out(study: Study, options: argparse.Namespace, typed: str, started: fl
         raise UserError(f"{output} holds a study that was reduced to a budget; {remedy}")
     jobs = grid.jobs(data, grid.cells(size))
     if not options.report_only:
-        i, n = options.part
         known = results_table.read(output).known()
-        share = jobs[i - 1 :: n]
-        missing = [job for job in share if job.row["cell"] not in known]
-        print(f"{len(share)} cells, {len(share) - len(missing)} finished already", flush=True)
+        missing = [job for job in jobs if job.row["cell"] not in known]
+        print(f"{len(jobs)} cells, {len(jobs) - len(missing)} finished already", flush=True)
         try:
-            runs.work(output, missing, lambda job: not chosen or chosen.may_start(job, deadline))
-        except (runs.Stopped, RunError) as error:
+            latest = chosen.latest_start if chosen else lambda job, deadline: deadline
+            runs.work(output, missing, connect, lambda job: latest(job, deadline))
+        except (processes.Stopped, RunError) as error:
             ending = error
         finally:
             _keep_out_of_repositories(output)
@@ -173,7 +174,6 @@ def _made_once(output: Path, folder: Path, make: Callable[[], store.Dataset]) ->
     if folder.parent == output:
         folder.mkdir(exist_ok=True)
         _keep_out_of_repositories(output)
-    claims.make_once(folder / store.MANIFEST, output / "drawing", make)
     return make()
 
 

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.engine import claims, grid, runs, worker
+from experiments.engine import grid, runs, worker
 from experiments.engine.grid import Job, Size
+from experiments.engine.runs import Connect
 from experiments.engine.study import StudyData
 from ssl3d import documents
 from ssl3d.atomic import atomic_write
@@ -52,11 +53,10 @@ class Budget(NamedTuple):
     size: Size  # as it fits
     scale: float  # of all numbers of steps
     seconds: dict[str, Cost]  # of a run, by its kind
-    parts: int = 1  # processes that share the grid, each for so many minutes
 
-    def may_start(self, job: Job, deadline: float) -> bool:
-        """Whether a run that starts now would end before the deadline (`time.monotonic`)."""
-        return time.monotonic() + self.seconds.get(kind(job), Cost(0, 0, 0)).of(job) < deadline
+    def latest_start(self, job: Job, deadline: float) -> float:
+        """When a run must start to end before the deadline."""
+        return deadline - self.seconds.get(kind(job), Cost(0, 0, 0)).of(job)
 
 
 def read(output: Path) -> Budget | None:
@@ -65,6 +65,7 @@ def read(output: Path) -> Budget | None:
         return None
     remedy = "give another --output"
     kept = documents.read_object(output / FILE, remedy)
+    kept.pop("parts", None)  # of earlier versions
     with documents.fields(output / FILE, remedy):
         for key in ("full", "size"):
             lists = {name: tuple(kept[key][name]) for name in ("methods", "labels", "modes")}
@@ -122,7 +123,7 @@ def choose(
     Args:
       jobs_of: the runs of a size at full length, pretraining included.
       measure: the cost of a run; takes time itself, called once per kind.
-      left: seconds that all processes together still have.
+      left: seconds that all workers together still have.
     """
     costs: dict[str, Cost] = {}
 
@@ -151,7 +152,7 @@ def choose(
     raise UserError(f"--budget: too short here, the smallest study takes {minutes} minutes or more")
 
 
-def probe(output: Path, job: Job) -> Cost:
+def probe(output: Path, job: Job, connect: Connect) -> Cost:
     """Times a few steps of a run, with the evaluation of a cell. Raises as `runs.work` does."""
     few = {"steps": _PROBE_STEPS, "validate_every": _PROBE_STEPS, "log_every": 1}
     few |= {"optimizer.warmup_steps": 1}
@@ -165,7 +166,7 @@ def probe(output: Path, job: Job) -> Cost:
     short = dataclasses.replace(job, name=folder, overrides=overrides, row=row, needs=None)
     started = time.monotonic()
     with contextlib.redirect_stdout(None):
-        runs.work(output, [short])
+        runs.work(output, [short], connect)
     seconds = time.monotonic() - started
     row = json.loads((output / folder / worker.RESULT).read_text())["row"]
     shutil.rmtree(output / folder)
@@ -174,27 +175,27 @@ def probe(output: Path, job: Job) -> Cost:
 
 
 def agree(
-    data: StudyData, full: Size, minutes: float, deadline: float, output: Path, parts: int
+    data: StudyData, full: Size, minutes: float, deadline: float, output: Path, connect: Connect
 ) -> tuple[StudyData, Budget]:
     """The shortened study and the budget of its output, decided on the first call."""
     study = dataclasses.replace(data.study, validations=VALIDATIONS)
     data = dataclasses.replace(data, study=study)
 
-    def decide() -> None:
+    if not (output / FILE).exists():
         print("measuring seconds per step", flush=True)
+        with connect() as client:
+            workers = len(client.nthreads())
         size, scale, costs = choose(
             sizes(full, study.brief),
             lambda size: all_runs(grid.jobs(data, grid.cells(size))),
-            lambda job: probe(output, job),
-            lambda: parts * (deadline - time.monotonic()),
+            lambda job: probe(output, job, connect),
+            lambda: workers * (deadline - time.time()),
         )
-        document = Budget(minutes, full, size, scale, costs, parts)._asdict()
+        document = Budget(minutes, full, size, scale, costs)._asdict()
         document |= {"full": full._asdict(), "size": size._asdict()}
         document["seconds"] = {name: cost._asdict() for name, cost in costs.items()}
         with atomic_write(output / FILE) as partial:
             partial.write_text(json.dumps(document, indent=1) + "\n")
-
-    claims.make_once(output / FILE, output / "plan", decide)
     found = read(output)
     assert found
     for key, kept, value in zip(Budget._fields, found, (minutes, full), strict=False):

@@ -1,64 +1,95 @@
-"""Execution of a grid's jobs, one after the other, shared with other processes on the folder."""
+"""Execution of a grid's runs on a Dask cluster, each in a process of its own.
+
+A run is a future that depends on that of its pretraining. A Dask worker, without JAX, starts
+`experiments.engine.worker` and waits for it. When the Dask worker dies, the run ends with a
+checkpoint, from which it goes on elsewhere.
+"""
 
 import contextlib
 import json
-import os
-import signal
+import math
+import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from experiments.engine import claims, worker
-from experiments.engine.grid import ROOT, Job
+from ssl3d import cluster, processes
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import RunError, UserError
 
-LOG = "log.txt"
-# Seconds for a run that was asked to end to write its checkpoint.
-_GRACE = 60.0
+if TYPE_CHECKING:
+    from distributed import Future
 
+    from experiments.engine.grid import Job
 
-class Stopped(Exception):
-    """A signal asked this process to end; the run in progress can be resumed."""
+Connect = Callable[[], contextlib.AbstractContextManager[Any]]  # `cluster.connect` to a client
+JOB, RESULT, LOG = "job.json", "result.json", "log.txt"
+STOPPED = 3  # exit status of an interrupted run, which can be resumed
 
 
 def work(
-    output: Path, jobs: Sequence[Job], may_start: Callable[[Job], bool] = lambda job: True
+    output: Path,
+    jobs: Sequence["Job"],
+    connect: Connect,
+    latest: Callable[["Job"], float] = lambda job: math.inf,
 ) -> None:
-    """Runs every unfinished job after its pretraining, and waits for those of other processes.
+    """Runs every unfinished job after its pretraining.
 
-    A job that may not start (the budget is spent) is left out. Raises `UserError` for an input
-    error of a job, `RunError` where jobs failed and the others are done, and `Stopped`.
+    A job that cannot start by its `latest` time (the budget is spent) is left out. Raises
+    `UserError` for an input error of a job, `RunError` where jobs failed and the others are done,
+    and `processes.Stopped`.
     """
+    if all(_is_done(output, job.name) for job in jobs):
+        return
+    names, begun = {job.name for job in jobs}, set[str]()
+    futures: dict[str, Future] = {}
     failed: dict[str, str] = {}
-    waiting, told = list(jobs), False
-    with _stopping():
-        while waiting:
-            for job in list(waiting):
-                todo = job.needs if job.needs and not _is_done(output, job.needs) else job
-                if todo.name in failed:
-                    failed[job.name] = f"{job.name}: its pretraining failed"
-                    waiting.remove(job)
-                elif _is_done(output, job) or not may_start(todo):
-                    waiting.remove(job)
-                elif claim := claims.take(output / todo.name):
-                    place, told = len(jobs) - len(waiting) + 1, False
-                    reason = _run(output, todo, claim, f"[{place} of {len(jobs)}] {todo.name}")
-                    if reason:
+    study = uuid.uuid4().hex  # this call, in keys, events and processes
+
+    def announce(event: tuple[float, str]) -> None:
+        _, name = event
+        number = len(begun | {name}) if name in names else len(begun) + 1
+        begun.update({name} & names)
+        print(f"[{number} of {len(jobs)}] {name}", flush=True)
+
+    def submit(job: "Job", priority: int) -> "Future | None":
+        """The future of a job, after that of its pretraining; None for a finished one."""
+        if job.name not in futures and not _is_done(output, job.name):
+            needs = submit(job.needs, priority) if job.needs else None
+            about = {"needs": job.needs and job.needs.name, "command": job.command}
+            run = study, output, json.loads(json.dumps(vars(job) | about)), latest(job)
+            key = f"{job.name}-{study}"
+            futures[job.name] = client.submit(supervise, *run, needs, key=key, priority=priority)
+        return futures.get(job.name)
+
+    with processes.stopping(), connect() as client:
+        from distributed import as_completed
+
+        client.subscribe_topic(study, announce)
+        try:
+            for number, job in enumerate(jobs):
+                if not submit(job, -number):
+                    begun.add(job.name)
+            for future in as_completed(list(futures.values())):
+                name = future.key.removesuffix(f"-{study}")
+                begun.update({name} & names)
+                try:
+                    if cluster.result(future):
+                        cluster.wait_to_see(output / name / RESULT)
+                except (RunError, BrokenExecutor) as error:
+                    reason = str(error) or f"{name}: the Dask workers that ran it were killed"
+                    if reason not in failed.values():  # but that of its pretraining
                         print(reason, flush=True)
-                        failed[todo.name] = reason
-                    if todo is job and reason:
-                        waiting.remove(job)
-                    break  # other processes may have finished jobs: look from the beginning
-            else:
-                if waiting:
-                    if not told:
-                        print(f"waiting for {len(waiting)} runs of other processes", flush=True)
-                        told = True
-                    time.sleep(claims.LOOK)
+                    failed[name] = reason
+        except BaseException:
+            with contextlib.suppress(Exception):  # the scheduler may be what has failed
+                client.cancel(list(futures.values()))
+                client.run(processes.end, study, on_error="ignore")
+            raise
     if failed:
         raise RunError(
             f"{len(failed)} of the runs failed, the first: {next(iter(failed.values()))}; the "
@@ -66,69 +97,54 @@ def work(
         )
 
 
-def _is_done(output: Path, job: Job) -> bool:
-    return (output / job.name / worker.RESULT).exists()
+def _is_done(output: Path, name: str) -> bool:
+    return (output / name / RESULT).exists()
 
 
-def _run(output: Path, job: Job, claim: claims.Claim, title: str) -> str:
-    """Runs a claimed job; why it failed, or "" on success or if another process took over."""
-    if _is_done(output, job):  # finished between the look and the claim
-        claims.give_back(claim)
-        return ""
-    print(title, flush=True)
-    folder = output / job.name
-    about = {"spent": claim.spent, "launched": time.time(), "command": job.command}
-    document = vars(job) | about | {"needs": job.needs and job.needs.name}
-    with atomic_write(folder / worker.JOB) as partial:
-        partial.write_text(json.dumps(document, indent=1) + "\n")
+def supervise(
+    study: str, output: Path, job: dict[str, Any], latest: float, needs: bool | None
+) -> bool:
+    """Runs a job (content of job.json) in a process, on a Dask worker; whether it started in time.
+
+    `needs` is the same of its pretraining. Raises `RunError` where the run failed, `UserError` for
+    an input error of the run or an output that the cluster does not share.
+    """
+    from distributed import Reschedule, get_worker
+
+    name, folder = job["name"], output / job["name"]
+    if _is_done(output, name):
+        return True
+    if needs is False or time.time() > latest:
+        return False
+    if not output.is_dir():
+        raise UserError(f"{output}: not on {socket.gethostname()}; give a shared --output")
+    get_worker().log_event(study, name)
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"spent": _spent(folder), "launched": time.time()}
+    with atomic_write(folder / JOB) as partial:
+        partial.write_text(json.dumps(job | about, indent=1) + "\n")
     with (folder / LOG).open("a") as log:
-        process = launch(output, job, log)
-        with claims.kept_alive(claim, process.terminate):
-            try:
-                status = process.wait()
-            except Stopped:
-                process.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(_GRACE)
-                process.kill()
-                process.wait()
-                raise
-    if _is_done(output, job) or claims.is_lost(claim):
-        return ""
+        status = processes.watch(launch(output, name, log), study)
+    if _is_done(output, name):
+        return True
+    if status == STOPPED:  # by the system, which is about to end this Dask worker too
+        raise Reschedule
     *_, last = (folder / LOG).read_text(errors="replace").strip().splitlines() or ["no message"]
     reason = last.removeprefix("error: ")
     if status == 2:
-        raise UserError(f"{reason} ({job.name})")
-    return f"{job.name}: failed with status {status}: {reason} (see {folder / LOG})"
+        raise UserError(f"{reason} ({name})")
+    raise RunError(f"{name}: failed with status {status}: {reason} (see {folder / LOG})")
 
 
-def launch(output: Path, job: Job, log: TextIO) -> subprocess.Popen:
-    """Starts the worker; its standard input closes when this process ends."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.Popen(
-        [sys.executable, "-m", "experiments.engine.worker", job.name],
-        cwd=output,
-        stdin=subprocess.PIPE,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=os.environ | {"PYTHONPATH": path},
-        # Ctrl-C reaches this process alone, which passes it on once.
-        start_new_session=True,
-    )
+def _spent(folder: Path) -> float:
+    """Seconds that earlier processes worked on a job, each until its last word."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        before = json.loads((folder / JOB).read_text())
+        last = (folder / LOG).stat().st_mtime
+        return before["spent"] + max(last - before["launched"], 0.0)
+    return 0.0
 
 
-@contextlib.contextmanager
-def _stopping() -> Iterator[None]:
-    """Raises `Stopped` on the first SIGTERM or SIGINT, and ignores further ones in the block."""
-
-    def stop(number: int, frame: object) -> None:
-        for number in before:
-            signal.signal(number, signal.SIG_IGN)
-        raise Stopped
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def launch(output: Path, name: str, log: TextIO) -> subprocess.Popen:
+    """Starts the process of a run."""
+    return processes.start("experiments.engine.worker", name, output, log, cluster.environment())

@@ -7,8 +7,6 @@ frees all compiled code and memory, and its peak memory is that of the job. It s
 and ends when its standard input closes, i.e. when the process that started it is gone.
 """
 
-import errno
-import fcntl
 import json
 import math
 import os
@@ -18,12 +16,14 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+import filelock
 import numpy as np
 import pandas as pd
 
 from experiments.engine.grid import load_config
+from experiments.engine.runs import JOB, RESULT, STOPPED
 from experiments.engine.study import as_tuples
 from ssl3d import cli, documents, evaluate, hardware
 from ssl3d.atomic import atomic_write
@@ -31,18 +31,15 @@ from ssl3d.errors import UserError
 from ssl3d.training import loop, run_log
 from ssl3d.training.problem import open_problem
 
-JOB, RESULT = "job.json", "result.json"
-STOPPED = 3  # exit status of an interrupted job, which can be resumed
-# Errors of a file system without locks, as clusters have.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the job of a folder. Raises `UserError` and `RunError`."""
     folder = Path(arguments[0])
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with (folder / ".lock").open("w") as lock:
-        wait_for(lock, folder)
+    # Another process on the folder, whose Dask worker was killed, may still be saving or testing.
+    with filelock.FileLock(folder / ".lock"):
+        if (folder / RESULT).exists():
+            return 0
         result = run(documents.read_object(folder / JOB, "start the study again"), folder)
     if result is None:
         return STOPPED
@@ -156,16 +153,6 @@ def _end_with_parent() -> None:
     while os.read(0, 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def wait_for(lock: TextIO, folder: Path) -> None:
-    """Waits for another worker on the folder: one whose parent was killed may still be saving."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        print(f"{folder}: no locks on this file system; relying on the claims", flush=True)
 
 
 if __name__ == "__main__":

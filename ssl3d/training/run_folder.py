@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-import filelock
 import jax
 
-from ssl3d import documents
-from ssl3d.atomic import atomic_write
+from ssl3d import documents, processes
 from ssl3d.errors import RunError, UserError
 from ssl3d.training import run_log
 
 CHECKPOINTS, CONFIG, METRICS = "checkpoints", "config.json", "metrics.jsonl"
-_LOCK, _HOLDER = ".lock", ".lock.json"
 
 
 @contextlib.contextmanager
@@ -33,33 +27,8 @@ def claimed(workdir: Path) -> Iterator[None]:
     if jax.process_index() != 0:
         yield
         return
-    lock = filelock.FileLock(workdir / _LOCK, timeout=0)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-        with atomic_write(workdir / _HOLDER) as partial:
-            partial.write_text(json.dumps({"host": socket.gethostname(), "process": os.getpid()}))
-    except filelock.Timeout:
-        holder = _holder(workdir)
-        raise UserError(
-            f"{workdir}: {holder} trains here; wait for it, or give another --workdir"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{workdir}: cannot be written ({error}); give another --workdir") from None
-    try:
+    with processes.claimed(workdir, "--workdir", "trains here"):
         yield
-    finally:
-        with contextlib.suppress(OSError):  # the folder may be gone
-            (workdir / _HOLDER).unlink(missing_ok=True)
-            lock.release()
-
-
-def _holder(workdir: Path) -> str:
-    try:
-        found = documents.read_object(workdir / _HOLDER, "")
-        return f"process {found['process']} on {found['host']}"
-    except (UserError, KeyError):  # it has just begun or ended
-        return "another process"
 
 
 def check_complete(workdir: Path) -> None:

@@ -1,7 +1,6 @@
 """The command as a whole, with a stand-in for the training (see `small_study`)."""
 
 import base64
-import itertools
 import re
 import shutil
 
@@ -189,23 +188,18 @@ def test_transductive_says_so_everywhere(call):
     assert text.count("Transductive: ") == text.count("\\end{table}")
 
 
-@pytest.mark.parametrize("parts", [2, 5])
-def test_parts_together_are_the_whole(call, parts):
-    counts = [0]
-    for i in range(1, parts + 1):
-        assert call(f"--part={i}/{parts}") == 0
-        counts.append(len(rows(call.output)))
-    assert counts[-1] == CELLS
-    shares = [after - before for before, after in itertools.pairwise(counts)]
-    assert max(shares) - min(shares) <= 1
+def test_several_workers_run_the_same_cells(call):
+    call("--workers=3")
+    assert len(rows(call.output)) == CELLS
     assert set(done(call.output).values()) == {1}
     assert "Not complete" not in (call.output / "tables.md").read_text()
 
 
-def test_a_part_reports_what_is_missing(call):
-    call("--part=1/4")
+def test_a_report_of_a_part_says_what_is_missing(call):
+    call("--repetitions=1")
+    call("--report-only")
     text = (call.output / "tables.md").read_text()
-    assert f"Not complete: {CELLS - CELLS // 4} of {CELLS} cells are missing." in text
+    assert f"Not complete: {CELLS - CELLS // 2} of {CELLS} cells are missing." in text
 
 
 @pytest.mark.parametrize(
@@ -218,7 +212,9 @@ def test_a_part_reports_what_is_missing(call):
         (["--modes=thawed"], "choose of finetune, frozen"),
         (["--repetitions=0"], "--repetitions"),
         (["--budget=soon"], "--budget"),
-        (["--part=3/2"], "--part"),
+        (["--workers=0"], "--workers"),
+        (["--workers=2", "--scheduler=tcp://127.0.0.1:9"], "no --scheduler"),
+        (["--scheduler=tcp://127.0.0.1:9"], "tcp://127.0.0.1:9: no Dask scheduler here"),
         (["--pretrain-data=nowhere"], "no prepared data set here"),
         (["--source=nowhere"], "--source=nowhere: no such folder"),
         (["--report-only"], "no finished cell yet"),
@@ -298,4 +294,4 @@ def test_the_record_reads_as_it_was_written(call, tmp_path):
 def test_help(name, study, in_repository):
     text = protocol.parser(study).format_help()
     assert f"python -m experiments.{name}" in text
-    assert "--part" in text
+    assert "--scheduler" in text

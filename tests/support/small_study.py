@@ -12,10 +12,11 @@ import sys
 from collections import Counter
 
 from experiments import protocol
-from experiments.engine import claims, runs
+from experiments.engine import runs
 from experiments.engine.grid import ROOT
 from experiments.engine.study import Column
 from experiments.hippocampus import STUDY
+from ssl3d import cluster
 from tests.support import stand_in
 
 # By the file of experiments/ that holds it.
@@ -42,24 +43,21 @@ class Finished:
     def wait(self):
         return self.status
 
-    def terminate(self):
-        pass
 
-
-def run_here(output, job, log):
+def run_here(output, name, log):
     """The stand-in without a process, which would take most of the time."""
     try:
-        stand_in.train(output, job.name)
+        stand_in.train(output, name)
     except SystemExit as end:
         log.write(f"{end}\n")
         return Finished(1)
     return Finished(0)
 
 
-def run_apart(output, job, log):
+def run_apart(output, name, log):
     """The stand-in as a process that can be killed."""
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.support.stand_in", job.name],
+        [sys.executable, "-m", "tests.support.stand_in", name],
         cwd=output,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,
@@ -96,7 +94,12 @@ def done(output):
 def use_stand_in(patch, launch=run_here):
     """Replaces the training of every job."""
     patch(runs, "launch", launch)
-    patch(claims, "LOOK", 0.1)
+    patch(cluster, "count_accelerators", lambda: 0)
+
+
+def dask_setup(worker):
+    """Of a Dask worker that preloads this module."""
+    use_stand_in(setattr, run_apart)
 
 
 def tiny(**changes):

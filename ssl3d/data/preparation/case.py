@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import math
+import socket
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -98,7 +100,11 @@ def prepare_case(case: SourceCase, settings: PreparationSettings) -> store.Case:
 
     Raises:
       UserError: any fault of the images, in one line.
+      OSError: the output cannot be written, or another host does not share it.
     """
+    if not settings.output.is_dir():
+        reason = f"not on {socket.gethostname()}, which must share it"
+        raise FileNotFoundError(errno.ENOENT, reason, str(settings.output))
     fault = None
     try:
         prepared = prepare_arrays(case, settings)

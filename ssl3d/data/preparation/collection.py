@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Sequence
 
@@ -17,7 +18,7 @@ from ssl3d.data.preparation.case import PreparationSettings, prepare_case
 from ssl3d.data.preparation.options import PreparationOptions, choose_recipe
 from ssl3d.data.preparation.progress import PROGRESS
 from ssl3d.data.preparation.recipes import RECIPES
-from ssl3d.data.preparation.workers import in_parallel
+from ssl3d.data.preparation.workers import Workers, in_parallel
 from ssl3d.errors import UserError
 
 # What --on-error=skip does with a faulty label, and how to do without labels.
@@ -32,6 +33,11 @@ def prepare(options: PreparationOptions) -> None:
     started = time.monotonic()
     if options.output.resolve().is_relative_to(options.source.resolve()):
         raise UserError(f"--output={options.output} lies inside the source; choose another folder")
+    workers = options.scheduler or options.workers or os.cpu_count() or 1
+    if options.scheduler:
+        if options.workers:
+            raise UserError("--workers: is of this machine; leave it out, or --scheduler")
+        options.output = options.output.resolve()  # workers have other working folders
     listing = _listing(options)
     # Before any other error: often they are its cause.
     overview.print_notes(listing.notes)
@@ -43,16 +49,16 @@ def prepare(options: PreparationOptions) -> None:
         told = len(listing.notes)
         listing = splits.check_split_file(listing, split_file)
         overview.print_notes(listing.notes[told:])
-    listing = sizing.complete(listing, recipe.rank, options.workers)
+    listing = sizing.complete(listing, recipe.rank, workers)
     settings = sizing.settings_for(listing, recipe, options.source.resolve(), options.output)
     if options.dry_run:
-        problems = sizing.print_plan(listing, settings, options.workers)
+        problems = sizing.print_plan(listing, settings, workers)
         overview.print_problems(problems, options.on_error)
         overview.stop_for_problems([*listing.problems, *problems], options.on_error)
         return
-    needed = sizing.bytes_needed(listing, settings, options.workers)
+    needed = sizing.bytes_needed(listing, settings, workers)
     sizing.check_disk(options.output, needed)
-    result = prepare_all(listing.cases, settings, options.workers)
+    result = prepare_all(listing.cases, settings, workers)
     problems = [*listing.problems, *result.problems]
     notes = [
         Problem(case.id, note) for case in result.cases for note in case.extra.get("notes", ())
@@ -130,7 +136,9 @@ class Result:
     reused: int
 
 
-def prepare_all(cases: Sequence[SourceCase], settings: PreparationSettings, workers: int) -> Result:
+def prepare_all(
+    cases: Sequence[SourceCase], settings: PreparationSettings, workers: Workers
+) -> Result:
     """Prepares the cases that no earlier run has prepared.
 
     This process alone records finished cases in `PROGRESS`, so that an interrupted run resumes.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import os
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -47,7 +46,8 @@ class PreparationOptions(argparse.Namespace):
     test: float | None
     seed: int
     subject_pattern: str | None
-    workers: int
+    workers: int | None
+    scheduler: str
     on_error: Literal["stop", "skip"]
     dry_run: bool
 
@@ -99,7 +99,13 @@ def add_options(parser: Parser) -> None:
         metavar="REGEX",
         help="regular expression; its group 1, searched in the case id, is the subject",
     )
-    add("--workers", type=_count, default=os.cpu_count(), help="processes (default: all cores)")
+    add("--workers", type=_count, help="processes (default: all cores)")
+    add(
+        "--scheduler",
+        default="",
+        metavar="ADDRESS",
+        help="prepare on the Dask cluster of this address, which shares both folders",
+    )
     add("--on-error", choices=("stop", "skip"), default="stop", help="skip: exclude invalid cases")
     add("--dry-run", action="store_true", help="print the plan and stop")
 

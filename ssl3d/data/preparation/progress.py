@@ -12,7 +12,7 @@ from ssl3d.atomic import atomic_write
 from ssl3d.data import readers, store
 from ssl3d.data.layouts.listing import SourceCase
 from ssl3d.data.preparation.case import PreparationSettings
-from ssl3d.data.preparation.workers import in_parallel
+from ssl3d.data.preparation.workers import Workers, in_parallel
 from ssl3d.errors import UserError
 
 # One line per finished case; deleted once the manifest is written.
@@ -63,7 +63,7 @@ def unchanged_cases(
     cases: Sequence[SourceCase],
     known: dict[str, Known],
     settings: PreparationSettings,
-    workers: int,
+    workers: Workers,
 ) -> dict[str, Known]:
     """The known cases with intact arrays and unchanged source files."""
     cases = [case for case in cases if case.id in known]

@@ -24,7 +24,7 @@ from ssl3d.data.layouts.listing import (
 )
 from ssl3d.data.preparation.case import LabelError, PreparationSettings, check_label_values
 from ssl3d.data.preparation.recipes import Recipe
-from ssl3d.data.preparation.workers import in_parallel
+from ssl3d.data.preparation.workers import Workers, in_parallel
 from ssl3d.data.readers import checks
 from ssl3d.errors import UserError
 
@@ -57,7 +57,7 @@ class Outline:
         return int(np.prod(self.target.shape)) * (2 * self.channels + label)
 
 
-def complete(listing: Listing, rank: int, workers: int) -> Listing:
+def complete(listing: Listing, rank: int, workers: Workers) -> Listing:
     """The listing with its classes (read from all labels) and modalities (from the headers).
 
     Raises:
@@ -87,7 +87,7 @@ def complete(listing: Listing, rank: int, workers: int) -> Listing:
     return listing
 
 
-def _channel_names(listing: Listing, workers: int) -> tuple[str, ...]:
+def _channel_names(listing: Listing, workers: Workers) -> tuple[str, ...]:
     """Names for the channels that most cases have; the larger number of two as frequent ones."""
     calls = [(case, listing.rank) for case in listing.cases]
     found = in_parallel(_channels, calls, workers, "reading headers")
@@ -143,7 +143,7 @@ def label_values(path: Path, rank: int) -> dict[int, int]:
 
 
 def outlines(
-    listing: Listing, settings: PreparationSettings, workers: int, count_labels: bool
+    listing: Listing, settings: PreparationSettings, workers: Workers, count_labels: bool
 ) -> Iterator[tuple[int, Outline | Problem]]:
     """(index of the case, its outline or its problem), in the order of completion."""
     calls = [(case, settings, count_labels) for case in listing.cases]
@@ -154,7 +154,7 @@ def outlines(
             yield index, found
 
 
-def bytes_needed(listing: Listing, settings: PreparationSettings, workers: int) -> int:
+def bytes_needed(listing: Listing, settings: PreparationSettings, workers: Workers) -> int:
     """An upper bound for the size of the prepared arrays, without cropping.
 
     Images stretched to one size need no headers.
@@ -192,7 +192,7 @@ def readable_size(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"
 
 
-def print_plan(listing: Listing, settings: PreparationSettings, workers: int) -> list[Problem]:
+def print_plan(listing: Listing, settings: PreparationSettings, workers: Workers) -> list[Problem]:
     """Prints the plan of a run; returns the problems in headers and labels."""
     recipe = settings.recipe
     entries = dict(outlines(listing, settings, workers, count_labels=True))

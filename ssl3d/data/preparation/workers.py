@@ -1,25 +1,31 @@
-"""Parallel processing of cases in worker processes."""
+"""Parallel processing of cases in worker processes, here or on a Dask cluster."""
 
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from ssl3d import cluster
 from ssl3d.errors import UserError
 
 Result = TypeVar("Result")
+# Calls that are sent at a time.
+_BATCH = 1000
+Workers = int | str  # a number of processes here, or the address of a Dask scheduler
 
 
 def in_parallel(
-    function: Callable[..., Result], calls: Sequence[tuple[Any, ...]], workers: int, title: str
+    function: Callable[..., Result], calls: Sequence[tuple[Any, ...]], workers: Workers, title: str
 ) -> Iterator[tuple[int, Result | UserError]]:
     """Calls `function(*call)` for each call; yields (index, result or `UserError`) as they finish.
 
@@ -30,12 +36,18 @@ def in_parallel(
 
     Raises:
       OSError: the disk is full or not writable.
+      UserError: the cluster cannot be reached, or cannot do the work.
     """
     bar = tqdm(total=len(calls), desc=title, unit="case", disable=None)
     with bar:
         if workers == 1:
             for index, call in enumerate(calls):
                 yield index, _attempt(function, call)
+                bar.update()
+            return
+        if isinstance(workers, str):
+            for entry in _on_cluster(function, calls, workers):
+                yield entry
                 bar.update()
             return
         # A thread for each process, so that a process that dies fails its own case alone.
@@ -56,6 +68,28 @@ def in_parallel(
                     pool.shutdown()
 
 
+def _on_cluster(
+    function: Callable[..., Result], calls: Sequence[tuple[Any, ...]], scheduler: str
+) -> Iterator[tuple[int, Result | UserError]]:
+    """A call that kills its worker is tried on others, and is then the error of its case."""
+    if not calls:
+        return
+    with cluster.connect(scheduler) as client:
+        import distributed
+
+        attempt = functools.partial(_attempt, function)
+        futures = client.map(attempt, calls, pure=False, batch_size=_BATCH)
+        index = {future.key: number for number, future in enumerate(futures)}
+        ended = distributed.as_completed(futures)
+        del futures  # so that each is forgotten, on the cluster too, once it has been read
+        for future in ended:
+            try:
+                yield index[future.key], cluster.result(future)
+            except BrokenExecutor:
+                call = calls[index[future.key]]
+                yield index[future.key], _killed(call, "on Dask workers with more memory")
+
+
 def _in_process(
     own: threading.local,
     pools: list[concurrent.futures.ProcessPoolExecutor],
@@ -74,10 +108,14 @@ def _in_process(
         return own.pool.submit(_attempt, function, call).result()
     except BrokenProcessPool:
         own.pool = None
-        return UserError(
-            f"{_files(call)}: the process at work on it was killed, most likely for lack of "
-            "memory; run again with fewer --workers (finished cases are kept)"
-        )
+        return _killed(call, "with fewer --workers")
+
+
+def _killed(call: tuple[Any, ...], remedy: str) -> UserError:
+    return UserError(
+        f"{_files(call)}: the process at work on it was killed, most likely for lack of memory; "
+        f"run again {remedy} (finished cases are kept)"
+    )
 
 
 def _files(call: tuple[Any, ...]) -> Any:

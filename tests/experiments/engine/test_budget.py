@@ -1,6 +1,8 @@
+import functools
 import html
 import itertools
 import json
+import math
 
 import pytest
 
@@ -8,11 +10,14 @@ from experiments.engine import budget, grid, runs
 from experiments.engine.budget import Budget, Cost
 from experiments.engine.grid import Job, Size
 from experiments.engine.study import StudyData
+from ssl3d import cluster, processes
 from ssl3d.errors import UserError
 from tests.support.small_study import done, rows, tiny
 
 FULL = Size(("scratch", "untrained-frozen", "rpl3d", "rotation3d"), ("2", "8", "all"), 3, ("a",))
 BRIEF = ("scratch", "rpl3d")
+HERE = functools.partial(cluster.connect, "")
+ROW = {"cell": "a", "pretraining": "", "training_cases": 2, "repetition": 1, "steps": 2}
 
 
 def validated(steps, times):
@@ -136,16 +141,20 @@ def test_a_longer_run_validates_more_often(volumes):
     assert budget.scale_to_fit(jobs, lambda job: Cost(0, 1, 1), 29) == pytest.approx(0.5)
 
 
-def test_the_clock_lets_only_start_what_ends(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(budget.time, "monotonic", lambda: now[0])
+def test_only_what_ends_in_time_may_start():
     measured = Budget(60, FULL, FULL, 1.0, {"segment3d": Cost(5, 0, 0.1)})
     job = runs_of(FULL, steps=500)[-1]  # 55 seconds
-    assert measured.may_start(job, deadline=200)
-    now[0] = 144
-    assert measured.may_start(job, deadline=200)
-    now[0] = 146
-    assert not measured.may_start(job, deadline=200)
+    assert measured.latest_start(job, deadline=200) == 145
+
+
+def test_what_is_too_late_is_left_out_with_what_needs_it(stand_in, tmp_path):
+    """A cell that could start is left out too where its pretraining could not."""
+    before = Job("pretraining/a", "rpl3d", "", {}, {})
+    needs = {"late": None, "in-time": None, "after": before}
+    cells = [Job(f"cells/{name}", "", "", {}, ROW, own) for name, own in needs.items()]
+    latest = {"pretraining/a": 0.0, "cells/late": 0.0}
+    runs.work(tmp_path, cells, HERE, lambda job: latest.get(job.name, math.inf))
+    assert set(done(tmp_path)) == {"cells/in-time"}
 
 
 def test_fresh_repetitions(call):
@@ -202,7 +211,7 @@ def test_a_budget(call):
 
 def test_a_signal_while_a_budget_is_measured(call, stand_in, capsys):
     def stopped(*_):
-        raise runs.Stopped
+        raise processes.Stopped
 
     long = tiny(pretraining={"steps": 3000}, finetuning={"steps": 3000})
     with stand_in.context() as patch:
