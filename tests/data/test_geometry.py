@@ -48,6 +48,7 @@ def there_and_back(tmp_path, image, label, affine, recipe):
         write_nifti(tmp_path / "label.nii", label, affine),
     )
     settings = PreparationSettings(tmp_path, tmp_path / "out", recipe, ("image",), VALUES, 2)
+    settings.output.mkdir(exist_ok=True)
     prepared = prepare_case(case, settings)
     stored = np.load(store.label_path(settings.output, "case"))
     back, back_affine = geometry.to_source(stored, prepared)
@@ -95,6 +96,7 @@ def test_dicom_in_every_proper_orientation(tmp_path, axes, signs):
     folder = write_series(tmp_path / "series", image, affine)
     case = SourceCase("case", "case", (tuple(sorted(folder.iterdir())),))
     recipe = Recipe("as is", 3, "zscore")
+    (tmp_path / "out").mkdir()
     prepared = prepare_case(
         case, PreparationSettings(tmp_path, tmp_path / "out", recipe, ("CT",), {}, 0)
     )
