@@ -2,8 +2,7 @@
 
 python -m ssl3d.main --config=configs/contrast3d.py
 
-Built-in brain: two minutes of CPU time, the right one among 32 volumes in 0.61 of the cases (chance
-0.031; 33 quantiles of the intensities 0.047).
+Built-in brain, one CPU core: 111 s, the right one among 32 in a share of 0.562 (chance 0.031).
 """
 
 from configs import datasets, default

