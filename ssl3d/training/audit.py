@@ -19,7 +19,7 @@ from typing import NamedTuple
 import ml_collections
 
 from ssl3d import tasks
-from ssl3d.errors import UserError
+from ssl3d.errors import RunError, UserError
 from ssl3d.phantoms import noise
 from ssl3d.training import loop, run_log
 from ssl3d.training.cases import choose_cases, open_dataset
@@ -93,6 +93,7 @@ def audit(
 
     Raises:
       UserError: a downstream task, a task without a metric `chance`, or data that do not suit.
+      RunError: a signal stopped it.
     """
     if tasks.needs(config) != "image":
         raise UserError(f"--audit: {config.task.name} learns from labels; give a proxy task")
@@ -124,7 +125,9 @@ def audit(
             }
         )
         with contextlib.redirect_stdout(io.StringIO()):
-            loop.train(trial, Path(folder) / "run")
+            ended = loop.train(trial, Path(folder) / "run")
+        if not ended:
+            raise RunError("--audit: stopped before its end; start it again")
         scores = run_log.read_metrics(Path(folder) / "run")[-1]
     name = tasks.build(trial).headline
     if "chance" not in scores:
