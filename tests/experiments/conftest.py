@@ -3,6 +3,7 @@
 import pytest
 
 from experiments import protocol
+from ssl3d import cluster
 from tests.support.small_study import tiny, use_stand_in
 
 
@@ -15,6 +16,7 @@ def study():
 def stand_in(monkeypatch):
     """No training: every job writes a made-up result at once."""
     use_stand_in(monkeypatch.setattr)
+    monkeypatch.setattr(cluster, "_PATIENCE", 1)
     return monkeypatch
 
 

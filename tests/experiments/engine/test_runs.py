@@ -89,6 +89,23 @@ def test_an_input_error_of_a_run_is_the_persons(stand_in, tmp_path):
         runs.work(tmp_path, [Job("cells/a", "segment3d", "", {}, {})], HERE)
 
 
+def test_a_run_that_the_system_ends_goes_on(stand_in, tmp_path):
+    """As before the time of a SLURM job is over: not a failure, but a run to be resumed."""
+    begun = []
+
+    def launch(output, name, log):
+        begun.append(name)
+        if len(begun) == 1:
+            code = f"raise SystemExit({runs.STOPPED})"
+        else:
+            code = f"import pathlib; pathlib.Path({str(output / name / runs.RESULT)!r}).touch()"
+        return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+
+    stand_in.setattr(runs, "launch", launch)
+    runs.work(tmp_path, [Job("cells/a", "segment3d", "", {}, {})], HERE)
+    assert begun == ["cells/a", "cells/a"]
+
+
 @pytest.mark.slow
 def test_a_study_on_a_cluster(volumes, tmp_path):
     """Cells of different hosts at once, after one pretraining; stopped, and gone on with."""
