@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from ssl3d import cli
 
@@ -25,7 +24,7 @@ def main(arguments: Sequence[str]) -> None:
     add = parser.add_argument
     add("--json", action="store_true", help="one JSON object per config instead of a table")
     add("--suite", action="store_true", help="every config of the folder")
-    add("--profile", type=Path, help="folder for a trace, for TensorBoard or xprof")
+    add("--profile", type=cli.path, help="folder for a trace, for TensorBoard or xprof")
     options, config = cli.parse_with_config(parser, arguments)
     if options.suite and options.profile:
         parser.error("--profile: is for one config; leave out --suite")

@@ -9,7 +9,6 @@ its first read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -20,7 +19,7 @@ from ssl3d.data import store
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; the exit status. Raises `UserError`: no prepared data set."""
     parser = cli.Parser(prog="python -m ssl3d.verify", description=__doc__)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="as python -m ssl3d.prepare wrote")
+    parser.add_argument("folder", type=cli.path, metavar="DIR", help="prepared data set")
     dataset = store.read(parser.parse_args(arguments).folder)
     wrong = 0
     checked = tqdm(store.verify(dataset), total=len(dataset.cases), unit="case", disable=None)
