@@ -34,7 +34,8 @@ def main(arguments: Sequence[str]) -> None:
     """Runs the command. Raises `UserError` and `RunError`."""
     parser = cli.Parser(prog="python -m experiments.equal_cost", description=__doc__)
     add = parser.add_argument
-    add("--data", type=cli.path, required=True, help="prepared data with labels, or a phantom's folder")
+    help_ = "prepared data with labels, or a phantom's folder"
+    add("--data", type=cli.path, required=True, help=help_)
     add("--output", type=cli.path, required=True)
     add("--preset", default="phantom", help="of the configs (default: %(default)s)")
     add("--rank", type=int, choices=(2, 3), default=3, help="default: %(default)s")
