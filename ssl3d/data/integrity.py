@@ -82,8 +82,9 @@ def verify(folder: Path, path: Path, expected: Digest, trust: bool = True) -> No
     # Whole lines at once: several processes may verify the same data.
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     with contextlib.suppress(OSError):  # a read-only folder, or a link or pipe of this name
-        with os.fdopen(os.open(folder / _VERIFIED, flags, 0o666), "a") as file:
-            file.write(entry + "\n")
+        descriptor = os.open(folder / _VERIFIED, flags, 0o666)
+        os.write(descriptor, f"{entry}\n".encode())
+        os.close(descriptor)
 
 
 @functools.cache
