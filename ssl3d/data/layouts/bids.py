@@ -47,9 +47,7 @@ def find(folder: Path, options: Options) -> Listing:
             source.problem(name, f"several labels ({both}); choose with --labels=DIR")
             masks = []
         for modality in modalities:
-            # The image that the label was drawn on, by its name, else the first.
-            parts = _parts(masks[0]) if masks else set()
-            found[modality].sort(key=lambda path, parts=parts: -len(parts & _parts(path)))
+            found[modality] = _closest_first(found[modality], masks)
             if len(found[modality]) > 1:
                 first = found[modality][0]
                 source.note(name, f"several {modality} files; {first.name} is used")
@@ -78,6 +76,12 @@ def find(folder: Path, options: Options) -> Listing:
 
 def _parts(path: Path) -> set[str]:
     return set(PARTS.findall(stem(path)))
+
+
+def _closest_first(images: list[Path], labels: list[Path]) -> list[Path]:
+    """The image that the label was drawn on, by its name, before the others."""
+    parts = _parts(labels[0]) if labels else set()
+    return sorted(images, key=lambda path: -len(parts & _parts(path)))
 
 
 def _same_run(label: Path, images: list[Path]) -> bool:
