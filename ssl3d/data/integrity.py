@@ -1,7 +1,7 @@
 """Are the files of a prepared data set those that were written? Size and SHA-256 of each.
 
 A file is hashed at its first read. `.verified` in the data set's folder keeps what was found sound,
-by time of change and size, so that later reads and runs cost nothing.
+by times of change and size, so that later reads and runs cost nothing.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ def check_regular(folder: Path, path: Path) -> os.stat_result:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{path}: not a regular file; prepare the data again")
-    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"{path}: a link out of the data set; copy the file in its place")
+    # Of the file, or of a folder on the way to it.
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{path}: behind a link out of the data set; copy the files in its place")
     return status
 
 
@@ -66,7 +67,9 @@ def verify(folder: Path, path: Path, expected: Digest, trust: bool = True) -> No
             "replaced, prepare the data again"
         )
     name = path.relative_to(folder).as_posix()
-    entry = f"{name} {status.st_mtime_ns} {expected.size} {expected.sha256}"
+    # The time of change of the inode cannot be set, as an edited file's own can.
+    times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
+    entry = f"{name} {times} {expected.size} {expected.sha256}"
     known = _known(folder.resolve())
     if trust and entry in known:
         return
@@ -77,8 +80,11 @@ def verify(folder: Path, path: Path, expected: Digest, trust: bool = True) -> No
         )
     known.add(entry)
     # Whole lines at once: several processes may verify the same data.
-    with contextlib.suppress(OSError), (folder / _VERIFIED).open("a") as file:  # or read-only
-        file.write(entry + "\n")
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    with contextlib.suppress(OSError):  # a read-only folder, or a link or pipe of this name
+        descriptor = os.open(folder / _VERIFIED, flags, 0o666)
+        os.write(descriptor, f"{entry}\n".encode())
+        os.close(descriptor)
 
 
 @functools.cache

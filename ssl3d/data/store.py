@@ -277,6 +277,8 @@ def _check(dataset: Dataset, file: Path) -> None:
         side = dataset.rank + 1
         if len(case.affine) != side or any(len(row) != side for row in case.affine):
             raise refuse(f"case {case.id}: the affine is not {side} x {side}")
+        if not all(math.isfinite(x) for row in case.affine for x in row):
+            raise refuse(f"case {case.id}: the affine is not finite")
         if case.foreground is not None and (
             len(case.foreground) != dataset.rank
             or any(

@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import logging as stdlib_logging
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,13 +95,36 @@ def check_config(
 
 def open_manager(workdir: Path) -> ocp.CheckpointManager:
     """The manager of `workdir/checkpoints`: saves in the background, keeps the last two."""
-    logging.set_verbosity(logging.FATAL)  # Orbax reports what is raised too
+    _raise_alone()
     return ocp.CheckpointManager(
         (workdir / "checkpoints").resolve(),
         options=ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.LatestN(_KEPT)
         ),
     )
+
+
+def _raise_alone() -> None:
+    """Lets failures of Orbax be raised alone: it reports them too, and so do its other threads.
+
+    After the first file of a checkpoint that cannot be written or read come those of all others:
+    to a closed event loop, by way of `sys.excepthook`, or as asyncio's log of unawaited tasks.
+    """
+    logging.set_verbosity(logging.FATAL)
+    stdlib_logging.getLogger("asyncio").setLevel(stdlib_logging.CRITICAL)
+    if not isinstance(sys.excepthook, _QuietHook):
+        sys.excepthook = _QuietHook(sys.excepthook)
+
+
+class _QuietHook:
+    """`sys.excepthook` but for what is sent to an event loop that is closed already."""
+
+    def __init__(self, hook: Callable[..., Any]) -> None:
+        self._hook = hook
+
+    def __call__(self, kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            self._hook(kind, error, trace)
 
 
 def save(

@@ -82,7 +82,7 @@ def _train(
     record = problem.example_record(given)
     problem.check(given, record, mesh)
     held.enter_context(run_folder.claimed(workdir))
-    run_folder.check_complete(workdir)
+    remark = run_folder.check_complete(workdir)
     cases = fingerprint(
         config, given.dataset, given.train_cases, given.validation_cases, given.left_out
     )
@@ -98,7 +98,7 @@ def _train(
     end = min(stop_at or config.steps, config.steps)
     log = run_log.RunLog(workdir, config.steps, begin, task.headline, task.shown)
     log.say(_introduction(given, state, begin, mesh))
-    for note in (*given.notes, transfer_message):
+    for note in (remark, *given.notes, transfer_message):
         if note:
             log.say(note)
 

@@ -31,16 +31,19 @@ def claimed(workdir: Path) -> Iterator[None]:
         yield
 
 
-def check_complete(workdir: Path) -> None:
+def check_complete(workdir: Path) -> str:
     """Refuses the remains of a run, which would start silently from nothing.
 
+    Returns:
+      What to say of a run that was killed before its first checkpoint; "" for any other.
+
     Raises:
-      UserError: config or checkpoints are missing while metrics exist.
+      UserError: config or checkpoints are missing while metrics exist, or the reverse.
     """
     lines = run_log.read_metrics(workdir)
     checkpoints = workdir / CHECKPOINTS
     if not lines and not checkpoints.exists():
-        return
+        return ""
     last = max((line["step"] for line in lines), default=0)
     held = f"{METRICS} reaches step {last}" if lines else f"{CHECKPOINTS} exists"
     remedy = "restore it, or give another --workdir to start anew"
@@ -50,10 +53,15 @@ def check_complete(workdir: Path) -> None:
     try:
         every = int(documents.read_object(workdir / CONFIG, "")["checkpoint_every"])
     except (UserError, *documents.MALFORMED):
-        return  # a damaged config is refused where it is compared
+        return ""  # a damaged config is refused where it is compared
+    if any(_is_whole(path) for path in checkpoints.glob("*")):
+        if not lines:
+            raise UserError(f"{workdir}: {held}, but {METRICS} is missing or empty; {remedy}")
+        return ""
     # The first one is complete before the second is begun.
-    if last > 2 * every and not any(checkpoints.glob("[0-9]*")):
+    if last > 2 * every:
         raise UserError(f"{workdir}: {held}, but {CHECKPOINTS} is empty; {remedy}")
+    return f"{held}, before the first checkpoint was complete; starting anew" if last else ""
 
 
 @contextlib.contextmanager

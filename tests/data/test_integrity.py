@@ -86,10 +86,32 @@ def test_a_folder_that_cannot_be_written_is_read_all_the_same(dataset, monkeypat
     assert store.load_image(dataset, dataset.cases[0]).size
 
 
-def test_links_out_of_the_data_set_are_refused(dataset, tmp_path):
+def test_an_edit_that_keeps_the_time_of_the_file_is_found(dataset):
+    store.load_image(dataset, dataset.cases[0])
+    status = image_of(dataset).stat()
+    flip_a_bit(image_of(dataset))
+    os.utime(image_of(dataset), ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(UserError, match="SHA-256"):
+        store.load_image(dataset, dataset.cases[0])
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_what_was_found_sound_is_not_written_elsewhere(dataset, tmp_path, kind):
+    (tmp_path / "outside").write_text("")
+    if kind == "pipe":
+        os.mkfifo(dataset.path / ".verified")
+    else:
+        (dataset.path / ".verified").symlink_to(tmp_path / "outside")
+    assert store.load_image(dataset, dataset.cases[0]).size
+    assert (tmp_path / "outside").read_text() == ""
+
+
+@pytest.mark.parametrize("place", ["file", "folder"])
+def test_links_out_of_the_data_set_are_refused(dataset, tmp_path, place):
     outside = tmp_path / "outside.npy"
-    image_of(dataset).rename(outside)
-    image_of(dataset).symlink_to(outside)
+    linked = image_of(dataset) if place == "file" else image_of(dataset).parent
+    linked.rename(outside)
+    linked.symlink_to(outside)
     with pytest.raises(UserError, match="a link out of the data set"):
         store.load_image(dataset, dataset.cases[0])
 

@@ -1,5 +1,7 @@
 import json
+import logging
 import shutil
+import sys
 
 import jax.numpy as jnp
 import ml_collections
@@ -234,3 +236,15 @@ def test_a_config_that_does_not_read_is_named(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"config\.json"):
         checkpoint.check_config(config(), tmp_path)
+
+
+def test_failures_of_other_threads_are_not_reported_again(tmp_path, monkeypatch):
+    """On a full disk there were 59 tracebacks: Orbax' event loop is closed after the first one."""
+    seen = []
+    monkeypatch.setattr(sys, "excepthook", lambda *given: seen.append(given[1]))
+    for _ in range(2):
+        checkpoint.open_manager(tmp_path).close()
+    for error in (RuntimeError("Event loop is closed"), RuntimeError("another"), KeyError("x")):
+        sys.excepthook(type(error), error, None)
+    assert [str(error) for error in seen] == ["another", "'x'"]
+    assert not logging.getLogger("asyncio").isEnabledFor(logging.ERROR)

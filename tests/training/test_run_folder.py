@@ -83,8 +83,8 @@ def run(tmp_path):
 
 
 def test_a_whole_run_and_a_new_folder_are_complete(run, tmp_path_factory):
-    run_folder.check_complete(run)
-    run_folder.check_complete(tmp_path_factory.mktemp("new"))
+    assert run_folder.check_complete(run) == ""
+    assert run_folder.check_complete(tmp_path_factory.mktemp("new")) == ""
 
 
 @pytest.mark.parametrize("name", ["config.json", "checkpoints"])
@@ -108,7 +108,14 @@ def test_a_run_whose_checkpoints_were_removed_is_refused(run):
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(run):
     (run / "checkpoints" / "40").rmdir()
     (run / "metrics.jsonl").write_text('{"step": 10, "split": "train", "loss": 1.0}\n')
-    run_folder.check_complete(run)
+    assert "reaches step 10, before the first checkpoint" in run_folder.check_complete(run)
+
+
+@pytest.mark.parametrize("lost", [Path.unlink, lambda path: path.write_text("")])
+def test_a_run_without_its_metrics_is_refused(run, lost):
+    lost(run / "metrics.jsonl")
+    with pytest.raises(UserError, match=r"checkpoints exists, but metrics\.jsonl is missing"):
+        run_folder.check_complete(run)
 
 
 def test_a_failing_disk_is_one_line_with_the_last_checkpoint(run):

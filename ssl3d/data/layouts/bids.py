@@ -14,6 +14,8 @@ from ssl3d.errors import UserError
 
 NAME = re.compile(r"sub-(?P<sub>[^_]+)(_ses-(?P<ses>[^_]+))?(_.+)?_(?P<suffix>[A-Za-z0-9]+)")
 LABELS = ("dseg", "mask", "seg")
+# Parts of a name that tell images of one session apart.
+PARTS = re.compile(r"_((?:acq|ce|rec|run|echo|part)-[^_]+)")
 
 
 def find(folder: Path, options: Options) -> Listing:
@@ -39,14 +41,20 @@ def find(folder: Path, options: Options) -> Listing:
             source.problem(name, f"missing modality {missing[0]} in its anat folder")
             continue
         if len(masks) > 1:
+            masks = [mask for mask in masks if _same_run(mask, found[modalities[0]][:1])] or masks
+        if len(masks) > 1:
             both = " and ".join(str(path) for path in masks[:2])
             source.problem(name, f"several labels ({both}); choose with --labels=DIR")
             masks = []
         for modality in modalities:
+            found[modality] = _closest_first(found[modality], masks)
             if len(found[modality]) > 1:
                 first = found[modality][0]
-                source.note(name, f"several {modality} files; the first, {first.name}, is used")
+                source.note(name, f"several {modality} files; {first.name} is used")
         images = tuple((found[modality][0],) for modality in modalities)
+        if masks and not _same_run(masks[0], [paths[0] for paths in images]):
+            source.problem(masks[0], "a label of another run than the images")
+            masks = []
         cases.append(SourceCase(name, f"sub-{subject}", images, masks[0] if masks else None))
     for paths in labels.values():
         source.problem(paths[0], "a label without an image")
@@ -64,6 +72,24 @@ def find(folder: Path, options: Options) -> Listing:
         modalities=tuple(modalities),
         classes=options.classes or (None if options.no_labels else _classes(derivatives)),
     )
+
+
+def _parts(path: Path) -> set[str]:
+    return set(PARTS.findall(stem(path)))
+
+
+def _closest_first(images: list[Path], labels: list[Path]) -> list[Path]:
+    """The image that the label was drawn on, by its name, before the others."""
+    parts = _parts(labels[0]) if labels else set()
+    return sorted(images, key=lambda path: -len(parts & _parts(path)))
+
+
+def _same_run(label: Path, images: list[Path]) -> bool:
+    """Whether a label names no run, or that of an image; or the images name none."""
+    own, *others = (
+        {part for part in _parts(path) if part.startswith("run-")} for path in (label, *images)
+    )
+    return not own or not any(others) or any(own & other for other in others)
 
 
 def _common_suffixes(sessions: list[dict[str, list[Path]]]) -> tuple[str, ...]:

@@ -29,8 +29,9 @@ CLASSES = {
     4: "enhancing tumour",
 }
 
-# Ids since 2023, and the value that their label maps of 2023 do not have.
+# Ids since 2023, whose label maps of 2023 have no 4, and those before, whose maps have no 3.
 SINCE_2023 = re.compile(r"BraTS-.+", re.IGNORECASE)
+UNTIL_2021 = re.compile(r"BraTS(1\d|20|2021)_.+", re.IGNORECASE)
 ENHANCING_UNTIL_2021, ENHANCING_2023 = 4, 3
 
 
@@ -73,14 +74,17 @@ def find(folder: Path, options: Options) -> Listing:
 
 def _classes(values: Mapping[Path, Iterable[int]]) -> dict[int, str]:
     """`CLASSES`. Raises `UserError`: the labels are those of another year."""
+    # Names of another kind tell no year; where 3 is found too, 4 may be another class.
+    both = any(ENHANCING_2023 in found for found in values.values())
     for path, found in values.items():
         if ENHANCING_UNTIL_2021 not in found:
             continue
-        if ENHANCING_2023 in found or SINCE_2023.fullmatch(path.parent.name):
+        known = UNTIL_2021.fullmatch(path.parent.name) and ENHANCING_2023 not in found
+        if SINCE_2023.fullmatch(path.parent.name) or (both and not known):
             raise UserError(
-                f"{path}: label value 4 beside 3, or in a case named as since 2023, is none of the "
-                "classes of BraTS 2018 to 2023 (2024: 4 is the resection cavity, in children "
-                "oedema); name them, e.g. --classes="
+                f"{path}: label value 4 where others are 3, or in a case named as since 2023, "
+                "is none of the classes of BraTS 2018 to 2023 (2024: 4 is the resection cavity, in "
+                "children oedema); name them, e.g. --classes="
                 "'0:background,1:necrosis,2:oedema,3:enhancing tumour,4:resection cavity', or "
                 "prepare the images alone, --no-labels"
             )

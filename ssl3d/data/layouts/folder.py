@@ -25,7 +25,8 @@ from ssl3d.errors import UserError
 
 # Names of label files and of folders of them, where no second tree holds the labels.
 LABEL_NAME = re.compile(
-    r"(.*[._ -])?(labels?|seg|segm|segmentations?|masks?|msk|gt|ground[._ -]?truth|annotations?)"
+    r"((.*[._ -])?(labels?|labelmaps?|seg|segm|segmentations?|masks?|msk|gt|ground[._ -]?truth|"
+    r"annotations?|manual|rois?|lesions?|wmh)|(?-i:.*[a-z0-9](Labels?|Seg|Segmentation|Mask|ROI)))"
     r"([._ -]?\d+)?",
     re.IGNORECASE,
 )
@@ -115,14 +116,40 @@ def _of_one_kind(source: Source, files: list[Path], rank: int | None) -> tuple[l
 def _in_two_trees(
     source: Source, files: Sequence[Path], images: Path, labels: Path
 ) -> dict[Path, Path | None]:
-    """Image -> label of the same name in another tree."""
+    """Image -> label of the same name in another tree, else of the same numbers."""
     found = labels_below(source, labels)
     by_name = {name_of(path.relative_to(images)): path for path in files}
+    # nnU-Net numbers the channels of an image, not its label.
+    for name in sorted(set(found) - set(by_name)):
+        if f"{name}_0000" in by_name.keys() - found.keys():
+            found[f"{name}_0000"] = found.pop(name)
+    numbered = _by_numbers(set(by_name) - set(found), set(found) - set(by_name))
+    for name, other in numbered.items():
+        found[name] = found.pop(other)
+    if numbered:
+        first = min(numbered)
+        pair = f"{by_name[first].name} and {found[first].name}"
+        source.note(labels, f"{len(numbered)} labels found by their numbers alone (first: {pair})")
     for name in sorted(set(by_name) - set(found)):
         source.note(by_name[name], "no label of this name; used as unlabelled")
     for name in sorted(set(found) - set(by_name)):
         source.problem(found[name], "a label without an image of this name")
     return {path: found.get(name_of(path.relative_to(images))) for path in files}
+
+
+def _by_numbers(images: set[str], labels: set[str]) -> dict[str, str]:
+    """Image -> label, of names of one folder that alone have the same numbers."""
+    groups: dict[tuple[Path, tuple[int, ...]], tuple[list[str], list[str]]]
+    groups = defaultdict(lambda: ([], []))
+    for kind, names in enumerate((images, labels)):
+        for name in names:
+            numbers = tuple(map(int, re.findall(r"\d+", Path(name).name)))
+            groups[Path(name).parent, numbers][kind].append(name)
+    return {
+        own[0]: other[0]
+        for (_, numbers), (own, other) in groups.items()
+        if numbers and len(own) == len(other) == 1
+    }
 
 
 def _beside(
@@ -186,23 +213,30 @@ def _is_called_label(source: Source, path: Path) -> bool:
 def _owners(images: Sequence[Path], labels: Sequence[Path]) -> dict[Path, Path]:
     """Label -> its image.
 
-    In the same folder, or the nearest above: the one that its name continues, else the only one of
-    its numbers, else the only one. Else the only one of its name, in whatever folder.
+    In the same folder, or the nearest above: the one that its name continues, else the only one
+    that continues its name, or has its numbers, else the only one. Else the only one of its name,
+    in whatever folder. Else, in the folders beside its own, the only one of its numbers or at all.
     """
     by_folder: dict[Path, list[Path]] = defaultdict(list)
+    by_place: dict[Path, list[Path]] = defaultdict(list)
     by_name: dict[str, list[Path]] = defaultdict(list)
     for path in images:
         by_folder[path.parent].append(path)
+        by_place[path.parent.parent].append(path)
         by_name[name_of(Path(path.name))].append(path)
     owners = {}
     for label in labels:
         near = next((by_folder[place] for place in label.parents if place in by_folder), [])
         name = name_of(Path(LABEL_ENDING.sub("", stem(label)) + suffix(label)))
+        beside = [path for path in by_place[label.parent.parent] if path.parent != label.parent]
         for candidates in (
             _longest([path for path in near if _continues(label, path)]),
+            [path for path in near if name_of(Path(path.name)).startswith(f"{name}_")],
             [path for path in near if _numbers(path) == _numbers(label) != []],
             near if len(near) == 1 and not (_numbers(label) and _numbers(near[0])) else [],
             by_name.get(name, []),
+            [path for path in beside if _numbers(path) == _numbers(label) != []],
+            beside if len(beside) == 1 and not _numbers(label) else [],
         ):
             if len(candidates) == 1:
                 owners[label] = candidates[0]
@@ -215,7 +249,8 @@ def _continues(label: Path, image: Path) -> bool:
     own, other = name_of(Path(label.name)), name_of(Path(image.name))
     # nnU-Net numbers the channels of an image, not its label.
     other = re.sub(r"_0000$", "", other)
-    return own == other or (own.startswith(other) and own[len(other)] in "._- ")
+    after = own[len(other) : len(other) + 1]
+    return own == other or (own.startswith(other) and (after in "._- " or after.isupper()))
 
 
 def _longest(images: list[Path]) -> list[Path]:

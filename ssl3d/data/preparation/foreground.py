@@ -26,6 +26,9 @@ LARGE_COMPONENT = 0.1
 # Otsu's threshold separates vessels or fluid from everything else where the box of what is
 # brighter is smaller than this share of the box of the darker tissue.
 TRUSTED_EXTENT = 0.5
+# Share of the image that a head fills at least, air around it included. In less, what is bright is
+# no head: lesions, or what lies next to a surface coil.
+LEAST_EXTENT = 0.15
 # Share of the variance between the two groups of Otsu's threshold; 0.64 for one normal
 # distribution.
 BIMODAL = 0.8
@@ -85,6 +88,9 @@ def find_foreground(image: np.ndarray, kind: Foreground) -> Found:
             if _share(bright, mask) < TRUSTED_SHARE:
                 mask = bright
             remark = "the foreground falls into several parts; all large ones are kept"
+        if kind == "head" and mask.any() and _extent(mask) < LEAST_EXTENT * mask.size:
+            bright = mask = np.ones(image.shape[:-1], bool)
+            remark = "only a small part of the image is bright; all of it is kept"
     if not mask.any():
         raise UserError(
             f"no voxel is foreground ({kind}); is the image of another modality than the recipe "

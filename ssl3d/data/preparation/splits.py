@@ -41,8 +41,10 @@ def random_splits(
         rest = assign_splits(sorted(everyone - labelled), {}, seed)
         ranked = sorted(rest, key=lambda subject: rest[subject][1])
         found = sum(split == "val" for split, _ in splits.values())
-        wanted = min(round(fractions.get("val", 0.0) * len(everyone)), ENOUGH_TO_VALIDATE)
-        extra = min(max(wanted - found, 0), max(len(ranked) - 1, 0))
+        share = fractions.get("val", 0.0)
+        wanted = min(max(round(share * len(everyone)), share > 0), ENOUGH_TO_VALIDATE)
+        # The labelled ones that are left remain to train on.
+        extra = min(max(wanted - found, 0), len(ranked))
         splits |= {name: ("val", found + order) for order, name in enumerate(ranked[:extra])}
         splits |= {name: ("unlabelled", order) for order, name in enumerate(ranked[extra:])}
     return tuple(_with(case, *splits[case.subject]) for case in cases)

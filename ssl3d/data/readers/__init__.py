@@ -106,9 +106,9 @@ def companions(path: Path) -> tuple[Path, ...]:
         data = nibabel_formats.data_file(path)
         return () if data is None else (data,)
     try:
-        with path.open(encoding="latin-1") as file:
-            text = file.read(TEXT_HEADER)
-    except (OSError, ValueError):
+        with limits.open_regular(path) as file:
+            text = file.read(TEXT_HEADER).decode("latin-1").replace("\r", "")
+    except (OSError, UserError):
         return ()
     match = DETACHED.search(text)
     # A bare name: data elsewhere are not the case's.

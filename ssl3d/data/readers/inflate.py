@@ -89,6 +89,28 @@ def deflated(path: Path, file: BinaryIO, size: int) -> tuple[bytes, bool]:
     return b"".join(parts)[:size], found > size
 
 
+def check_zipped(path: Path, start: int, size: int) -> None:
+    """Raises `UserError` unless a zlib or gzip stream from `start` on holds `size` sound bytes."""
+    unzip = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
+    found = 0
+    with limits.open_regular(path) as file:
+        file.seek(start)
+        while found <= size and not unzip.eof:
+            data = unzip.unconsumed_tail or file.read(_CHUNK)
+            if not data:
+                break
+            try:
+                found += len(unzip.decompress(data, _PIECE))
+            except zlib.error as error:
+                raise _damaged(path, error) from None
+    if found != size or not unzip.eof:
+        what = "more" if found > size else f"{found}"
+        raise UserError(
+            f"{path}: inflates to {what} bytes where the header promises {size}; copy the file "
+            "again"
+        )
+
+
 def _start(path: Path, file: BinaryIO, size: int) -> bytes:
     data = file.read(size)
     if not data:

@@ -31,7 +31,7 @@ def read_header(path: Path, rank: int) -> tuple[tuple[int, ...], int, np.ndarray
 
 def read(path: Path, rank: int) -> tuple[np.ndarray, np.ndarray]:
     """The voxels float32 [*S, C] and the affine [4, 4]. Raises `UserError`."""
-    itk_headers.check(path)
+    itk_headers.check(path, voxels=True)
     return isolated.call(path, __name__, read_here.__name__, path, rank)
 
 

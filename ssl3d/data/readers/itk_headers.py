@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ssl3d import limits
+from ssl3d.data.readers import inflate
 from ssl3d.data.readers.checks import read_bytes, reporting
 from ssl3d.data.readers.inflate import DEFLATE_LIMIT
 
@@ -57,6 +58,7 @@ class Promise(NamedTuple):
       ratio: how far the stored bytes can expand at most.
       offset: first byte of the data in its file, at least.
       packed: bytes of the compressed data, if the header tells.
+      zipped: whether the data are a zlib or gzip stream from `offset` on.
       file: a data file beside the header; None where the data follow the header.
     """
 
@@ -65,11 +67,16 @@ class Promise(NamedTuple):
     ratio: int
     offset: int
     packed: int
+    zipped: bool
     file: str | None
 
 
-def check(path: Path) -> None:
-    """Raises `UserError` for a file that no reader should open."""
+def check(path: Path, voxels: bool = False) -> None:
+    """Raises `UserError` for a file that no reader should open.
+
+    Args:
+      voxels: inflate compressed ones too; of damaged ones ITK would return whatever was in memory.
+    """
     with reporting(path):
         head = read_bytes(path, LARGE_HEADER)
         promise = _nrrd(head) if head.startswith(b"NRRD") else _meta(head)
@@ -84,6 +91,8 @@ def check(path: Path) -> None:
             )
     # As stored and as float32.
     limits.check_memory(path, values * (promise.itemsize + 4), f"an image of {promise.sizes}")
+    if voxels and promise.zipped:
+        inflate.check_zipped(data, promise.offset, values * promise.itemsize)
 
 
 def _nrrd(head: bytes) -> Promise:
@@ -111,7 +120,8 @@ def _nrrd(head: bytes) -> Promise:
         raise ValueError("line skip; save it again without")
     itemsize = _itemsize(_field(fields, "type").lower(), NRRD_TYPES)
     start = end if file is None else 0
-    return Promise(sizes, itemsize, NRRD_RATIOS[encoding], start + max(skipped, 0), 0, file)
+    zipped = encoding in ("gzip", "gz")
+    return Promise(sizes, itemsize, NRRD_RATIOS[encoding], start + max(skipped, 0), 0, zipped, file)
 
 
 def _meta(head: bytes) -> Promise:
@@ -140,6 +150,7 @@ def _meta(head: bytes) -> Promise:
         ratio=DEFLATE_LIMIT if packed else TEXT_LIMIT if text else 1,
         offset=end if local else max(skipped, 0),
         packed=_whole(fields.get("CompressedDataSize", "0")),
+        zipped=packed and skipped >= 0,
         file=None if local else file,
     )
 

@@ -46,3 +46,28 @@ def test_labels_outside_the_source(tmp_path):
     assert listing.classes == {0: "background", 1: "lesion", 2: "core"}
     with pytest.raises(UserError, match="gone: no such folder"):
         listed("bids", source, labels=tmp_path / "gone")
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        (["run-2_dseg"], ("run-2_T1w", "run-2_dseg")),  # the image it was drawn on
+        (["run-1_dseg", "run-2_dseg"], ("run-1_T1w", "run-1_dseg")),
+        (["dseg"], ("run-1_T1w", "dseg")),
+        (["run-3_dseg"], ("run-1_T1w", None)),
+    ],
+)
+def test_a_label_is_that_of_its_run(tmp_path, labels, found):
+    for run in (1, 2):
+        files.write_nifti(tmp_path / f"sub-0/anat/sub-0_run-{run}_T1w.nii.gz", files.scan(run))
+    for name in labels:
+        path = tmp_path / f"derivatives/m/sub-0/anat/sub-0_{name}.nii.gz"
+        files.write_nifti(path, files.segmentation())
+    listing = listed("bids", tmp_path)
+    (case,) = listing.cases
+    image, label = found
+    assert case.images[0][0].name == f"sub-0_{image}.nii.gz"
+    assert (case.label and case.label.name) == (label and f"sub-0_{label}.nii.gz")
+    assert [problem.reason for problem in listing.problems] == (
+        [] if label else ["a label of another run than the images"]
+    )

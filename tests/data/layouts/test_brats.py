@@ -85,3 +85,21 @@ def test_label_maps_of_another_year_are_refused(tmp_path, case, values):
     assert dataset.classes[3:] == ("enhancing tumour", "resection cavity")
     found = next(found for found in dataset.cases if found.id == case)
     assert np.asarray(store.load_label(dataset, found)).max() >= 3
+
+
+def test_names_of_no_year_where_both_values_are_found(tmp_path):
+    """In one map 3, in another 4: one class of two years, or two of 2024."""
+    for seed, (name, value) in enumerate((("a", 3), ("b", 4), ("BraTS2021_00002", 4))):
+        for number, modality in enumerate(("t1ce", "flair", "t1", "t2")):
+            path = tmp_path / name / f"{name}_{modality}.nii.gz"
+            files.write_nifti(path, files.scan(10 * seed + number))
+        label = files.segmentation()
+        label[9, 9, 9] = value
+        files.write_nifti(tmp_path / name / f"{name}_seg.nii.gz", label)
+    with pytest.raises(UserError, match=r"b_seg.*value 4 where others are 3"):
+        files.prepared(tmp_path, tmp_path.with_name("out"), "brats", "--recipe=brats", "--size=24")
+    (tmp_path / "b").rename(tmp_path / "BraTS2021_00001")
+    dataset = files.prepared(
+        tmp_path, tmp_path.with_name("out"), "brats", "--recipe=brats", "--size=24"
+    )
+    assert "enhancing tumour" in dataset.classes

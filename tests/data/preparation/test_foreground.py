@@ -98,6 +98,25 @@ def test_an_ordinary_head_needs_no_second_look():
     assert find_foreground(image[..., None], "head").remark == ""
 
 
+def near_the_coil(image):
+    _, inside = head()
+    image[:] = np.where(inside, image * np.exp(-np.linspace(0, 20, image.shape[2])), 0)
+
+
+def lesion(image):
+    image[:] = np.random.default_rng(0).normal(200, 20, image.shape)  # no air at all
+    image[30:40, 30:40, 30:40] = 3000
+
+
+@pytest.mark.parametrize("dim", [near_the_coil, lesion])
+def test_what_fills_a_small_part_of_the_image_is_no_head(dim):
+    image, _ = head()
+    dim(image)
+    found = find_foreground(image[..., None], "head")
+    assert found.mask.all()
+    assert "all of it is kept" in found.remark
+
+
 @pytest.mark.parametrize(("kind", "air", "tissue"), [("body", -1000, 40), ("head", 5, 200)])
 def test_both_legs_are_foreground(kind, air, tissue):
     image = np.random.default_rng(0).normal(air, 3, (96, 60, 60, 1))

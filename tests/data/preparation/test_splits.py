@@ -246,6 +246,13 @@ def test_a_handful_of_labels_leaves_a_validation_split(labelled, unlabelled):
         assert "fine-tuning needs" in note.reason
 
 
+@pytest.mark.parametrize(("labelled", "unlabelled"), [(1, 1), (2, 1), (1, 2)])
+def test_one_unlabelled_subject_is_enough_to_validate(labelled, unlabelled):
+    cases = random_splits(cases_of(labelled, unlabelled), {"val": 0.2, "test": 0.2}, 0)
+    assert [case.split for case in cases if case.split in ("train", "test")] == ["train"] * labelled
+    assert [case.labelled for case in cases if case.split == "val"] == [False]
+
+
 @pytest.mark.parametrize(("count", "help_"), [(1, "a second subject"), (2, "--val=0.5 --test=0")])
 def test_an_empty_validation_split_is_reported_at_once(count, help_):
     cases = random_splits(cases_of(0, count), {"val": 0.2, "test": 0.2}, 0)

@@ -1,7 +1,10 @@
 """Valid files of many kinds pass, and read as SimpleITK reads them; hostile ones are in
 tests/data/preparation/test_hostile_input.py."""
 
+import gzip
 import os
+import re
+import zlib
 
 import numpy as np
 import pytest
@@ -23,6 +26,28 @@ def test_what_itk_writes_is_read(tmp_path, name, compressed, dtype):
     sitk.WriteImage(sitk.GetImageFromArray(array.transpose(2, 1, 0)), str(file), compressed)
     found, _ = itk.read(file, 3)
     np.testing.assert_array_equal(found[..., 0], array.astype(np.float32))
+
+
+@pytest.mark.parametrize("change", ["cut", "flipped", "more"])
+@pytest.mark.parametrize("name", ["a.nrrd", "a.mha"])
+def test_damaged_compressed_data_are_no_image(tmp_path, name, change):
+    """ITK would return what was in the memory before, in place of voxels that it cannot inflate."""
+    file = tmp_path / name
+    sitk.WriteImage(sitk.GetImageFromArray(VALUES.transpose(2, 1, 0)), str(file), True)
+    content = file.read_bytes()
+    start = content.index(b"LOCAL\n") + 6 if name == "a.mha" else content.index(b"\n\n") + 2
+    head = re.sub(rb"CompressedDataSize = .*\n", b"", content[:start])
+    data = bytearray(content[start:])
+    if change == "cut":
+        data = data[: len(data) * 3 // 4]
+    elif change == "flipped":
+        data[len(data) // 2] ^= 8
+    else:
+        data = zlib.compress(b"\0" * (2 * VALUES.nbytes))
+        data = gzip.compress(b"\0" * (2 * VALUES.nbytes)) if name == "a.nrrd" else data
+    file.write_bytes(head + data)
+    with pytest.raises(UserError, match=rf"{name}: (inflates to|damaged)"):
+        itk.read(file, 3)
 
 
 def test_values_as_text(tmp_path):
