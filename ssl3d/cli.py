@@ -34,13 +34,21 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
-    """Calls `main` with the command-line arguments and exits with its status."""
+def run(main: Callable[[Sequence[str]], int | None], at_once: bool = False) -> NoReturn:
+    """Calls `main` with the command-line arguments and exits with its status.
+
+    Args:
+      at_once: after a `RunError` end the process without its exit handlers, in which the threads of
+        libraries would report the same failure again.
+    """
     try:
         with disk_errors():
             sys.exit(main(sys.argv[1:]) or 0)
     except (UserError, RunError) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        print("error: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
+        if at_once and isinstance(error, RunError):
+            sys.stdout.flush()
+            os._exit(1)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except MemoryError:
         print(

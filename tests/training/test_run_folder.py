@@ -156,7 +156,7 @@ def main(arguments):
         resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, resource.RLIM_INFINITY))
     loop.train(config, pathlib.Path(arguments[1]))
 
-cli.run(main)
+cli.run(main, at_once=True)
 """
 
 
