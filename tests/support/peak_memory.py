@@ -14,5 +14,6 @@ if __name__ == "__main__":
     folder, recipe = Path(sys.argv[1]), RECIPES[sys.argv[2]]
     case = SourceCase("ct", "ct", ((folder / "ct.nii.gz",),), folder / "label.nii.gz")
     settings = PreparationSettings(folder, folder / "out", recipe, ("CT",), {0: 0, 1: 1}, 2)
+    settings.output.mkdir(exist_ok=True)
     prepare_case(case, settings)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

@@ -56,6 +56,7 @@ def test_prepared_dicom_is_prepared_nifti(tmp_path, recipe):
         "frames": (files.write_multiframe(tmp_path / "m.dcm", VALUES, AFFINE),),
     }
     settings = PreparationSettings(tmp_path, tmp_path / "out", RECIPES[recipe], ("CT",), {}, 0)
+    settings.output.mkdir()
     prepared = {
         name: prepare_case(SourceCase(name, name, (paths,)), settings)
         for name, paths in sources.items()
