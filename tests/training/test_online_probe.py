@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -107,8 +108,7 @@ def test_without_labels_there_is_one_line_and_no_probe(tiny, volumes, tmp_path, 
 
 def bare(dataset, folder):
     """The data set without its labels."""
-    folder.mkdir()
-    (folder / "images").symlink_to(dataset.path / "images")
+    shutil.copytree(dataset.path / "images", folder / "images")
     cases = tuple(dataclasses.replace(case, labelled=False, grade=None) for case in dataset.cases)
     copy = dataclasses.replace(dataset, path=folder, cases=cases)
     store.write_manifest(copy)
