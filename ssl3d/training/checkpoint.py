@@ -108,23 +108,26 @@ def _raise_alone() -> None:
     """Lets failures of Orbax be raised alone: it reports them too, and so do its other threads.
 
     After the first file of a checkpoint that cannot be written or read come those of all others:
-    to a closed event loop, by way of `sys.excepthook`, or as asyncio's log of unawaited tasks.
+    to a closed event loop, by way of Python's hooks, or as asyncio's log of unawaited tasks.
     """
     logging.set_verbosity(logging.FATAL)
     stdlib_logging.getLogger("asyncio").setLevel(stdlib_logging.CRITICAL)
     if not isinstance(sys.excepthook, _QuietHook):
         sys.excepthook = _QuietHook(sys.excepthook)
+        sys.unraisablehook = _QuietHook(sys.unraisablehook)
 
 
 class _QuietHook:
-    """`sys.excepthook` but for what is sent to an event loop that is closed already."""
+    """A hook of `sys` but for what is sent to an event loop that is closed already."""
 
     def __init__(self, hook: Callable[..., Any]) -> None:
         self._hook = hook
 
-    def __call__(self, kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    def __call__(self, *arguments: Any) -> None:
+        # Type, error and trace; or one object that has them.
+        error = arguments[1] if len(arguments) > 1 else arguments[0].exc_value
         if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-            self._hook(kind, error, trace)
+            self._hook(*arguments)
 
 
 def save(
@@ -145,9 +148,9 @@ def save(
     items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
     with _writing(manager):
         manager.wait_until_finished()
-        before = manager.latest_step()
-        if before is not None and not (Path(manager.directory) / str(before)).exists():
-            raise RunError(f"{manager.directory}: checkpoint {before} was removed")
+        for kept in manager.all_steps():
+            if not (Path(manager.directory) / str(kept)).exists():
+                raise RunError(f"{manager.directory}: checkpoint {kept} was removed")
         manager.save(step, args=items)
 
 

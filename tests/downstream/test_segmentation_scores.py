@@ -12,6 +12,7 @@ from ssl3d.data import store
 from ssl3d.data.pipeline import OUTSIDE
 from ssl3d.downstream import predictor, segmentation_scores
 from ssl3d.errors import UserError
+from tests.support.datasets import forget_digests
 from tests.support.evaluating import AFFINE, SHAPE, assert_pictures, dice, read, run
 
 VALUES = {0: 0, 2: 1, 5: 2}  # label value in the files -> class
@@ -152,6 +153,7 @@ def test_resampled_labels_are_scored_as_they_are(scanned_resampled, resampled):
 def test_a_case_without_a_class_is_counted_and_left_out(volumes, segmented, tmp_path):
     dataset = tmp_path / "data"
     shutil.copytree(volumes.path, dataset)
+    forget_digests(dataset)
     empty, full = volumes.split("test")
     path = store.label_path(dataset, empty.id)
     np.save(path, np.zeros_like(np.load(path)))
