@@ -15,9 +15,9 @@ def brief(monkeypatch):
     monkeypatch.setattr(figures, "_MATRIX", {"cpu": 64})
 
 
-def test_the_figures_of_a_config_agree(brief, tiny_options, pictures, call_command):
+def test_the_figures_of_a_config_agree(brief, tiny_options, pictures, call_command, tmp_path):
     options = tiny_options("rpl2d", pictures.path)
-    status, said, _ = call_command(benchmark.main, *options, "--json")
+    status, said, _ = call_command(benchmark.main, *options, "--json", f"--profile={tmp_path}")
     assert status == 0
     (line,) = said.splitlines()
     found = figures.Benchmark(**json.loads(line))
@@ -28,19 +28,13 @@ def test_the_figures_of_a_config_agree(brief, tiny_options, pictures, call_comma
     assert 0 <= found.data_wait <= 1
     assert found.step_volumes == pytest.approx(4 / found.step_seconds)
     assert found.step_patches == pytest.approx(4 * found.step_volumes)
-    assert found.peak_share == pytest.approx(
-        found.flops / found.step_seconds / found.peak_flops, rel=1e-6
-    )
-
-
-def test_a_trace_is_written(brief, tiny_options, pictures, call_command, tmp_path):
-    options = tiny_options("rotation2d", pictures.path)
-    status, said, _ = call_command(benchmark.main, *options, f"--profile={tmp_path}")
-    assert status == 0
-    head, rule, row = said.splitlines()
-    assert head.count("|") == rule.count("|") == row.count("|")
-    assert row.startswith("| rotation2d_folder | 4 |")
+    share = found.flops / found.step_seconds / found.peak_flops
+    assert found.peak_share == pytest.approx(share, rel=1e-6)
     assert list(tmp_path.rglob("*.trace.json.gz")) or list(tmp_path.rglob("*.xplane.pb"))
+    head, rule = figures.HEAD.splitlines()
+    row = figures.line(found)
+    assert head.count("|") == rule.count("|") == row.count("|")
+    assert row.startswith("| rpl2d_folder | 4 |")
 
 
 def test_a_trace_is_of_one_config(tiny_options, pictures, call_command, tmp_path):

@@ -37,7 +37,7 @@ def test_accelerators_are_counted_apart(monkeypatch):
     cluster.count_accelerators.cache_clear()
 
 
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nothing://at-all", "no address"])
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nothing://at-all"])
 def test_no_scheduler_is_one_line(monkeypatch, address):
     monkeypatch.setattr(cluster, "_PATIENCE", 1)
     with pytest.raises(UserError, match=rf"^--scheduler={address}: no Dask scheduler here"):
