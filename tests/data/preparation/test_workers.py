@@ -45,6 +45,7 @@ def test_a_worker_killed_in_mid_preparation_changes_nothing(tmp_path):
     assert_same_bytes(tmp_path / "whole", tmp_path / "out")
 
 
+@pytest.mark.slow  # how often a case is tried depends on when Dask notices a death
 def test_a_case_that_kills_its_workers_fails_alone(tmp_path):
     calls = [(tmp_path / f"{name}.nii",) for name in ("a", "kill", "b", "c")]
     allowed = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}
