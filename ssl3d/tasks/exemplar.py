@@ -20,10 +20,9 @@ from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
 from ssl3d import augment, losses
-from ssl3d.data.pipeline import Example, crop
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
-from ssl3d.tasks import Box, Metrics, Panel, Targets, Task, retrieval
+from ssl3d.tasks import Metrics, Panel, Targets, Task, retrieval, whole
 
 # Far below the squared distance of different embeddings, far above float32's rounding.
 _GUARD = 1e-6
@@ -144,21 +143,17 @@ def build(config: ml_collections.ConfigDict) -> Task:
     shared = task.objective == "margin"
     head_count = 1 if shared else 3
 
-    def record(rng: np.random.Generator, example: Example, train: bool) -> dict[str, np.ndarray]:
-        volume, start = crop(rng, example.image, size, train)
-        return {"volume": volume, "start": start}
-
     def panels(
         record: dict, inputs: np.ndarray, targets: dict, outputs: np.ndarray | None = None
     ) -> list[Panel]:
         return [
-            Panel("whole image", None, (Box("crop", tuple(record["start"]), size),)),
+            whole.panel(record, size),
             Panel("original", inputs[0]),
             Panel("transformed", inputs[1]),
         ]
 
     return Task(
-        record=record,
+        record=whole.cut(size),
         views=lambda key, record, train: views(key, record, train, task),
         network=Network(
             encoder=encoders.build(config.encoder, tuple(side // task.coarsen for side in size)),

@@ -23,10 +23,9 @@ from jax import Array
 from jaxtyping import Bool, Float, PRNGKeyArray
 
 from ssl3d import augment
-from ssl3d.data.pipeline import Example, crop
 from ssl3d.errors import UserError
 from ssl3d.models import decoders, encoders
-from ssl3d.tasks import Box, Metrics, Panel, Targets, Task
+from ssl3d.tasks import Metrics, Panel, Targets, Task, whole
 
 Image = Float[Array, "*S C"]
 Images = Float[Array, "B *S C"]
@@ -122,10 +121,6 @@ def build(config: ml_collections.ConfigDict) -> Task:
             f"config.task.ratio={task.ratio}: masks {masked} of {count} blocks; mask some, not all"
         )
 
-    def record(rng: np.random.Generator, example: Example, train: bool) -> dict[str, np.ndarray]:
-        volume, start = crop(rng, example.image, size, train)
-        return {"volume": volume, "start": start}
-
     def panels(
         record: dict, inputs: np.ndarray, targets: dict, outputs: np.ndarray | None = None
     ) -> list[Panel]:
@@ -134,11 +129,10 @@ def build(config: ml_collections.ConfigDict) -> Task:
             mask = targets["mask"][..., None]
             shown["reconstruction"] = np.where(mask, outputs, targets["target"])
         shown["target"] = targets["target"]
-        box = Box("crop", tuple(record["start"]), size)
-        return [Panel("whole image", None, (box,)), *(Panel(*item) for item in shown.items())]
+        return [whole.panel(record, size), *(Panel(*item) for item in shown.items())]
 
     return Task(
-        record=record,
+        record=whole.cut(size),
         views=lambda key, record, train: views(key, record, masked, task.block, task.normalise),
         network=Network(encoder=encoders.build(config.encoder, size)),
         loss=loss,

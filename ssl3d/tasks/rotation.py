@@ -20,10 +20,9 @@ from jaxtyping import Float, Int, PRNGKeyArray
 
 from ssl3d import augment, losses
 from ssl3d.data import sharpness
-from ssl3d.data.pipeline import Example, crop
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
-from ssl3d.tasks import Box, Metrics, Panel, Targets, Task
+from ssl3d.tasks import Metrics, Panel, Targets, Task, whole
 
 
 def equal_axes(config: ml_collections.ConfigDict) -> tuple[int, ...]:
@@ -143,20 +142,16 @@ def build(config: ml_collections.ConfigDict) -> Task:
     if not 1 <= task.turns <= classes:
         raise UserError(f"config.task.turns={task.turns}: between 1 and {classes}")
 
-    def record(rng: np.random.Generator, example: Example, train: bool) -> dict[str, np.ndarray]:
-        volume, start = crop(rng, example.image, size, train)
-        return {"volume": volume, "start": start}
-
     def panels(
         record: dict, inputs: np.ndarray, targets: dict, outputs: np.ndarray | None = None
     ) -> list[Panel]:
-        return [Panel("whole image", None, (Box("crop", tuple(record["start"]), size),))] + [
+        return [whole.panel(record, size)] + [
             Panel(f"class {int(index)}: {name_of(int(index), len(size), task.group)}", turned)
             for index, turned in zip(targets["rotation"], inputs, strict=True)
         ]
 
     return Task(
-        record=record,
+        record=whole.cut(size),
         views=lambda key, record, train: views(
             key, record, train, task.turns, task.group, task.intensity, task.coarsen, task.blur
         ),

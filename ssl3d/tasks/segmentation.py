@@ -23,7 +23,7 @@ from ssl3d import augment
 from ssl3d.data.pipeline import OUTSIDE, Example, crop_around, cut
 from ssl3d.errors import UserError
 from ssl3d.models import decoders, encoders
-from ssl3d.tasks import Box, Labels, Metrics, Panel, Targets, Task
+from ssl3d.tasks import Labels, Metrics, Panel, Targets, Task, whole
 
 NEEDS = "label_map"
 DOWNSTREAM = "ssl3d.downstream.segmentation"
@@ -250,7 +250,7 @@ def build(config: ml_collections.ConfigDict, labels: Labels | None) -> Task:
     ) -> list[Panel]:
         label = np.where(targets["label"] == OUTSIDE, 0, targets["label"])
         return [
-            Panel("whole image", None, (Box("crop", tuple(record["start"]), size),)),
+            whole.panel(record, size),
             Panel("input", inputs),
             Panel("label", label[..., None].astype(np.float32)),
         ]

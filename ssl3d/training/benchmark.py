@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,7 +23,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from ssl3d import bounds, xla
+from ssl3d import bounds, hardware, xla
 from ssl3d.errors import RunError
 from ssl3d.training import config_checks, loop, problem, run_log, sharding
 from ssl3d.training.step import init_state, make_optimizers, make_step
@@ -41,7 +39,7 @@ class Benchmark(NamedTuple):
 
     Attributes:
       config: its name.
-      machine: processor or accelerator, and the number of devices.
+      machine: see `hardware.machine`.
       batch: volumes (slices, pictures) of a step.
       patches: inputs of the encoder in a step.
       step_volumes, step_patches: per second, of the compiled step alone.
@@ -124,7 +122,7 @@ def benchmark(config: ml_collections.ConfigDict, profile: Path | None = None) ->
     flops, peak = _cost(lowered, "flops"), _matmul_peak(config.encoder.dtype)
     return Benchmark(
         config=config.name,
-        machine=f"{jax.device_count()} x {_device_name()}",
+        machine=hardware.machine(),
         batch=config.batch_size,
         patches=sum(calls),
         step_volumes=config.batch_size / step_seconds,
@@ -139,7 +137,7 @@ def benchmark(config: ml_collections.ConfigDict, profile: Path | None = None) ->
         batch_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(batch)),
         peak_share=flops / step_seconds / (peak * jax.device_count()),
         peak_flops=peak,
-        memory_mb=_peak_memory() / 1e6,
+        memory_mb=hardware.peak_memory(),
     )
 
 
@@ -245,22 +243,3 @@ def _seconds(product: Callable, matrix: jax.Array) -> float:
     begun = time.perf_counter()
     jax.block_until_ready(product(matrix, matrix))
     return time.perf_counter() - begun
-
-
-def _device_name() -> str:
-    device = jax.devices()[0]
-    if device.platform != "cpu":
-        return device.device_kind
-    with contextlib.suppress(OSError):
-        for entry in Path("/proc/cpuinfo").read_text().splitlines():
-            if entry.startswith("model name"):
-                return entry.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _peak_memory() -> float:
-    """Bytes."""
-    found = jax.local_devices()[0].memory_stats() or {}
-    unit = 1 if sys.platform == "darwin" else 2**10
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return float(found.get("peak_bytes_in_use", used))
