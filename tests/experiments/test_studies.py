@@ -121,6 +121,7 @@ def test_pancreas(tmp_path):
     assert "mean validation Dice of background, pancreas and tumour, by epoch" in table
 
 
+@pytest.mark.slow
 def test_retina(tmp_path):
     data = prepared(tmp_path, "images", source_files.write_images, count=20)
     study = small(retina.STUDY, (24, 24))
@@ -179,6 +180,7 @@ def test_the_phantom_is_drawn_on_first_use(tmp_path):
         "data.phantom.test": 2,
     }
     study = small(phantom.STUDY, (16, 16, 16), data=data)
-    assert protocol.main(study, [f"--output={tmp_path}", "--methods=scratch"]) == 0
+    options = [f"--output={tmp_path}", "--methods=scratch", "--report-only"]
+    assert protocol.main(study, options) == 0
     assert (tmp_path / "data" / "dataset.json").exists()
     assert (tmp_path / "data" / ".gitignore").exists()

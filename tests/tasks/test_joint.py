@@ -47,8 +47,9 @@ def alone(parts, name):
     return {"encoder": parts["encoder"], **parts[f"parts_{name}"]}
 
 
-@pytest.mark.parametrize("rank", [2, 3])
-@pytest.mark.parametrize("name", ["rpl", "rotation", "exemplar", "mae"])
+@pytest.mark.parametrize(
+    ("name", "rank"), [("rpl", 2), ("rotation", 3), ("exemplar", 2), ("mae", 2)]
+)
 def test_one_part_is_that_task_alone(tiny, datasets, rank, name):
     config = tiny(f"joint{rank}d", datasets[rank].path, task__parts=(name,))
     together, metrics, variables = gradients(config, datasets[rank])
@@ -65,7 +66,7 @@ def test_one_part_is_that_task_alone(tiny, datasets, rank, name):
 
 
 def test_the_gradient_is_the_weighted_sum_of_the_parts(tiny, pictures):
-    weights = {"rpl": 2.0, "rotation": 0.5, "contrast": 1.0}
+    weights = {"rpl": 2.0, "contrast": 0.5}
     config = tiny("joint2d", pictures.path, task__parts=tuple(weights))
     for name, weight in weights.items():
         config.parts[name].weight = weight

@@ -194,13 +194,11 @@ def test_validation_looks_where_the_labels_are(tiny, volumes):
 # Training.
 
 
-@pytest.mark.parametrize("name", ["segment3d", "segment2d"])
-def test_a_threshold_is_learned(tiny, volumes, tmp_path, name):
+def test_a_threshold_is_learned(tiny, volumes, tmp_path):
     """The label of the shared data set is where the first channel exceeds 1."""
     config = tiny(
-        name, volumes.path, steps=120, validate_every=120, checkpoint_every=120, log_every=120,
-        validation__repeats=4,
-        optimizer__learning_rate=0.02, data__crop=(16,) * (int(name[-2])),
+        "segment2d", volumes.path, steps=120, validate_every=120, checkpoint_every=120,
+        log_every=120, validation__repeats=4, optimizer__learning_rate=0.02, data__crop=(16, 16),
     )  # fmt: skip
     assert loop.train(config, tmp_path)
     lines = [line for line in run_log.read_metrics(tmp_path) if line["split"] == "val"]

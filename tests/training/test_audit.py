@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from ssl3d import inspect
+from ssl3d import bounds, inspect
 from ssl3d.data import store
 from ssl3d.errors import UserError
 from ssl3d.phantoms import noise
-from ssl3d.training import audit, loop
+from ssl3d.training import audit, loop, problem
 from tests.support.shipped_configs import PROXY
 
 # The classes of exemplar and contrast are the volumes themselves, of noise too; a reconstruction
@@ -162,16 +162,15 @@ def test_a_collection_too_small_for_the_task_is_refused_in_one_line(tiny, scans,
     assert not (tmp_path / "config.json").exists()
 
 
-def test_the_jitter_follows_the_fitted_crop(tiny, scans, tmp_path):
+def test_the_jitter_follows_the_fitted_crop(scans):
     config = importlib.import_module("configs.rpl3d").get_config("folder")
     config.update_from_flattened_dict(
-        {"data.path": str(scans.path), "data.coverage": 1.0, "encoder.width": 4, "steps": 1,
-         "encoder.depth": 2, "batch_size": 4, "validate_every": 1, "checkpoint_every": 1}
-    )  # fmt: skip
-    loop.train(config, tmp_path)
-    saved = json.loads((tmp_path / "config.json").read_text())
-    assert saved["data"]["crop"] == [26, 28, 24]
-    assert saved["task"]["jitter"] == 2  # a quarter of a cell of 8 voxels
+        {"data.path": str(scans.path), "data.coverage": 1.0, "encoder.depth": 2}
+    )
+    bounds.derive(config)
+    problem.open_problem(config)
+    assert config.data.crop == (26, 28, 24)
+    assert config.task.jitter == 2  # a quarter of a cell of 8 voxels
 
 
 def test_pictures_show_fitted_crops_of_images_that_hold_them(

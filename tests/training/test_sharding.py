@@ -16,9 +16,10 @@ from tests.support.shipped_configs import PROXY
 ROOT = Path(__file__).parents[2]
 
 # Configs, and how many of the eight devices share an image.
-SHARED = [("rpl2d", 1), ("cpc2d", 1), ("rotation2d", 2), ("mae2d", 2), ("segment3d", 2)]
+SHARED = [("cpc2d", 1), ("segment3d", 2)]
 WHOLE = ("rotation", "exemplar", "mae")  # tasks whose volumes devices can share
-ALL = [(f"{task}3d", 2 if task in WHOLE else 1) for task in PROXY] + [("segment2d", 2)]
+ALL = [(f"{task}{rank}d", 2 if task in WHOLE else 1) for rank in (2, 3) for task in PROXY]
+ALL += [("segment2d", 2)]
 
 
 def python(arguments, **environment):

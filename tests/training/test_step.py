@@ -105,7 +105,7 @@ def test_the_thawed_encoder_has_a_warm_up_of_its_own(tiny):
     assert float(rate(60)) == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", ["rpl2d", "rotation3d", "mae2d"])
+@pytest.mark.parametrize("name", ["rpl2d", "rotation3d"])
 def test_the_steady_state_compiles_and_transfers_nothing(tiny, datasets, name):
     """After the first step: one compiled program, and no transfer beside that of the batch."""
     config = tiny(name, datasets[int(name[-2])].path)

@@ -249,24 +249,20 @@ def test_the_warm_up_must_end(tiny, pictures, pretrained, tmp_path):
 # A proxy task goes on from the weights of another pretraining.
 
 
-def test_a_pretraining_goes_on_from_another(tiny, pictures, pretrained, tmp_path, capsys):
-    config = tiny("rpl2d", pictures.path, init__encoder=str(pretrained), steps=1)
-    config.optimizer.learning_rate = 1e-12
-    config.optimizer.weight_decay = 0.0
-    loop.train(config, tmp_path / "run")
-    assert "arrays of the encoder loaded" in capsys.readouterr().out
-    _, variables = export.load_encoder(tmp_path / "run")
-    _, before = export.load_encoder(pretrained)
-    for name, leaf in flat(before["params"]).items():
-        np.testing.assert_allclose(flat(variables["params"])[name], leaf, atol=1e-6)
-
-
-def test_more_steps_are_another_run_from_the_weights(tiny, pictures, tmp_path):
+def test_more_steps_are_another_run_from_the_weights(tiny, pictures, tmp_path, capsys):
     loop.train(tiny("rpl2d", pictures.path, steps=1), tmp_path / "run")
     with pytest.raises(UserError, match=r"steps=1, this one has 2: .*--config.init.encoder=.*run"):
         loop.train(tiny("rpl2d", pictures.path, steps=2), tmp_path / "run")
     longer = tiny("rpl2d", pictures.path, steps=2, init__encoder=str(tmp_path / "run"))
+    longer.optimizer.learning_rate = 1e-12
+    longer.optimizer.weight_decay = 0.0
     assert loop.train(longer, tmp_path / "longer")
+    assert "arrays of the encoder loaded" in capsys.readouterr().out
+    before, after = (
+        flat(export.load_encoder(tmp_path / run)[1]["params"]) for run in ("run", "longer")
+    )
+    for name, leaf in before.items():
+        np.testing.assert_allclose(after[name], leaf, atol=1e-6)
 
 
 def test_a_run_of_a_version_without_the_key_goes_on(tiny, pictures, tmp_path):
