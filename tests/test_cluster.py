@@ -1,5 +1,6 @@
 """Dask clusters; their work: data/preparation/test_workers.py, experiments/engine/test_runs.py."""
 
+import gc
 import time
 from types import SimpleNamespace
 
@@ -8,6 +9,16 @@ import pytest
 from ssl3d import cluster
 from ssl3d.errors import UserError
 from tests.support import dask_cluster
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    """A client that could not start is closed when it is collected.
+
+    Amid the start of another one, Dask waits for itself.
+    """
+    yield
+    gc.collect()
 
 
 @pytest.mark.parametrize(
