@@ -180,7 +180,8 @@ def test_the_phantom_is_drawn_on_first_use(tmp_path):
         "data.phantom.test": 2,
     }
     study = small(phantom.STUDY, (16, 16, 16), data=data)
-    options = [f"--output={tmp_path}", "--methods=scratch", "--report-only"]
-    assert protocol.main(study, options) == 0
+    options = protocol.parser(study).parse_args([f"--output={tmp_path}"])
+    found = protocol.open_data(study, options, tmp_path)
+    assert len(found.dataset.cases) == 3 + 2 + 2
     assert (tmp_path / "data" / "dataset.json").exists()
     assert (tmp_path / "data" / ".gitignore").exists()
