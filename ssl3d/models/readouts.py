@@ -25,11 +25,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Integer, Real
 
 from ssl3d.data.pipeline import OUTSIDE
 from ssl3d.errors import UserError
 
-Levels = tuple[Array, ...]
+Levels = tuple[Float[Array, "B ... _"], ...]
 """[B, *S, C], full resolution first, each further level of half the size (rounded up) or less."""
 
 # Strongest first, as the first wins a tie. Features are standardised and the error is a mean, so
@@ -59,8 +60,8 @@ class Readout(NamedTuple):
     intercept: np.ndarray
     penalty: float
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Features [N, E] -> scores [N, K], float64."""
+    def __call__(self, x: Real[np.ndarray, "N E"]) -> Float[np.ndarray, "N K"]:
+        """Scores of features, float64."""
         return x.astype(np.float64) @ self.coefficients + self.intercept
 
     def on_device(self) -> tuple[Array, Array]:
@@ -81,8 +82,13 @@ class NormalEquations:
         self._x, self._y = np.zeros(features), np.zeros(targets)
         self._xx, self._xy = np.zeros((features, features)), np.zeros((features, targets))
 
-    def add(self, x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> None:
-        """Adds examples: features [N, E], targets [N, K], weights [N], at least 0.
+    def add(
+        self,
+        x: Real[np.ndarray, "N E"],
+        y: Real[np.ndarray, "N K"],
+        weights: Real[np.ndarray, " N"],
+    ) -> None:
+        """Adds examples: features, targets, and weights of at least 0.
 
         Raises:
           UserError: a feature is not finite.
@@ -97,8 +103,13 @@ class NormalEquations:
         self._xx += weighted.T @ x
         self._xy += weighted.T @ y
 
-    def add_voxels(self, x: np.ndarray, sample: VoxelSample, class_weights: np.ndarray) -> None:
-        """Adds sampled voxels as one-hot targets: features [M, E], weights of the classes [K]."""
+    def add_voxels(
+        self,
+        x: Real[np.ndarray, "M E"],
+        sample: VoxelSample,
+        class_weights: Float[np.ndarray, " K"],
+    ) -> None:
+        """Adds the features of sampled voxels, with their classes as one-hot targets."""
         weights = sample.represents * class_weights[sample.label]
         self.add(x, np.eye(len(class_weights))[sample.label], weights)
 
@@ -137,13 +148,15 @@ class VoxelSample(NamedTuple):
     represents: np.ndarray
 
 
-def sample_voxels(rng: np.random.Generator, label: np.ndarray, size: int) -> VoxelSample:
+def sample_voxels(
+    rng: np.random.Generator, label: Integer[np.ndarray, "*S"], size: int
+) -> VoxelSample:
     """Samples M = `size` voxels of a window, equally many of each class as far as it has them.
 
     Padding, of label 0, fills up a window that has fewer than M labelled voxels.
 
     Args:
-      label: int [*S], `OUTSIDE` for voxels without a label.
+      label: `OUTSIDE` for voxels without a label.
     """
     flat = label.ravel()
     classes, sizes = np.unique(flat[flat != OUTSIDE], return_counts=True)
@@ -160,8 +173,8 @@ def sample_voxels(rng: np.random.Generator, label: np.ndarray, size: int) -> Vox
     return VoxelSample(voxels, np.where(represents > 0, flat[chosen], 0), represents)
 
 
-def class_weights(counts: np.ndarray) -> np.ndarray:
-    """Voxels of each class [K] -> the weight of one voxel: the root of the inverse frequency.
+def class_weights(counts: Real[np.ndarray, " K"]) -> Float[np.ndarray, " K"]:
+    """Voxels of each class -> the weight of one voxel: the root of the inverse frequency.
 
     A compromise between equal weights of voxels, where the background dominates, and of classes,
     where each class is over-segmented. On Task04, with 29 cases and an encoder of 200 steps, these
@@ -231,14 +244,16 @@ def _interpolated(levels: Levels, corners: Sequence[tuple[Array, Array]]) -> Arr
     return jnp.concatenate(interpolate(levels, corners), axis=-1)
 
 
-def features_at(levels: Levels, voxels: np.ndarray) -> Array:
-    """All levels interpolated linearly at given voxels: int [B, M, r] -> [B, M, E]."""
+def features_at(levels: Levels, voxels: Integer[np.ndarray, "B M r"]) -> Float[Array, "B M E"]:
+    """All levels interpolated linearly at given voxels of the full resolution."""
     return _interpolated(levels, corners_of(levels, voxels))
 
 
 @jax.jit
-def scores_of(levels: Levels, coefficients: Array, intercept: Array) -> Array:
-    """Scores of every voxel: coefficients [E, K], intercept [K] -> [B, *S, K]."""
+def scores_of(
+    levels: Levels, coefficients: Float[Array, "E K"], intercept: Float[Array, " K"]
+) -> Float[Array, "B *S K"]:
+    """Scores of every voxel."""
     full = levels[0].shape[1:-1]
     total, begin = intercept, 0
     for level in levels:
@@ -253,24 +268,22 @@ def scores_of(levels: Levels, coefficients: Array, intercept: Array) -> Array:
 
 
 def foreground_counts(
-    scores: np.ndarray,
-    label: np.ndarray,
-    thresholds: np.ndarray,
-    represents: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+    scores: Real[np.ndarray, "V K"],
+    label: Integer[np.ndarray, " V"],
+    thresholds: Float[np.ndarray, " T"],
+    represents: Real[np.ndarray, " V"] | None = None,
+) -> tuple[Real[np.ndarray, "T K-1"], Real[np.ndarray, "T K-1"]]:
     """Voxels predicted as each foreground class, for all thresholds at once.
 
     A voxel is foreground where its best foreground class exceeds the background by more than the
     threshold.
 
     Args:
-      scores: [V, K].
-      label: int [V].
-      thresholds: [T], ascending.
-      represents: [V], the number of voxels that each one stands for, by default 1.
+      thresholds: ascending.
+      represents: the number of voxels that each one stands for, by default 1.
 
     Returns:
-      Numbers of correctly predicted and of predicted voxels: [T, K - 1] each.
+      Numbers of correctly predicted and of predicted voxels.
     """
     best = scores[:, 1:].argmax(-1)
     margin = scores[:, 1:].max(-1) - scores[:, 0]
@@ -309,8 +322,12 @@ def mean_foreground_dice(
 
 
 def nearest_neighbours(
-    x: np.ndarray, known: np.ndarray, grades: np.ndarray, classes: int, neighbours: int = 5
-) -> np.ndarray:
+    x: Real[np.ndarray, "N E"],
+    known: Real[np.ndarray, "M E"],
+    grades: Integer[np.ndarray, " M"],
+    classes: int,
+    neighbours: int = 5,
+) -> Integer[np.ndarray, " N"]:
     """The grade that the most similar known examples vote for.
 
     Similarity s is the cosine of features centred on the mean of the known ones; a vote counts
@@ -318,13 +335,8 @@ def nearest_neighbours(
     discrimination).
 
     Args:
-      x: [N, E].
-      known: [M, E].
-      grades: int [M], of the known examples.
+      grades: of the known examples.
       classes: K.
-
-    Returns:
-      int [N].
     """
     centre = known.mean(0)
     one, other = (
