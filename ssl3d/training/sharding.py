@@ -1,7 +1,8 @@
 """Devices and processes: one mesh `(data, space)` for a laptop, eight GPUs or a TPU slice.
 
-`data` splits the batch, `space` the first spatial axis of large volumes. The axes are Auto: XLA
-inserts the communication, so a loss over the global batch is written as for one device.
+`data` splits the batch; `space` splits the first spatial axis of large volumes or, in tasks on
+patches, the patches of an example. The axes are Auto: XLA inserts the communication, so a loss over
+the global batch is written as for one device.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
+import ml_collections
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ssl3d import bounds
 from ssl3d.errors import RunError, UserError
 
 # Where the other processes meet, how many they are, and which of them this is.
@@ -123,24 +127,43 @@ def _end(message: str) -> None:
     os._exit(1)
 
 
-def make_mesh(space: int) -> Mesh:
-    """The mesh over all devices, `space` of which share a volume. Raises `UserError`."""
-    count = jax.device_count()
+def make_mesh(space: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over the devices (all of the run), `space` of which share an example.
+
+    Raises:
+      UserError: `space` does not divide their number.
+    """
+    count = len(devices) if devices else jax.device_count()
     if space < 1 or count % space:
         raise UserError(f"config.mesh.space={space} does not divide the {count} devices")
-    return jax.make_mesh((count // space, space), ("data", "space"), (AxisType.Auto,) * 2)
+    shape, axes = (count // space, space), ("data", "space")
+    return jax.make_mesh(shape, axes, (AxisType.Auto,) * 2, devices=devices)
+
+
+def unit_batch(mesh: Mesh) -> int:
+    """The smallest batch that divides evenly over the mesh and the processes."""
+    processes = {device.process_index for device in mesh.devices.flat}
+    return int(np.lcm(mesh.shape["data"], len(processes)))
 
 
 def check_batch(batch_size: int, key: str, mesh: Mesh) -> None:
     """Raises `UserError` unless a batch divides evenly over the mesh and the processes."""
-    share = np.lcm(mesh.shape["data"], jax.process_count())
-    if batch_size < 1 or batch_size % share:
-        below = batch_size // share * share
-        near = " or ".join(str(size) for size in (below, below + share) if size > 0)
+    unit = unit_batch(mesh)
+    if batch_size < 1 or batch_size % unit:
+        below = batch_size // unit * unit
+        near = " or ".join(str(size) for size in (below, below + unit) if size > 0)
+        automatic = "; auto takes the least that is not smaller" * (key == "batch_size")
         raise UserError(
-            f"config.{key}={batch_size}: must be a multiple of {share} on these devices, "
-            f"e.g. {near}"
+            f"config.{key}={batch_size}: must be a multiple of {unit} on these devices, "
+            f"e.g. {near}{automatic}"
         )
+
+
+def fit_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    """Rounds an automatic `config.batch_size` up, in place, to the next that divides evenly."""
+    if bounds.is_automatic(config, "batch_size"):
+        unit = unit_batch(mesh) * config.optimizer.accumulate
+        config.batch_size = -(-config.batch_size // unit) * unit
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -153,6 +176,28 @@ def batch_spec(path: tuple[Any, ...], mesh: Mesh, spatial: Sequence[str]) -> Par
     if names.intersection(spatial) and mesh.shape["space"] > 1:
         return PartitionSpec("data", "space")
     return PartitionSpec("data")
+
+
+@contextlib.contextmanager
+def shared_patches(mesh: Mesh | None, spatial: Sequence[str]) -> Iterator[None]:
+    """Splits the encoder's inputs over both axes of the mesh, where no volume is split in space.
+
+    The inputs of all patches of an example are consecutive in the encoder's batch: devices that
+    share an example encode some of its patches each.
+    """
+    if mesh is None or mesh.shape["space"] == 1 or spatial:
+        yield
+        return
+    placement = NamedSharding(mesh, PartitionSpec(("data", "space")))
+
+    def split(call: Callable, arguments: Any, options: Any, context: Any) -> Any:
+        if context.module.path == ("encoder",) and context.method_name == "__call__":
+            inputs, *rest = arguments
+            arguments = (jax.lax.with_sharding_constraint(inputs, placement), *rest)
+        return call(*arguments, **options)
+
+    with nn.intercept_methods(split):
+        yield
 
 
 def to_devices(batch: Any, mesh: Mesh, spatial: Sequence[str] = ()) -> Any:
