@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 _BYTES = {
@@ -19,15 +19,11 @@ _BYTES = {
     **dict.fromkeys(("f32", "s32", "u32"), 4),
     **dict.fromkeys(("f64", "s64", "u64", "c64"), 8),
 }
-# Costs nothing, and only moves data, by opcode.
-_FREE = frozenset(
-    ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota")
-    + ("partition-id", "replica-id", "opt-barrier", "add-dependency", "domain")
-)
-_MOVES = frozenset(
-    ("copy", "copy-start", "transpose", "reshape", "pad", "slice", "slice-start", "concatenate")
-    + ("broadcast", "dynamic-slice", "dynamic-update-slice", "reverse", "convert")
-)
+# What costs nothing, and what only moves data, by opcode.
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota"}
+_FREE |= {"partition-id", "replica-id", "opt-barrier", "add-dependency", "domain"}
+_MOVES = {"copy", "copy-start", "transpose", "reshape", "pad", "slice", "slice-start", "convert"}
+_MOVES |= {"concatenate", "broadcast", "dynamic-slice", "dynamic-update-slice", "reverse"}
 _SLICES = ("dynamic-slice", "slice", "gather")
 COLLECTIVES = (
     "all-reduce",
@@ -114,6 +110,11 @@ def operations(text: str) -> list[Operation]:
     """The operations of an HLO module in text form, compiled or not."""
     computations, entry = _parse(text)
     return list(_operations(computations, entry, 1))
+
+
+def flops(found: Iterable[Operation]) -> float:
+    """Of all operations together, each as often as it runs."""
+    return sum(one.flops * one.times for one in found)
 
 
 def _parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:

@@ -77,7 +77,7 @@ def _train(
     task = given.task
     xla.keep_memory()
     record = problem.example_record(given)
-    problem.check(given, record, mesh)
+    problem.check(config, task, record, mesh)
     held.enter_context(run_folder.claimed(workdir))
     remark = run_folder.check_complete(workdir)
     cases = fingerprint(

@@ -160,9 +160,8 @@ def example_record(problem: Problem) -> Record:
     return jax.tree.map(lambda leaf: leaf[0], first["record"])
 
 
-def check(problem: Problem, record: Record, mesh: Mesh) -> None:
+def check(config: ml_collections.ConfigDict, task: tasks.Task, record: Record, mesh: Mesh) -> None:
     """Raises `UserError` if the task, the data and the devices do not fit together."""
-    config, task = problem.config, problem.task
     sharding.check_batch(config.batch_size, "batch_size", mesh)
     micro = config.optimizer.accumulate
     if micro > 1 and task.needs_whole_batch:
