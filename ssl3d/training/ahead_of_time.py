@@ -1,4 +1,4 @@
-"""The training step of a config, compiled from shapes alone for devices that need not be at hand."""
+"""The training step of a config, compiled from shapes alone, for devices not at hand."""
 
 from __future__ import annotations
 

@@ -50,6 +50,7 @@ _NAME = re.compile(r'op_name="([^"]*)"')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _WINDOW = re.compile(r"window=\{size=([\dx]+)")
 _DILATION = re.compile(r"lhs_dilate=([\dx]+)")
+_FEATURE = re.compile(r'"output_feature_dim":"(\d+)"')
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 
 
@@ -313,10 +314,14 @@ def _flops(own: Computation, one: Instruction) -> float:
     target = _TARGET.search(one.attributes)
     if one.opcode == "custom-call" and target and len(shapes) > 1:
         factors = shapes[0].elements * shapes[1].elements * one.shapes[0].elements
+        if feature := _FEATURE.search(one.attributes):  # oneDNN
+            return (
+                2 * one.shapes[0].elements * shapes[1].elements / shapes[1].sides[int(feature[1])]
+            )
         if "conv" in target[1]:
-            # The same for the output, the input's and the weights' gradient, whose roles differ.
-            taps = _taps(one) if _WINDOW.search(one.attributes) else _kernel(shapes[1])
-            return 2 * math.sqrt(factors * taps)
+            # cuDNN: the same for the output, the input's and the weights' gradient, in which the
+            # three arrays change their roles.
+            return 2 * math.sqrt(factors * _taps(one))
         if re.search(r"gemm|matmul|dot", target[1]):
             return 2 * math.sqrt(factors)
     return 0
@@ -328,10 +333,6 @@ def _taps(one: Instruction) -> int:
         return math.prod(map(int, window[1].split("x")))
     target = _TARGET.search(one.attributes)
     return 2 if target and "conv" in target[1] else 1
-
-
-def _kernel(shape: Shape) -> int:
-    return math.prod(shape.sides[:-2])
 
 
 def _factor_dtype(own: Computation, one: Instruction) -> str:

@@ -270,44 +270,40 @@ def _remedies(
             continue
         if memory <= limit:
             done.add(key)
-        yield f"{option}: {memory / 1e9:.1f} GB" + "" if memory <= limit else " (too much)"
+            yield f"{option} ({memory / 1e9:.1f} GB)"
 
 
 def text(found: Plan) -> str:
     """A plan to read."""
-    f = found
+    f, ms = found, 1e3
     verdict = "fits" if f.fits else "does not fit"
+    needed, given = f.memory / 1e9, f.memory_limit / 1e9
     lines = [
         f"{f.config} on {f.target}: {f.devices} devices, batch {f.batch} ({f.share} each)",
-        f"memory       {f.memory / 1e9:.2f} of {f.memory_limit / 1e9:.1f} GB per device: {verdict}",
-        f"largest batch {f.largest_batch or 'none'} ({f.largest_batch_is})",
+        f"memory         {needed:.2f} of {given:.1f} GB per device: {verdict}",
+        f"largest batch  {f.largest_batch or 'none'} ({f.largest_batch_is})",
+        *(f"would fit      {remedy}" for remedy in f.remedies),
     ]
-    lines += [f"would fit    {remedy}" for remedy in f.remedies]
     if f.seconds:
         shares = ", ".join(f"{name} {s / f.seconds:.0%}" for name, s in f.phases.items())
+        sent = [f"{n} {kind}, {size / 1e6:.2f} MB" for kind, (n, size) in f.collectives.items()]
+        model, own, moved = f.model_flops / 1e12, f.flops / 1e12, f.bytes / 1e9
+        rate, batch = f.host_bytes / 1e6, f.batch_bytes / 1e6
         lines += [
-            f"step         {f.seconds * 1e3:.2f} ms at the roofline, a lower bound: {shares}",
-            f"flops        {f.model_flops / 1e12:.3f} TFLOP of the model; per device "
-            f"{f.flops / 1e12:.3f} TFLOP, {f.bytes / 1e9:.2f} GB",
-            "collectives  "
-            + (
-                ", ".join(
-                    f"{n} {kind} of {b / 1e6:.2f} MB" for kind, (n, b) in f.collectives.items()
-                )
-                or "none"
-            ),
-            f"loaders      {f.host_volumes:.0f} volumes/s, {f.host_bytes / 1e6:.0f} MB/s "
-            f"({f.batch_bytes / 1e6:.1f} MB a batch)",
+            f"step           {f.seconds * ms:.2f} ms at the roofline, a lower bound: {shares}",
+            f"work           {model:.3f} TFLOP of the model; per device {own:.3f} TFLOP, "
+            f"{moved:.2f} GB",
+            f"collectives    {'; '.join(sent) or 'none'}",
+            f"loaders        {f.host_volumes:.0f} volumes/s, {rate:.0f} MB/s; {batch:.1f} MB a batch",
             "",
             "| operations | number | ms | share | GFLOP | GB |",
             "|---|---|---|---|---|---|",
+            *(
+                f"| {kind} | {row['number']:.0f} | {row['seconds'] * ms:.2f} | "
+                f"{row['seconds'] / f.seconds:.0%} | {row['flops'] / 1e9:.1f} | "
+                f"{row['bytes'] / 1e9:.3f} |"
+                for kind, row in f.classes.items()
+            ),
+            "",
         ]
-        lines += [
-            f"| {kind} | {row['number']:.0f} | {row['seconds'] * 1e3:.2f} | "
-            f"{row['seconds'] / f.seconds:.0%} | {row['flops'] / 1e9:.1f} | "
-            f"{row['bytes'] / 1e9:.3f} |"
-            for kind, row in f.classes.items()
-        ]
-        lines.append("")
-    lines.append(f"compiled in {f.compile_seconds:.0f} s")
-    return "\n".join([*lines, *f.notes])
+    return "\n".join([*lines, f"compiled in {f.compile_seconds:.0f} s", *f.notes])
