@@ -51,7 +51,6 @@ class Compiled(NamedTuple):
       model_flops: for the whole batch on all devices, before any optimisation.
       operations: of the program of one device; none where the compiler refuses it.
       seconds: of the compilation.
-      splits_space: whether devices can share a volume.
       needs_whole_batch: whether micro-batches would change the problem.
     """
 
@@ -62,7 +61,6 @@ class Compiled(NamedTuple):
     model_flops: float
     operations: list[hlo.Operation]
     seconds: float
-    splits_space: bool
     needs_whole_batch: bool
 
 
@@ -105,6 +103,30 @@ def compile_step(
     Raises:
       UserError: the config does not suit the devices, or what compiles for them is incomplete.
     """
+    lowered, task, mesh, batch = lower_step(config, data, platform, devices)
+    begun = time.monotonic()
+    operations, memory = _compile(lowered, platform)
+    leaves = jax.tree.leaves(batch)
+    size = batch["subject"].shape[0]
+    return Compiled(
+        batch=size,
+        share=size // mesh.shape["data"],
+        memory=memory + sum(map(_own_bytes, leaves)),
+        batch_bytes=sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves),
+        model_flops=hlo.flops(hlo.operations(lowered.compiler_ir("hlo").as_hlo_text())),
+        operations=operations,
+        seconds=time.monotonic() - begun,
+        needs_whole_batch=task.needs_whole_batch,
+    )
+
+
+def lower_step(
+    config: ml_collections.ConfigDict,
+    data: Data,
+    platform: str,
+    devices: Sequence[jax.Device],
+) -> tuple[Any, tasks.Task, Mesh, Any]:
+    """The lowered step, its task and mesh, and the shapes of a batch; see `compile_step`."""
     config = config.copy_and_resolve_references()
     with xla.compiling_for(platform):
         mesh = problem.prepare(config, devices)
@@ -121,21 +143,7 @@ def compile_step(
         )
         frozen = transfer.frozen_steps(config) >= config.steps
         step: Any = make_step(config, task, optimizers, mesh, frozen)
-        lowered = step.lower(state, batch)
-    begun = time.monotonic()
-    operations, memory = _compile(lowered, platform)
-    leaves = jax.tree.leaves(batch)
-    return Compiled(
-        batch=config.batch_size,
-        share=config.batch_size // mesh.shape["data"],
-        memory=memory + sum(map(_own_bytes, leaves)),
-        batch_bytes=sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves),
-        model_flops=hlo.flops(hlo.operations(lowered.compiler_ir("hlo").as_hlo_text())),
-        operations=operations,
-        seconds=time.monotonic() - begun,
-        splits_space=bool(task.spatial),
-        needs_whole_batch=task.needs_whole_batch,
-    )
+        return step.lower(state, batch), task, mesh, batch
 
 
 def _record(

@@ -198,6 +198,10 @@ def _operations(
             yield from _operations(computations, called[0], times)
         else:
             yield _operation(computations, own, one, called, times)
+            if one.opcode == "fusion":  # TPUs fuse collectives with what they overlap
+                for where, each in _nested(computations, computations[called[0]]):
+                    if each.opcode.removesuffix("-start") in COLLECTIVES:
+                        yield _operation(computations, where, each, [], times)
 
 
 def _operation(
@@ -207,8 +211,7 @@ def _operation(
     called: list[str],
     times: int,
 ) -> Operation:
-    origin = _NAME.search(one.attributes)
-    name = origin[1] if origin else ""
+    name = _origin(one)
     collective = one.opcode.removesuffix("-start")
     if collective in COLLECTIVES:
         size = sum(_whole(shape) for shape in _operand_shapes(own, one))
@@ -224,8 +227,14 @@ def _operation(
     moved = _fusion_bytes(own, one, inner[0]) if inner else _plain_bytes(own, one)
     factors = [_factor_dtype(where, each) for where, each in nested if _flops(where, each)]
     dtype = factors[0] if factors else next((s.dtype for s in one.shapes), "")
+    name = name or next(filter(None, (_origin(each) for _, each in reversed(nested))), "")
     kind = _kind(nested, flops, name)
     return Operation(kind, times, flops, moved, dtype, name=name)
+
+
+def _origin(one: Instruction) -> str:
+    found = _NAME.search(one.attributes)
+    return found[1] if found else ""
 
 
 def _kind(nested: list[tuple[Computation, Instruction]], flops: float, name: str) -> str:
@@ -288,7 +297,8 @@ def _fusion_bytes(own: Computation, one: Instruction, inner: Computation) -> flo
         users = [each for each in inner.values() if parameter.name in each.operands]
         if parameter.name == updated:
             continue
-        if users and all(each.opcode in _SLICES for each in users):
+        # An operand that is sliced itself, and not an index of the slice.
+        if users and all(u.opcode in _SLICES and u.operands[0] == parameter.name for u in users):
             in_memory = all(shape.in_memory for shape in shapes)
             total += sum(_whole(s) for each in users for s in each.shapes) * in_memory
         else:

@@ -288,13 +288,13 @@ def text(found: Plan) -> str:
         shares = ", ".join(f"{name} {s / f.seconds:.0%}" for name, s in f.phases.items())
         sent = [f"{n} {kind}, {size / 1e6:.2f} MB" for kind, (n, size) in f.collectives.items()]
         model, own, moved = f.model_flops / 1e12, f.flops / 1e12, f.bytes / 1e9
-        rate, batch = f.host_bytes / 1e6, f.batch_bytes / 1e6
+        loaders = f"{f.host_bytes / 1e6:.0f} MB/s; {f.batch_bytes / 1e6:.1f} MB a batch"
         lines += [
             f"step           {f.seconds * ms:.2f} ms at the roofline, a lower bound: {shares}",
             f"work           {model:.3f} TFLOP of the model; per device {own:.3f} TFLOP, "
             f"{moved:.2f} GB",
             f"collectives    {'; '.join(sent) or 'none'}",
-            f"loaders        {f.host_volumes:.0f} volumes/s, {rate:.0f} MB/s; {batch:.1f} MB a batch",
+            f"loaders        {f.host_volumes:.0f} volumes/s, {loaders}",
             "",
             "| operations | number | ms | share | GFLOP | GB |",
             "|---|---|---|---|---|---|",

@@ -1,24 +1,27 @@
 """Several devices and several processes compute what one device does."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from ssl3d import main
-from ssl3d.training import run_log
+from ssl3d import bounds, main
+from ssl3d.training import run_log, sharding
 from tests.support.shipped_configs import PROXY
 
 ROOT = Path(__file__).parents[2]
 
-# Configs, and how many of the eight devices share an image.
-SHARED = [("rpl2d", 1), ("cpc2d", 1), ("rotation2d", 2), ("mae2d", 2), ("segment3d", 2)]
-WHOLE = ("rotation", "exemplar", "mae")  # tasks whose volumes devices can share
-ALL = [(f"{task}3d", 2 if task in WHOLE else 1) for task in PROXY] + [("segment2d", 2)]
+# Configs, and how many of the eight devices share an image: its voxels or, in tasks on patches,
+# its patches.
+SHARED = [("rpl2d", 1), ("cpc2d", 2), ("rotation2d", 2), ("mae2d", 2), ("segment3d", 2)]
+ALL = [(f"{task}3d", 2) for task in PROXY] + [("rpl2d", 4), ("segment2d", 2)]
 
 
 def python(arguments, **environment):
@@ -75,6 +78,50 @@ def test_eight_devices_give_the_gradients_of_one_for_every_task(volumes):
 
 def test_a_crop_that_the_devices_cannot_share_is_refused(eight_devices):
     assert eight_devices["uneven"].startswith("UserError config.mesh.space=2")
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused(eight_devices):
+    said = eight_devices["batch"]
+    assert said.startswith("UserError config.batch_size=12: must be a multiple of 8")
+    assert "e.g. 8 or 16" in said
+    assert "auto" in said
+
+
+def test_devices_that_split_the_batch_exchange_the_gradients_alone(eight_devices):
+    sent = json.loads(eight_devices["rpl2d:sent"])
+    parameters = sent.pop("parameters")
+    assert 4 * parameters <= sent.pop("all-reduce") <= 4 * parameters + 100  # loss and metrics
+    assert not any(sent.values())
+
+
+def test_devices_that_share_volumes_exchange_borders_too(eight_devices):
+    sent = json.loads(eight_devices["rotation2d:sent"])
+    assert sent["all-reduce"] >= 4 * sent["parameters"]
+    assert sent["collective-permute"] > 0
+
+
+def devices(count, processes):
+    return [types.SimpleNamespace(process_index=i * processes // count) for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("count", "processes", "space", "accumulate", "batch"),
+    [(1, 1, 1, 1, 3), (4, 1, 1, 1, 4), (4, 1, 2, 1, 4), (2, 1, 1, 3, 6), (8, 2, 8, 1, 4)],
+)
+def test_an_automatic_batch_is_the_least_that_divides(count, processes, space, accumulate, batch):
+    mesh = types.SimpleNamespace(
+        shape={"data": count // space, "space": space},
+        devices=np.array(devices(count, processes), object).reshape(count // space, space),
+    )
+    config = bounds.Config({"batch_size": 3, "optimizer": {"accumulate": accumulate}})
+    sharding.fit_batch(config, mesh)
+    assert config.batch_size == 3
+    bounds.make_automatic(config, "batch_size")
+    sharding.fit_batch(config.copy_and_resolve_references(), mesh)
+    sharding.fit_batch(config, mesh)
+    assert config.batch_size == batch
+    sharding.check_batch(config.batch_size, "batch_size", mesh)
+    assert not bounds.is_automatic(config, "batch_size")
 
 
 def free_port():
