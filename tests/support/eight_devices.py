@@ -78,7 +78,7 @@ def compare(name, space, folder):
     alone = jax.make_mesh(
         (1, 1), ("data", "space"), (jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:1]
     )
-    (one, _), (eight, operations) = (
+    (one, whole), (eight, operations) = (
         gradients_on(mesh, config, store.read(folder))
         for mesh in (alone, sharding.make_mesh(space))
     )
@@ -90,6 +90,7 @@ def compare(name, space, folder):
             sent[each.collective] += int(each.bytes) * each.times
     parameters = sum(leaf.size for leaf in jax.tree.leaves(one[0][0]))
     print(f"{name}:sent", json.dumps(sent | {"parameters": parameters}), flush=True)
+    print(f"{name}:work", hlo.flops(operations) / hlo.flops(whole), flush=True)
 
 
 def batch_unevenly(folder):

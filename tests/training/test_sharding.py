@@ -100,6 +100,12 @@ def test_devices_that_share_volumes_exchange_borders_too(eight_devices):
     assert sent["collective-permute"] > 0
 
 
+@pytest.mark.parametrize("name", ["rpl2d", "cpc2d"])
+def test_each_of_eight_devices_does_an_eighth_of_the_work_on_patches(eight_devices, name):
+    # Not the small layers that score all pairs of the batch.
+    assert 1 / 8 <= float(eight_devices[f"{name}:work"]) < 0.14
+
+
 def devices(count, processes):
     return [types.SimpleNamespace(process_index=i * processes // count) for i in range(count)]
 
