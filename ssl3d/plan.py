@@ -28,8 +28,9 @@ def main(arguments: Sequence[str]) -> None:
     add("--classes", type=int, help="of labels that are not prepared yet")
     options, config = cli.parse_with_config(parser, arguments)
     for name in ("channels", "classes"):
-        if (getattr(options, name) or 1) < 1:
-            parser.error(f"--{name}={getattr(options, name)}: must be 1 or more")
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name}={value}: must be 1 or more")
     from ssl3d.training import targets  # no JAX: it must find the environment
 
     target = targets.parse(options.target)

@@ -46,7 +46,8 @@ def start() -> None:
         if count > 1:
             _join(f"the {count} processes at {address}", address, count, index)
     elif _number(environment, "OMPI_COMM_WORLD_SIZE") > 1:
-        _join(f"the {environment['OMPI_COMM_WORLD_SIZE']} processes of Open MPI")
+        count = environment["OMPI_COMM_WORLD_SIZE"]
+        _join(f"the {count} processes of Open MPI", gpus=local_gpus(environment))
     elif _number(environment, "SLURM_NTASKS") > 1:
         # Set in the steps of srun alone, not in a batch script or a shell beside it. The shell of
         # an interactive allocation is a step too, of one task.
@@ -55,7 +56,9 @@ def start() -> None:
         if step and tasks > 1:
             for name in ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID"):
                 _number(environment, name, "")
-            _join(f"the {tasks} tasks of SLURM on {step}", None, tasks)
+            _join(
+                f"the {tasks} tasks of SLURM on {step}", None, tasks, None, local_gpus(environment)
+            )
         else:
             print(
                 f"one process on the devices of this host: the SLURM job has "
@@ -82,6 +85,23 @@ def _coordinates(environment: Mapping[str, str]) -> tuple[str, int, int]:
     return environment[address], count, index
 
 
+def local_gpus(environment: Mapping[str, str]) -> list[int] | None:
+    """The visible GPUs that this process of SLURM or Open MPI takes; None for one by its number.
+
+    JAX gives process i of a host GPU i. A process that is alone on its host takes all of them, and
+    one that sees a single GPU, as with --gpus-per-task, takes that one.
+    """
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+    on_node = environment.get("SLURM_GPUS_ON_NODE", "0")
+    count = len(visible.split(",")) if visible else int(on_node) if on_node.isdecimal() else 0
+    if "SLURM_STEP_NUM_NODES" in environment:
+        tasks = environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS", ""))
+        alone = tasks == environment["SLURM_STEP_NUM_NODES"]
+    else:
+        alone = environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
+    return list(range(count)) if count == 1 or (alone and count) else None
+
+
 def _number(environment: Mapping[str, str], name: str, default: str = "1") -> int:
     """A whole number from the environment. Raises `UserError`."""
     text = environment.get(name, default)
@@ -91,7 +111,11 @@ def _number(environment: Mapping[str, str], name: str, default: str = "1") -> in
 
 
 def _join(
-    what: str, address: str | None = None, count: int | None = None, index: int | None = None
+    what: str,
+    address: str | None = None,
+    count: int | None = None,
+    index: int | None = None,
+    gpus: list[int] | None = None,
 ) -> None:
     """Waits for the other processes; ends this one if they do not arrive. Raises `UserError`."""
     print(f"waiting for {what}, for {WAIT} s at most", flush=True)
@@ -100,7 +124,7 @@ def _join(
     late.daemon = True
     late.start()
     try:
-        jax.distributed.initialize(address, count, index, initialization_timeout=2 * WAIT)
+        jax.distributed.initialize(address, count, index, gpus, initialization_timeout=2 * WAIT)
     except ValueError as error:
         raise UserError(f"cannot find {what} ({error}); set {', '.join(COORDINATES)}") from None
     except RuntimeError as error:  # also JAX's own errors

@@ -236,6 +236,22 @@ def test_a_slurm_job_without_srun_runs_as_one_process(beside):
 
 
 @pytest.mark.parametrize(
+    ("environment", "gpus"),
+    [
+        ({}, None),
+        # One process per host.
+        ({"SLURM_STEP_NUM_TASKS": "2", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, [0, 1, 2, 3]),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_GPUS_ON_NODE": "8"}, list(range(8))),
+        # One per GPU, which sees all or its own alone.
+        ({"SLURM_STEP_NUM_TASKS": "8", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, None),
+        ({"SLURM_STEP_NUM_TASKS": "8", "CUDA_VISIBLE_DEVICES": "3"}, [0]),
+    ],
+)
+def test_a_process_takes_the_gpus_that_no_other_process_of_its_host_takes(environment, gpus):
+    assert sharding.local_gpus(environment | {"SLURM_STEP_NUM_NODES": "2"}) == gpus
+
+
+@pytest.mark.parametrize(
     "environment",
     [
         {**BATCH, "SLURM_STEP_NODELIST": "localhost"},
