@@ -20,6 +20,7 @@ def work(config, channels=None):
 
 def test_the_shapes_are_those_of_a_run(tiny, pictures):
     config = tiny("rotation2d", pictures.path)
+    ahead_of_time.describe(config, None, None)  # adapts it, as the start of a run does
     task, state, batch = initial(config, pictures)
     mesh = sharding.make_mesh(1)
     step = steps.make_step(config, task, steps.make_optimizers(config), mesh)
