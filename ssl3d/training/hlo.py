@@ -1,13 +1,14 @@
 """Reads the HLO text of a program: its operations with their flops, bytes and collectives.
 
 An operation is what the device runs at once: a fusion, a convolution, a collective. Its bytes are
-those of its operands and results in the device's main memory; what a fusion slices out of an
-operand counts, not the operand. Flops are those of convolutions and matrix products. The body of a
-loop counts as often as it runs.
+those of its operands and results in the device's main memory, with the padding of TPUs' tiles; what
+a fusion slices out of an operand counts, not the operand. Flops are those of convolutions and
+matrix products. The body of a loop counts as often as it runs.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -51,15 +52,18 @@ _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _WINDOW = re.compile(r"window=\{size=([\dx]+)")
 _DILATION = re.compile(r"lhs_dilate=([\dx]+)")
 _FEATURE = re.compile(r'"output_feature_dim":"(\d+)"')
+_TILED = re.compile(r"\{([\d,]*):T\(([\d,]+)\)")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 
 
 class Shape(NamedTuple):
-    """An array's element type, sides, and whether it is in the device's main memory."""
+    """An array: its element type, sides, elements with the padding of tiles, and its place."""
 
     dtype: str
     sides: tuple[int, ...]
-    in_memory: bool = True
+    stored: int
+    in_memory: bool = True  # the device's main memory
 
     @property
     def elements(self) -> int:
@@ -67,7 +71,7 @@ class Shape(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        return self.elements * _BYTES.get(self.dtype, 0) * self.in_memory
+        return self.stored * _BYTES.get(self.dtype, 0) * self.in_memory
 
 
 class Instruction(NamedTuple):
@@ -92,6 +96,7 @@ class Operation(NamedTuple):
       collective: one of `COLLECTIVES`, or "".
       group: devices that take part in a collective.
       name: where it comes from in the traced function, as JAX names it.
+      cycles: what a TPU's compiler expects it to take each time, else 0.
     """
 
     kind: str
@@ -102,6 +107,7 @@ class Operation(NamedTuple):
     collective: str = ""
     group: int = 1
     name: str = ""
+    cycles: int = 0
 
 
 Computation = Mapping[str, Instruction]
@@ -145,16 +151,21 @@ def _instruction(name: str, rest: str, root: bool) -> Instruction:
     operands = tuple(
         part.split()[-1].lstrip("%") for part in _split(rest[opened + 1 : closed]) if part.strip()
     )
-    shapes = tuple(
-        Shape(
-            found[1],
-            tuple(int(side.lstrip("<=")) for side in found[2].split(",") if side),
-            # S(n) with n > 0 is a scratch memory on the chip.
-            not re.search(r"S\([1-4]\)", found[3] or ""),
-        )
-        for found in _SHAPE.finditer(kind)
-    )
+    shapes = tuple(_shape(*found.groups()) for found in _SHAPE.finditer(kind))
     return Instruction(name, shapes, rest[:opened], operands, rest[closed + 1 :], root)
+
+
+def _shape(dtype: str, sides: str, layout: str | None) -> Shape:
+    """`layout` is {order of the axes, minor first:T(tile)S(memory)}; TPUs pad to whole tiles."""
+    lengths = tuple(int(side.lstrip("<=")) for side in sides.split(",") if side)
+    stored = math.prod(lengths)
+    if found := _TILED.match(layout or ""):
+        order, tile = ([int(n) for n in part.split(",") if n] for part in found.groups())
+        stored = 1
+        for axis, step in itertools.zip_longest(order, tile[::-1][: len(order)], fillvalue=1):
+            stored *= -(-lengths[axis] // step) * step
+    # S(n) with n > 0 is a scratch memory on the chip.
+    return Shape(dtype, lengths, stored, not re.search(r"S\([1-4]\)", layout or ""))
 
 
 def _closing(text: str, opened: int) -> int:
@@ -229,7 +240,9 @@ def _operation(
     dtype = factors[0] if factors else next((s.dtype for s in one.shapes), "")
     name = name or next(filter(None, (_origin(each) for _, each in reversed(nested))), "")
     kind = _kind(nested, flops, name)
-    return Operation(kind, times, flops, moved, dtype, name=name)
+    expected = _CYCLES.search(one.attributes)
+    cycles = int(expected[1]) if expected else 0
+    return Operation(kind, times, flops, moved, dtype, name=name, cycles=cycles)
 
 
 def _origin(one: Instruction) -> str:

@@ -38,7 +38,8 @@ class Plan(NamedTuple):
       model_flops: on all devices, before any optimisation.
       flops, bytes: of the program of one device.
       collectives: number and combined bytes by kind, of one device.
-      seconds: roofline, a lower bound.
+      seconds: roofline, a lower bound; `expected_seconds` is the estimate of a TPU's compiler,
+        without collectives, and 0 elsewhere.
       phases: seconds of the operations bound by compute, memory and collectives; `bound` is the
         phase that takes most.
       classes: by class of operation, its number, seconds, flops and bytes.
@@ -64,6 +65,7 @@ class Plan(NamedTuple):
     bytes: float
     collectives: dict[str, tuple[int, float]]
     seconds: float
+    expected_seconds: float
     bound: str
     phases: dict[str, float]
     classes: dict[str, dict[str, float]]
@@ -147,6 +149,7 @@ def _measure(first: Compiled, target: targets.Target, devices: list[jax.Device])
             number, size = collectives.get(one.collective, (0, 0.0))
             collectives[one.collective] = number + one.times, size + one.bytes * one.times
     total = sum(phases.values())
+    cycles = sum(one.cycles * one.times for one in first.operations)
     rate = first.batch / total if total else 0.0
     return Plan(
         config="",
@@ -164,6 +167,7 @@ def _measure(first: Compiled, target: targets.Target, devices: list[jax.Device])
         bytes=sum(row["bytes"] for kind, row in classes.items() if kind != "collectives"),
         collectives=collectives,
         seconds=total,
+        expected_seconds=cycles / chip.clock if chip.clock else 0.0,
         bound=max(phases, key=lambda phase: phases[phase]) if total else "",
         phases=phases,
         classes={kind: row for kind, row in classes.items() if row["number"]},
@@ -291,6 +295,11 @@ def text(found: Plan) -> str:
         loaders = f"{f.host_bytes / 1e6:.0f} MB/s; {f.batch_bytes / 1e6:.1f} MB a batch"
         lines += [
             f"step           {f.seconds * ms:.2f} ms at the roofline, a lower bound: {shares}",
+            *(
+                [f"expected       {f.expected_seconds * ms:.1f} ms by the compiler's own estimate"]
+                if f.expected_seconds
+                else []
+            ),
             f"work           {model:.3f} TFLOP of the model; per device {own:.3f} TFLOP, "
             f"{moved:.2f} GB",
             f"collectives    {'; '.join(sent) or 'none'}",

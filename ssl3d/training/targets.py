@@ -34,7 +34,7 @@ class Chip(NamedTuple):
       bandwidth: bytes per second, of the memory.
       link: bytes per second in each direction to the other devices of a host or slice.
       network: the same to those of other hosts.
-      measured: false for figures that are assumed.
+      clock: cycles per second, of a TPU.
     """
 
     platform: str
@@ -45,7 +45,7 @@ class Chip(NamedTuple):
     bandwidth: float
     link: float
     network: float
-    measured: bool = True
+    clock: float = 0.0
 
 
 # TPUs: cloud.google.com/tpu/docs/v4, v5e, v5p, v6e; products of float32 take one bfloat16 pass by
@@ -53,13 +53,13 @@ class Chip(NamedTuple):
 # SXM and A100 SXM 80 GB, dense; float32 as TF32, NVLink, a 400 (200) Gbit/s adapter per GPU; JAX
 # reserves 75 % of the memory. CPU: assumed.
 CHIPS = {
-    "v4": Chip("tpu", 275e12, 275e12, 32 * 2**30, 0.98, 1228e9, 150e9, 150e9),
-    "v5e": Chip("tpu", 197e12, 197e12, 16 * 2**30, 0.984, 819e9, 100e9, 100e9),
-    "v5p": Chip("tpu", 459e12, 459e12, 95 * 2**30, 0.98, 2765e9, 300e9, 300e9),
-    "v6e": Chip("tpu", 918e12, 918e12, 32 * 2**30, 0.98, 1640e9, 200e9, 200e9),
+    "v4": Chip("tpu", 275e12, 275e12, 32 * 2**30, 0.98, 1228e9, 150e9, 150e9, 1.05e9),
+    "v5e": Chip("tpu", 197e12, 197e12, 16 * 2**30, 0.984, 819e9, 100e9, 100e9, 1.5e9),
+    "v5p": Chip("tpu", 459e12, 459e12, 95 * 2**30, 0.98, 2765e9, 300e9, 300e9, 1.75e9),
+    "v6e": Chip("tpu", 918e12, 918e12, 32 * 2**30, 0.98, 1640e9, 200e9, 200e9, 1.75e9),
     "h100": Chip("gpu", 989e12, 494e12, 84.9e9, 0.75, 3352e9, 450e9, 50e9),
     "a100": Chip("gpu", 312e12, 156e12, 85.1e9, 0.75, 2039e9, 300e9, 25e9),
-    "cpu": Chip("cpu", 50e9, 100e9, 0, 0.8, 10e9, 10e9, 1e9, measured=False),
+    "cpu": Chip("cpu", 50e9, 100e9, 0, 0.8, 10e9, 10e9, 1e9),
 }
 
 # XLA's description of a GPU; the values are those of XLA's own target_config/specs.
