@@ -46,8 +46,8 @@ def start() -> None:
         if count > 1:
             _join(f"the {count} processes at {address}", address, count, index)
     elif _number(environment, "OMPI_COMM_WORLD_SIZE") > 1:
-        count = environment["OMPI_COMM_WORLD_SIZE"]
-        _join(f"the {count} processes of Open MPI", gpus=local_gpus(environment))
+        what = f"the {environment['OMPI_COMM_WORLD_SIZE']} processes of Open MPI"
+        _join(what, gpus=local_gpus(environment))
     elif _number(environment, "SLURM_NTASKS") > 1:
         # Set in the steps of srun alone, not in a batch script or a shell beside it. The shell of
         # an interactive allocation is a step too, of one task.
