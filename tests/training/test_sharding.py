@@ -136,13 +136,18 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def test_two_processes_train_as_one_does(tiny, tiny_options, pictures, in_repository, tmp_path):
+@pytest.mark.parametrize("each", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_two_processes_train_as_one_does(
+    tiny, tiny_options, pictures, in_repository, tmp_path, each
+):
+    """One process per device, or one per host of four devices."""
     every = dict.fromkeys(("steps", "validate_every", "checkpoint_every", "probe_every"), 2)
-    options = tiny_options("cpc2d", pictures.path, **every)
+    options = tiny_options("cpc2d", pictures.path, batch_size=max(4, 2 * each), **every)
     assert main.main([*options, f"--workdir={tmp_path / 'one'}"]) == 0
     coordinator = {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
         "JAX_NUM_PROCESSES": "2",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={each}",
     }
     command = ["-m", "ssl3d.main", *options, f"--workdir={tmp_path / 'two'}"]
     processes = [python(command, **coordinator, JAX_PROCESS_ID=str(i)) for i in range(2)]
@@ -155,7 +160,7 @@ def test_two_processes_train_as_one_does(tiny, tiny_options, pictures, in_reposi
     finally:
         for process in processes:
             process.kill()
-    assert "2 cpu device(s)" in said[0]
+    assert f"{2 * each} cpu device(s)" in said[0]
     assert "step" not in said[1]  # one of them reports
     lines = [run_log.read_metrics(tmp_path / name) for name in ("one", "two")]
     probes = [[line for line in part if line["split"] == "probe"] for part in lines]
