@@ -105,7 +105,7 @@ def compile_step(
     """
     lowered, task, mesh, batch = lower_step(config, data, platform, devices)
     begun = time.monotonic()
-    operations, memory = _compile(lowered, platform)
+    operations, memory = run_compiler(lowered, platform)
     leaves = jax.tree.leaves(batch)
     size = batch["subject"].shape[0]
     return Compiled(
@@ -188,8 +188,15 @@ def _own_bytes(leaf: jax.ShapeDtypeStruct) -> int:
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
-def _compile(lowered: Any, platform: str) -> tuple[list[hlo.Operation], float]:
-    """The operations and the bytes of a program; no operations where it does not fit at all."""
+def run_compiler(lowered: Any, platform: str) -> tuple[list[hlo.Operation], float]:
+    """The operations of a lowered program, and its bytes on a device.
+
+    A compiler that refuses a program for its memory leaves no operations, and says how much it
+    needs, or nothing: infinity.
+
+    Raises:
+      UserError: the compiler fails otherwise.
+    """
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:

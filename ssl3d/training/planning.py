@@ -107,7 +107,7 @@ def plan(
     fits = first.memory <= limit
     largest, found, remedies = 0, "not sought", tuple[str, ...]()
     if not quick:
-        unit = first.batch // math.gcd(first.batch, first.share) * config.optimizer.accumulate
+        unit = first.batch // first.share * config.optimizer.accumulate
         cheap = chip.platform != "tpu"
         largest, found = _largest_batch(first, unit, limit, attempt, cheap)
         if not fits:
@@ -255,9 +255,10 @@ def _remedies(
         candidates.append({"encoder.dtype": "bfloat16"})
     now = config.optimizer.accumulate
     if not first.needs_whole_batch:
-        micro = [now * n for n in _SPLITS if first.batch % (unit // now * now * n) == 0]
+        micro = [now * n for n in _SPLITS if first.batch % (unit * n) == 0]
         candidates += [{"optimizer.accumulate": n} for n in micro]
-    candidates += [{"mesh.space": config.mesh.space * n} for n in _SPLITS]
+    rows = first.batch // first.share
+    candidates += [{"mesh.space": config.mesh.space * n} for n in _SPLITS if rows % n == 0]
     done = set[str]()
     for overrides in candidates:
         ((key, value),) = overrides.items()

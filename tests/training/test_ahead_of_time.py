@@ -1,8 +1,11 @@
 """The step compiled from shapes alone, and what its work grows with."""
 
+import math
+
 import jax
 import pytest
 
+from ssl3d.errors import UserError
 from ssl3d.training import ahead_of_time, hlo, sharding
 from ssl3d.training import step as steps
 from tests.support.examples import initial
@@ -47,6 +50,28 @@ def test_the_shapes_are_those_of_a_run(tiny, pictures):
 def test_eight_questions_cost_far_less_than_eight_times_one(tiny, name, key, limit):
     one, eight = (work(tiny(name, **{key: count}))[0] for count in (1, 8))
     assert one < eight < limit * one
+
+
+class Refused:
+    """A lowered program whose compiler fails with `message`."""
+
+    def __init__(self, message):
+        self.message = message
+
+    def compile(self):
+        raise jax.errors.JaxRuntimeError(self.message)
+
+
+def test_a_program_that_the_compiler_finds_too_large_has_its_size():
+    message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. {}Exceeded it."
+    used = Refused(message.format("Used 25.50G of 15.75G hbm. "))
+    assert ahead_of_time.run_compiler(used, "tpu") == ([], 25.5 * 2**30)
+    assert ahead_of_time.run_compiler(Refused(message.format("")), "tpu") == ([], math.inf)
+
+
+def test_a_compiler_that_fails_is_named_with_its_extra():
+    with pytest.raises(UserError, match=r"NOT_FOUND: no ptxas.*pip install '\.\[cuda\]'"):
+        ahead_of_time.run_compiler(Refused("NOT_FOUND: no ptxas\nmore"), "gpu")
 
 
 @pytest.mark.slow
