@@ -88,7 +88,8 @@ def get_config(
     config.rank = rank
     config.seed = bounded(0, at_least(0))
     config.steps = bounded(1000, at_least(1))  # optimiser steps of the whole run
-    # Volumes (or slices, pictures) per step, over all devices.
+    # Volumes (or slices, pictures) per step, over all devices; `auto` on the command line takes the
+    # next that divides evenly over them.
     config.batch_size = bounded(8, at_least(1))
     config.log_every = bounded(20, at_least(1))  # steps between two lines of metrics
     config.validate_every = bounded(200, at_least(1))  # steps between two validations
@@ -167,7 +168,8 @@ def get_config(
     config.init.encoder = ""
 
     config.mesh = Config()
-    config.mesh.space = bounded(1, at_least(1))  # devices that share one volume
+    # Devices that share an example: its volume, or its patches.
+    config.mesh.space = bounded(1, at_least(1))
 
     _set(config, datasets.settings(entry, kind, rank))
     _set(config, (sizes or {}).get(entry, {}).get(rank, {}))

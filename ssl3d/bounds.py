@@ -106,6 +106,7 @@ class Config(ml_collections.ConfigDict):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         object.__setattr__(self, "_bounds", {})
         object.__setattr__(self, "_rules", {})
+        object.__setattr__(self, "_automatic", set())
         super().__init__(*args, **kwargs)
 
     def __setitem__(self, key: str, value: Any) -> None:
@@ -113,6 +114,7 @@ class Config(ml_collections.ConfigDict):
             self._bounds[key] = value.bound
             value = value.value
         self._rules.pop(key, None)
+        self._automatic.discard(key)
         if isinstance(value, Derived):
             self._rules[key] = value.rule
             value = value.value
@@ -124,12 +126,24 @@ class Config(ml_collections.ConfigDict):
         copy = super().copy_and_resolve_references(visit_map)
         copy._bounds.update(self._bounds)
         copy._rules.update(self._rules)
+        copy._automatic.update(self._automatic)
         return copy
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._bounds.update(state["_bounds"])
         self._rules.update(state["_rules"])
+        self._automatic.update(state["_automatic"])
+
+
+def make_automatic(config: Config, key: str) -> None:
+    """Marks the value of a key as the least one, which the run adapts to its devices."""
+    config._automatic.add(key)
+
+
+def is_automatic(config: ml_collections.ConfigDict, key: str) -> bool:
+    """Whether `make_automatic` was called since a value was assigned to the key."""
+    return isinstance(config, Config) and key in config._automatic
 
 
 def derive(config: ml_collections.ConfigDict) -> None:

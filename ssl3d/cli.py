@@ -88,7 +88,10 @@ the config:
   --config=FILE[:DATASET[,VARIANT]]   e.g. configs/rpl3d.py:hippocampus
   --config.KEY=VALUE                  overrides one value, e.g. --config.steps=1000
                                       (configs/default.py explains every key)
+  --config.batch_size=auto            the preset's, rounded up to a multiple of the devices
 """
+
+_AUTOMATIC = "--config.batch_size=auto"
 
 
 def parse_with_config(
@@ -122,6 +125,8 @@ def parse_with_config(
     shipped = _leaves(_load(paths))
     # The last one of a key counts; ml_collections would string tuples together.
     overrides = list({override.partition("=")[0]: override for override in overrides}.values())
+    automatic = _AUTOMATIC in overrides
+    overrides = [override for override in overrides if override != _AUTOMATIC]
     for override in overrides:
         _check_override(override, shipped)
         # One at a time, so that an error names its own key.
@@ -133,12 +138,15 @@ def parse_with_config(
     config = _flag([*paths, *overrides])
     bounds.derive(config)
     _expand_homes(config)
+    if automatic:
+        bounds.make_automatic(config, "batch_size")
     if options.print_config:
         given = {override.partition("=")[0].removeprefix("--config.") for override in overrides}
         for key, value in _leaves(config).items():
             was = shipped[key]
             change = f"  # {'overridden' if key in given else 'derived'}, was {was!r}"
-            print(f"config.{key} = {value!r}" + change * (value != was))
+            fitted = "  # or the next multiple of the devices" * (key == "batch_size" and automatic)
+            print(f"config.{key} = {value!r}" + change * (value != was) + fitted)
         sys.exit(0)
     return options, config
 

@@ -1,4 +1,4 @@
-"""What this machine's XLA can do, probed once and on demand; and the CPU's memory allocator.
+"""What the XLA compiled for can do, probed once and on demand; and the CPU's memory allocator.
 
 Importing this module touches no device: with several hosts, `jax.distributed.initialize` comes
 first.
@@ -6,9 +6,11 @@ first.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -22,13 +24,33 @@ _MALLOC = {
     "M_MMAP_THRESHOLD": (-3, 1 << 30),  # larger blocks are mapped separately: 1 GB
     "M_TRIM_THRESHOLD": (-1, -1),  # free bytes at the end of the heap to return: never
 }
+# The platform of `compiling_for`; "" outside.
+_target: contextvars.ContextVar[str] = contextvars.ContextVar("target", default="")
+
+
+def platform() -> str:
+    """The platform compiled for: "cpu", "gpu" or "tpu"."""
+    return _target.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def compiling_for(target: str) -> Iterator[None]:
+    """Lets `platform` be `target` inside, for ahead-of-time compilation on a machine without it."""
+    token = _target.set(target)
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
+def onednn() -> bool:
+    """Whether convolutions compiled by `jit` use oneDNN."""
+    return platform() == "cpu" and _onednn()
 
 
 @functools.cache
-def onednn() -> bool:
-    """Whether convolutions compiled by `jit` use oneDNN, probed by compiling a tiny one."""
-    if jax.default_backend() != "cpu":
-        return False
+def _onednn() -> bool:
+    """The same for this machine's CPU, probed by compiling a tiny convolution."""
 
     def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return jax.lax.conv_general_dilated(
@@ -59,7 +81,7 @@ def jit_once(f: Callable, **options: Any) -> Callable:
 
     LLVM would optimise for a minute what initialises a network's parameters in a millisecond.
     """
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         options["compiler_options"] = {"xla_backend_optimization_level": 0}
     return jit(f, **options)
 

@@ -1,4 +1,5 @@
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from configs import rpl3d
-from ssl3d import cli
+from ssl3d import bounds, cli
 from ssl3d.errors import RunError, UserError
 
 CONFIG = "--config=configs/rpl3d.py"
@@ -55,6 +56,21 @@ def test_values_are_of_the_keys_type(parse):
 def test_of_two_values_for_a_key_the_last_counts(parse):
     crops = ["--config.data.crop=(8, 8, 8)", "--config.data.crop=(9, 9, 9)"]
     assert parse(CONFIG, *crops, "--config.steps=3", "--config.steps=4")[1].data.crop == (9, 9, 9)
+
+
+def test_an_automatic_batch_is_the_presets_until_the_devices_are_known(parse, capsys):
+    _, config = parse(CONFIG, "--config.batch_size=auto")
+    assert config.batch_size == rpl3d.get_config().batch_size
+    for copy in (config, config.copy_and_resolve_references(), pickle.loads(pickle.dumps(config))):
+        assert bounds.is_automatic(copy, "batch_size")
+    _, config = parse(CONFIG, "--config.batch_size=auto", "--config.batch_size=3")
+    assert config.batch_size == 3
+    assert not bounds.is_automatic(config, "batch_size")
+    with pytest.raises(SystemExit):
+        parse(CONFIG, "--config.batch_size=auto", "--print_config")
+    assert "batch_size = 8  # or the next multiple of the devices" in capsys.readouterr().out
+    with pytest.raises(UserError, match="steps=auto"):
+        parse(CONFIG, "--config.steps=auto")
 
 
 def test_what_is_parsed_is_the_arguments_and_not_the_command_line(parse, monkeypatch):

@@ -12,9 +12,9 @@ from ssl3d import xla
 
 @pytest.fixture
 def fresh_probe():
-    xla.onednn.cache_clear()
+    xla._onednn.cache_clear()
     yield
-    xla.onednn.cache_clear()
+    xla._onednn.cache_clear()
 
 
 def convolve(x, kernel):

@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from ssl3d import bounds, hardware, xla
+from ssl3d import hardware, xla
 from ssl3d.errors import RunError
-from ssl3d.training import config_checks, loop, problem, run_log, sharding
+from ssl3d.training import loop, problem, run_log, sharding
 from ssl3d.training.step import init_state, make_optimizers, make_step
 
 # Seconds of each measurement, and the least number of steps or batches in it.
@@ -84,11 +84,9 @@ def benchmark(config: ml_collections.ConfigDict, profile: Path | None = None) ->
       UserError: config, data or devices do not fit.
     """
     config = config.copy_and_resolve_references()
-    bounds.derive(config)
-    config_checks.check(config)
+    mesh = problem.prepare(config)
     training = _train(config)
     given, _ = problem.open_problem(config)
-    mesh = sharding.make_mesh(config.mesh.space)
     record = problem.example_record(given)
     optimizers = make_optimizers(config)
     state = init_state(config, given.task, optimizers, record, mesh)

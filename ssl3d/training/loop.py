@@ -17,13 +17,12 @@ from clu import parameter_overview
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from ssl3d import bounds, intervals, tasks, xla
+from ssl3d import intervals, tasks, xla
 from ssl3d.data import pipeline
 from ssl3d.errors import RunError, UserError
 from ssl3d.models import export
 from ssl3d.training import (
     checkpoint,
-    config_checks,
     online_probe,
     problem,
     run_folder,
@@ -73,14 +72,12 @@ def _train(
 ) -> bool:
     started = time.monotonic()
     config = config.copy_and_resolve_references()
-    bounds.derive(config)
-    config_checks.check(config)
+    mesh = problem.prepare(config)
     given, pretrained = problem.open_problem(config)
     task = given.task
-    mesh = sharding.make_mesh(config.mesh.space)
     xla.keep_memory()
     record = problem.example_record(given)
-    problem.check(given, record, mesh)
+    problem.check(config, task, record, mesh)
     held.enter_context(run_folder.claimed(workdir))
     remark = run_folder.check_complete(workdir)
     cases = fingerprint(

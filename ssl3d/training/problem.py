@@ -11,10 +11,10 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from ssl3d import tasks
+from ssl3d import bounds, tasks
 from ssl3d.data import pipeline, store
 from ssl3d.errors import UserError
-from ssl3d.training import crop_fit, sharding, transfer
+from ssl3d.training import config_checks, crop_fit, sharding, transfer
 from ssl3d.training.cases import choose_cases, labels_of, open_dataset
 
 Record = dict[str, np.ndarray]
@@ -44,6 +44,21 @@ class Problem(NamedTuple):
     task: tasks.Task
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+def prepare(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Completes and checks a config, in place, for the devices (all of the run) -> their mesh.
+
+    Raises:
+      UserError: a value that no run could use, or one that does not suit the devices.
+    """
+    bounds.derive(config)
+    bounds.check(config)
+    mesh = sharding.make_mesh(config.mesh.space, devices)
+    sharding.fit_batch(config, mesh)
+    bounds.derive(config)
+    config_checks.check(config)
+    return mesh
 
 
 def open_problem(
@@ -145,20 +160,14 @@ def example_record(problem: Problem) -> Record:
     return jax.tree.map(lambda leaf: leaf[0], first["record"])
 
 
-def check(problem: Problem, record: Record, mesh: Mesh) -> None:
+def check(config: ml_collections.ConfigDict, task: tasks.Task, record: Record, mesh: Mesh) -> None:
     """Raises `UserError` if the task, the data and the devices do not fit together."""
-    config, task = problem.config, problem.task
     sharding.check_batch(config.batch_size, "batch_size", mesh)
     micro = config.optimizer.accumulate
     if micro > 1 and task.needs_whole_batch:
         raise UserError(
             f"config.optimizer.accumulate={micro}: {config.task.name} takes its negatives from the "
             "whole batch, micro-batches would change the problem; use more devices"
-        )
-    if config.mesh.space > 1 and not task.spatial:
-        raise UserError(
-            f"config.mesh.space={config.mesh.space} splits whole volumes; {config.task.name} "
-            "feeds patches, which config.mesh.space=1 spreads over the devices already"
         )
     for name in task.spatial:
         if record[name].shape[0] % config.mesh.space:

@@ -1,7 +1,8 @@
 """Devices and processes: one mesh `(data, space)` for a laptop, eight GPUs or a TPU slice.
 
-`data` splits the batch, `space` the first spatial axis of large volumes. The axes are Auto: XLA
-inserts the communication, so a loss over the global batch is written as for one device.
+`data` splits the batch; `space` splits the first spatial axis of large volumes or, in tasks on
+patches, the patches of an example. The axes are Auto: XLA inserts the communication, so a loss over
+the global batch is written as for one device.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
+import ml_collections
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ssl3d import bounds
 from ssl3d.errors import RunError, UserError
 
 # Where the other processes meet, how many they are, and which of them this is.
@@ -42,7 +46,8 @@ def start() -> None:
         if count > 1:
             _join(f"the {count} processes at {address}", address, count, index)
     elif _number(environment, "OMPI_COMM_WORLD_SIZE") > 1:
-        _join(f"the {environment['OMPI_COMM_WORLD_SIZE']} processes of Open MPI")
+        what = f"the {environment['OMPI_COMM_WORLD_SIZE']} processes of Open MPI"
+        _join(what, gpus=local_gpus(environment))
     elif _number(environment, "SLURM_NTASKS") > 1:
         # Set in the steps of srun alone, not in a batch script or a shell beside it. The shell of
         # an interactive allocation is a step too, of one task.
@@ -51,7 +56,9 @@ def start() -> None:
         if step and tasks > 1:
             for name in ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID"):
                 _number(environment, name, "")
-            _join(f"the {tasks} tasks of SLURM on {step}", None, tasks)
+            _join(
+                f"the {tasks} tasks of SLURM on {step}", None, tasks, None, local_gpus(environment)
+            )
         else:
             print(
                 f"one process on the devices of this host: the SLURM job has "
@@ -78,6 +85,23 @@ def _coordinates(environment: Mapping[str, str]) -> tuple[str, int, int]:
     return environment[address], count, index
 
 
+def local_gpus(environment: Mapping[str, str]) -> list[int] | None:
+    """The visible GPUs that this process of SLURM or Open MPI takes; None for one by its number.
+
+    JAX gives process i of a host GPU i. A process that is alone on its host takes all of them, and
+    one that sees a single GPU, as with --gpus-per-task, takes that one.
+    """
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+    on_node = environment.get("SLURM_GPUS_ON_NODE", "0")
+    count = len(visible.split(",")) if visible else int(on_node) if on_node.isdecimal() else 0
+    if "SLURM_STEP_NUM_NODES" in environment:
+        tasks = environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS", ""))
+        alone = tasks == environment["SLURM_STEP_NUM_NODES"]
+    else:
+        alone = environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
+    return list(range(count)) if count == 1 or (alone and count) else None
+
+
 def _number(environment: Mapping[str, str], name: str, default: str = "1") -> int:
     """A whole number from the environment. Raises `UserError`."""
     text = environment.get(name, default)
@@ -87,7 +111,11 @@ def _number(environment: Mapping[str, str], name: str, default: str = "1") -> in
 
 
 def _join(
-    what: str, address: str | None = None, count: int | None = None, index: int | None = None
+    what: str,
+    address: str | None = None,
+    count: int | None = None,
+    index: int | None = None,
+    gpus: list[int] | None = None,
 ) -> None:
     """Waits for the other processes; ends this one if they do not arrive. Raises `UserError`."""
     print(f"waiting for {what}, for {WAIT} s at most", flush=True)
@@ -96,7 +124,7 @@ def _join(
     late.daemon = True
     late.start()
     try:
-        jax.distributed.initialize(address, count, index, initialization_timeout=2 * WAIT)
+        jax.distributed.initialize(address, count, index, gpus, initialization_timeout=2 * WAIT)
     except ValueError as error:
         raise UserError(f"cannot find {what} ({error}); set {', '.join(COORDINATES)}") from None
     except RuntimeError as error:  # also JAX's own errors
@@ -123,24 +151,43 @@ def _end(message: str) -> None:
     os._exit(1)
 
 
-def make_mesh(space: int) -> Mesh:
-    """The mesh over all devices, `space` of which share a volume. Raises `UserError`."""
-    count = jax.device_count()
+def make_mesh(space: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over the devices (all of the run), `space` of which share an example.
+
+    Raises:
+      UserError: `space` does not divide their number.
+    """
+    count = len(devices) if devices else jax.device_count()
     if space < 1 or count % space:
         raise UserError(f"config.mesh.space={space} does not divide the {count} devices")
-    return jax.make_mesh((count // space, space), ("data", "space"), (AxisType.Auto,) * 2)
+    shape, axes = (count // space, space), ("data", "space")
+    return jax.make_mesh(shape, axes, (AxisType.Auto,) * 2, devices=devices)
+
+
+def unit_batch(mesh: Mesh) -> int:
+    """The smallest batch that divides evenly over the mesh and the processes."""
+    processes = {device.process_index for device in mesh.devices.flat}
+    return int(np.lcm(mesh.shape["data"], len(processes)))
 
 
 def check_batch(batch_size: int, key: str, mesh: Mesh) -> None:
     """Raises `UserError` unless a batch divides evenly over the mesh and the processes."""
-    share = np.lcm(mesh.shape["data"], jax.process_count())
-    if batch_size < 1 or batch_size % share:
-        below = batch_size // share * share
-        near = " or ".join(str(size) for size in (below, below + share) if size > 0)
+    unit = unit_batch(mesh)
+    if batch_size < 1 or batch_size % unit:
+        below = batch_size // unit * unit
+        near = " or ".join(str(size) for size in (below, below + unit) if size > 0)
+        automatic = "; auto takes the least that is not smaller" * (key == "batch_size")
         raise UserError(
-            f"config.{key}={batch_size}: must be a multiple of {share} on these devices, "
-            f"e.g. {near}"
+            f"config.{key}={batch_size}: must be a multiple of {unit} on these devices, "
+            f"e.g. {near}{automatic}"
         )
+
+
+def fit_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    """Rounds an automatic `config.batch_size` up, in place, to the next that divides evenly."""
+    if bounds.is_automatic(config, "batch_size"):
+        unit = unit_batch(mesh) * config.optimizer.accumulate
+        config.batch_size = -(-config.batch_size // unit) * unit
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -153,6 +200,28 @@ def batch_spec(path: tuple[Any, ...], mesh: Mesh, spatial: Sequence[str]) -> Par
     if names.intersection(spatial) and mesh.shape["space"] > 1:
         return PartitionSpec("data", "space")
     return PartitionSpec("data")
+
+
+@contextlib.contextmanager
+def shared_patches(mesh: Mesh | None, spatial: Sequence[str]) -> Iterator[None]:
+    """Splits the encoder's inputs over both axes of the mesh, where no volume is split in space.
+
+    The inputs of all patches of an example are consecutive in the encoder's batch: devices that
+    share an example encode some of its patches each.
+    """
+    if mesh is None or mesh.shape["space"] == 1 or spatial:
+        yield
+        return
+    placement = NamedSharding(mesh, PartitionSpec(("data", "space")))
+
+    def split(call: Callable, arguments: Any, options: Any, context: Any) -> Any:
+        if context.module.path == ("encoder",) and context.method_name == "__call__":
+            inputs, *rest = arguments
+            arguments = (jax.lax.with_sharding_constraint(inputs, placement), *rest)
+        return call(*arguments, **options)
+
+    with nn.intercept_methods(split):
+        yield
 
 
 def to_devices(batch: Any, mesh: Mesh, spatial: Sequence[str] = ()) -> Any:

@@ -102,12 +102,21 @@ def init_state(
     record: Any,
     mesh: Mesh,
 ) -> State:
-    """The initial state, replicated over the mesh.
+    """The initial state, replicated over the mesh; `record` is as for `make_initial`."""
+    init = make_initial(config, task, optimizers, record)
+    whole = sharding.replicated(mesh)
+    return xla.jit_once(init, out_shardings=whole)(jax.random.key(config.seed))
+
+
+def make_initial(
+    config: ml_collections.ConfigDict, task: tasks.Task, optimizers: Optimizers, record: Any
+) -> Callable[[jax.Array], State]:
+    """The pure function from a key to the initial state.
 
     Args:
       record: of one example, for its shapes.
     """
-    key = jax.random.key(config.seed)
+    key = jax.random.key(0)
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), record)
     shapes, _ = jax.eval_shape(lambda keys, part: _views(task, keys, part, True), key[None], batch)
 
@@ -126,7 +135,7 @@ def init_state(
             state["ema"] = jax.tree.map(jnp.copy, params)
         return state
 
-    return xla.jit_once(init, out_shardings=sharding.replicated(mesh))(key)
+    return init
 
 
 def _views(task: tasks.Task, keys: jax.Array, records: Any, train: bool) -> Any:
@@ -149,12 +158,16 @@ def _variables(params: Tree, batch_stats: Tree) -> Variables:
 
 
 def make_gradients(
-    config: ml_collections.ConfigDict, task: tasks.Task, frozen: bool = False
+    config: ml_collections.ConfigDict,
+    task: tasks.Task,
+    frozen: bool = False,
+    mesh: Mesh | None = None,
 ) -> Callable:
     """The function (state, batch) -> gradients, batch_stats, metrics of one step.
 
     Metrics are `loss` and, by name, (sum, count) over the global batch. With `frozen`, the encoder
-    has no gradients and its running statistics do not change.
+    has no gradients and its running statistics do not change. `mesh` is needed where devices share
+    an example.
     """
     network = task.network.clone(frozen=True) if frozen else task.network
 
@@ -162,13 +175,14 @@ def make_gradients(
         params = state["params"] | trained
         inputs, targets = _views(task, keys, batch["record"], train=True)
         dropout = jax.random.fold_in(keys[0], 1)
-        outputs, changed = network.apply(
-            _variables(params, state["batch_stats"]),
-            inputs,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": dropout},
-        )
+        with sharding.shared_patches(mesh, task.spatial):
+            outputs, changed = network.apply(
+                _variables(params, state["batch_stats"]),
+                inputs,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": dropout},
+            )
         valid = jnp.ones(len(batch["subject"]), bool)
         loss, metrics = task.loss(outputs, targets | {"subject": batch["subject"], "valid": valid})
         sums = {name: (total.sum(), count.sum()) for name, (total, count) in metrics.items()}
@@ -228,7 +242,7 @@ def make_step(
 
     With `frozen`, the encoder, its statistics and its optimiser stay bit for bit as they are.
     """
-    gradients = make_gradients(config, task, frozen)
+    gradients = make_gradients(config, task, frozen, mesh)
     clip = optax.clip_by_global_norm(config.optimizer.clip_norm)
 
     def step(state: State, batch: Any) -> tuple[State, dict[str, Any]]:
@@ -272,7 +286,8 @@ def make_evaluation(
             lambda case, repeat: jax.random.fold_in(jax.random.fold_in(root, case), repeat)
         )(batch["case_key"], batch["repeat"])
         inputs, targets = _views(task, keys, batch["record"], train=False)
-        outputs = task.network.apply(variables, inputs, train=False)
+        with sharding.shared_patches(mesh, task.spatial):
+            outputs = task.network.apply(variables, inputs, train=False)
         loss, metrics = task.loss(
             outputs, targets | {"subject": batch["subject"], "valid": batch["valid"]}
         )

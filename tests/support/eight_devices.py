@@ -2,9 +2,11 @@
 
 python -m tests.support.eight_devices DATASET CONFIG,SPACE...
 
-Prints a line per config, then one on a crop that two devices cannot share.
+Prints lines per config, then one on a crop that two devices cannot share and one on a batch that
+eight devices cannot.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -15,14 +17,17 @@ import numpy as np
 from ssl3d import tasks, xla
 from ssl3d.data import pipeline, store
 from ssl3d.errors import UserError
-from ssl3d.training import loop, sharding
+from ssl3d.training import hlo, loop, sharding
 from ssl3d.training import step as steps
 from ssl3d.training.cases import labels_of
 from tests.support.tiny_configs import tiny_config
 
 
 def gradients_on(mesh, config, dataset):
-    """Gradients and metrics of the same batch with the draws of three steps, over `mesh`."""
+    """Gradients and metrics of the same batch with the draws of three steps, over `mesh`.
+
+    Also the operations of the compiled program.
+    """
     task = tasks.build(config, labels_of(dataset, dataset.split("train")))
     batch = next(
         pipeline.train_batches(
@@ -41,15 +46,19 @@ def gradients_on(mesh, config, dataset):
     record = jax.tree.map(lambda leaf: leaf[0], batch["record"])
     state = steps.init_state(config, task, steps.make_optimizers(config), record, mesh)
     whole = sharding.replicated(mesh)
-    step = xla.jit(steps.make_gradients(config, task), out_shardings=whole)
+    gradients = steps.make_gradients(config, task, mesh=mesh)
     placed = sharding.to_devices(batch, mesh, task.spatial)
     for name, leaf in placed["record"].items():
         in_space = name in task.spatial
         sides = [mesh.shape["data"], mesh.shape["space"] if in_space else 1]
         own = leaf.addressable_shards[0].data
         assert [n * side for n, side in zip(own.shape, sides, strict=False)] == list(leaf.shape[:2])
-    results = [step(state | {"step": jnp.int32(number)}, placed) for number in range(3)]
-    return [(grads, metrics) for grads, _, metrics in jax.device_get(results)]
+    state = jax.device_put(state, whole)
+    numbered = [state | {"step": jax.device_put(jnp.int32(n), whole)} for n in range(3)]
+    step = xla.jit(gradients, out_shardings=whole).lower(numbered[0], placed).compile()
+    results = [step(each, placed) for each in numbered]
+    found = [(grads, metrics) for grads, _, metrics in jax.device_get(results)]
+    return found, hlo.operations(step.as_text())
 
 
 def relative_difference(one, other):
@@ -69,12 +78,27 @@ def compare(name, space, folder):
     alone = jax.make_mesh(
         (1, 1), ("data", "space"), (jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:1]
     )
-    one, eight = (
+    (one, whole), (eight, operations) = (
         gradients_on(mesh, config, store.read(folder))
         for mesh in (alone, sharding.make_mesh(space))
     )
     difference = min(relative_difference(a, b) for a, b in zip(one, eight, strict=True))
     print(name, space, difference, float(one[0][1]["loss"]), flush=True)
+    sent = dict.fromkeys(hlo.COLLECTIVES, 0)
+    for each in operations:
+        if each.collective:
+            sent[each.collective] += int(each.bytes) * each.times
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(one[0][0]))
+    print(f"{name}:sent", json.dumps(sent | {"parameters": parameters}), flush=True)
+    print(f"{name}:work", hlo.flops(operations) / hlo.flops(whole), flush=True)
+
+
+def batch_unevenly(folder):
+    """Prints how a run answers whose batch eight devices cannot share."""
+    try:
+        loop.train(tiny_config("rotation3d", folder, batch_size=12), folder.parent / "batch")
+    except UserError as error:
+        print("batch", type(error).__name__, " ".join(str(error).split()), flush=True)
 
 
 def share_unevenly(folder):
@@ -91,3 +115,4 @@ if __name__ == "__main__":
         name, space = argument.split(",")
         compare(name, int(space), Path(sys.argv[1]))
     share_unevenly(Path(sys.argv[1]))
+    batch_unevenly(Path(sys.argv[1]))

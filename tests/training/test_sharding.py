@@ -1,25 +1,28 @@
 """Several devices and several processes compute what one device does."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from ssl3d import main
-from ssl3d.training import run_log
+from ssl3d import bounds, main
+from ssl3d.training import run_log, sharding
 from tests.support.shipped_configs import PROXY
 
 ROOT = Path(__file__).parents[2]
 
-# Configs, and how many of the eight devices share an image.
-SHARED = [("cpc2d", 1), ("segment3d", 2)]
-WHOLE = ("rotation", "exemplar", "mae")  # tasks whose volumes devices can share
-ALL = [(f"{task}{rank}d", 2 if task in WHOLE else 1) for rank in (2, 3) for task in PROXY]
-ALL += [("segment2d", 2)]
+# Configs, and how many of the eight devices share an image: its voxels or, in tasks on patches,
+# its patches.
+SHARED = [("rpl2d", 1), ("cpc2d", 2), ("rotation2d", 2)]
+ALL = [(f"{task}3d", 2) for task in (*PROXY, "segment")]
+ALL += [("rpl2d", 4), ("mae2d", 2), ("segment2d", 2)]
 
 
 def python(arguments, **environment):
@@ -78,19 +81,74 @@ def test_a_crop_that_the_devices_cannot_share_is_refused(eight_devices):
     assert eight_devices["uneven"].startswith("UserError config.mesh.space=2")
 
 
+def test_a_batch_that_the_devices_cannot_share_is_refused(eight_devices):
+    said = eight_devices["batch"]
+    assert said.startswith("UserError config.batch_size=12: must be a multiple of 8")
+    assert "e.g. 8 or 16" in said
+    assert "auto" in said
+
+
+def test_devices_that_split_the_batch_exchange_the_gradients_alone(eight_devices):
+    sent = json.loads(eight_devices["rpl2d:sent"])
+    parameters = sent.pop("parameters")
+    assert 4 * parameters <= sent.pop("all-reduce") <= 4 * parameters + 100  # loss and metrics
+    assert not any(sent.values())
+
+
+def test_devices_that_share_volumes_exchange_borders_too(eight_devices):
+    sent = json.loads(eight_devices["rotation2d:sent"])
+    assert sent["all-reduce"] >= 4 * sent["parameters"]
+    assert sent["collective-permute"] > 0
+
+
+@pytest.mark.parametrize("name", ["rpl2d", "cpc2d"])
+def test_each_of_eight_devices_does_an_eighth_of_the_work_on_patches(eight_devices, name):
+    # Not the small layers that score all pairs of the batch.
+    assert 1 / 8 <= float(eight_devices[f"{name}:work"]) < 0.14
+
+
+def devices(count, processes):
+    return [types.SimpleNamespace(process_index=i * processes // count) for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("count", "processes", "space", "accumulate", "batch"),
+    [(1, 1, 1, 1, 3), (4, 1, 1, 1, 4), (4, 1, 2, 1, 4), (2, 1, 1, 3, 6), (8, 2, 8, 1, 4)],
+)
+def test_an_automatic_batch_is_the_least_that_divides(count, processes, space, accumulate, batch):
+    mesh = types.SimpleNamespace(
+        shape={"data": count // space, "space": space},
+        devices=np.array(devices(count, processes), object).reshape(count // space, space),
+    )
+    config = bounds.Config({"batch_size": 3, "optimizer": {"accumulate": accumulate}})
+    sharding.fit_batch(config, mesh)
+    assert config.batch_size == 3
+    bounds.make_automatic(config, "batch_size")
+    sharding.fit_batch(config.copy_and_resolve_references(), mesh)
+    sharding.fit_batch(config, mesh)
+    assert config.batch_size == batch
+    sharding.check_batch(config.batch_size, "batch_size", mesh)
+    assert not bounds.is_automatic(config, "batch_size")
+
+
 def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
 
 
-def test_two_processes_train_as_one_does(tiny, tiny_options, pictures, in_repository, tmp_path):
+@pytest.mark.parametrize("each", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_two_processes_train_as_one_does(
+    tiny, tiny_options, pictures, in_repository, tmp_path, each
+):
+    """One process per device, or one per host of four devices."""
     every = dict.fromkeys(("steps", "validate_every", "checkpoint_every", "probe_every"), 2)
-    options = tiny_options("cpc2d", pictures.path, **every)
+    options = tiny_options("cpc2d", pictures.path, batch_size=max(4, 2 * each), **every)
     assert main.main([*options, f"--workdir={tmp_path / 'one'}"]) == 0
     coordinator = {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
         "JAX_NUM_PROCESSES": "2",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={each}",
     }
     command = ["-m", "ssl3d.main", *options, f"--workdir={tmp_path / 'two'}"]
     processes = [python(command, **coordinator, JAX_PROCESS_ID=str(i)) for i in range(2)]
@@ -103,7 +161,7 @@ def test_two_processes_train_as_one_does(tiny, tiny_options, pictures, in_reposi
     finally:
         for process in processes:
             process.kill()
-    assert "2 cpu device(s)" in said[0]
+    assert f"{2 * each} cpu device(s)" in said[0]
     assert "step" not in said[1]  # one of them reports
     lines = [run_log.read_metrics(tmp_path / name) for name in ("one", "two")]
     probes = [[line for line in part if line["split"] == "probe"] for part in lines]
@@ -181,6 +239,22 @@ def test_a_slurm_job_without_srun_runs_as_one_process(beside):
     assert status == 0
     assert "start the command with srun" in said
     assert said.splitlines()[-1] == "alone"
+
+
+@pytest.mark.parametrize(
+    ("environment", "gpus"),
+    [
+        ({}, None),
+        # One process per host.
+        ({"SLURM_STEP_NUM_TASKS": "2", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, [0, 1, 2, 3]),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_GPUS_ON_NODE": "8"}, list(range(8))),
+        # One per GPU, which sees all or its own alone.
+        ({"SLURM_STEP_NUM_TASKS": "8", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, None),
+        ({"SLURM_STEP_NUM_TASKS": "8", "CUDA_VISIBLE_DEVICES": "3"}, [0]),
+    ],
+)
+def test_a_process_takes_the_gpus_that_no_other_process_of_its_host_takes(environment, gpus):
+    assert sharding.local_gpus(environment | {"SLURM_STEP_NUM_NODES": "2"}) == gpus
 
 
 @pytest.mark.parametrize(
