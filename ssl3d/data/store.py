@@ -11,6 +11,8 @@ NumPy alone reads it, memory-mapped, so that a crop reads only its part of the f
 from __future__ import annotations
 
 import dataclasses
+import functools
+import io
 import json
 import math
 import os
@@ -32,6 +34,8 @@ VERSION = 1
 MANIFEST = "dataset.json"
 SPLITS = ("train", "val", "test", "unlabelled")
 
+# Bytes of an array's file up to the length of its header, which takes the last two.
+_START = 10
 # An id is a file name: no separators, no leading dot, no characters special to shells or Windows.
 ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
 
@@ -343,20 +347,32 @@ def _load(
         raise refuse(f"cannot be read ({error.strerror})") from None
     with limits.open_regular(path) as file:
         try:
-            if np.lib.format.read_magic(file) != (1, 0):
-                raise ValueError("not of version 1.0")
-            found, in_fortran_order, stored = np.lib.format.read_array_header_1_0(file)
+            start = file.read(_START)
+            length = int.from_bytes(start[_START - 2 :], "little")
+            offset, found, order, stored = _header(start + file.read(length))
         except Exception as error:  # whatever a damaged header makes NumPy's parser raise
             reason = " ".join(str(error).split())[:200]
             raise refuse(f"cannot be read ({type(error).__name__}: {reason})") from None
         if (stored, found) != (np.dtype(dtype), shape):
             raise refuse(f"{stored} {found}, expected {np.dtype(dtype)} {shape} by the manifest")
-        offset, end = file.tell(), file.seek(0, os.SEEK_END)
-    wanted = offset + math.prod(shape) * np.dtype(dtype).itemsize
-    if end != wanted:
-        raise refuse(f"cannot be read ({end} bytes, expected {wanted})")
-    order: Literal["F", "C"] = "F" if in_fortran_order else "C"
-    try:
-        return np.memmap(path, dtype, "r", offset, shape, order)
-    except (OSError, ValueError) as error:
-        raise refuse(f"cannot be read ({error})") from None
+        end = file.seek(0, os.SEEK_END)
+        wanted = offset + math.prod(shape) * np.dtype(dtype).itemsize
+        if end != wanted:
+            raise refuse(f"cannot be read ({end} bytes, expected {wanted})")
+        try:
+            return np.memmap(file, dtype, "r", offset, shape, order)
+        except (OSError, ValueError) as error:
+            raise refuse(f"cannot be read ({error})") from None
+
+
+@functools.lru_cache(maxsize=1024)
+def _header(data: bytes) -> tuple[int, tuple[int, ...], Literal["F", "C"], np.dtype]:
+    """Offset, shape, order and type of the array in a file of NumPy that starts with `data`.
+
+    Cached, as images of a collection are alike and NumPy's parser takes longer than a crop.
+    """
+    file = io.BytesIO(data)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("not of version 1.0")
+    found, in_fortran_order, stored = np.lib.format.read_array_header_1_0(file)
+    return file.tell(), found, "F" if in_fortran_order else "C", stored
