@@ -73,7 +73,7 @@ class Pieces:
 
 
 # What a task's `record` makes of an example. Views of the image are copied into the batch too.
-Parts = dict[str, np.ndarray | Pieces]
+Parts = Mapping[str, np.ndarray | Pieces]
 
 
 def arrays(parts: Parts) -> Arrays:

@@ -124,6 +124,7 @@ def _shared(problem: Problem) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "seed": config.seed,
         "threads": config.data.threads,
+        "buffer": pipeline.BUFFER,
         "label_map": tasks.needs(config) == "label_map",
         "process": (jax.process_index(), jax.process_count()),
     }
