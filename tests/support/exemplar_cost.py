@@ -4,8 +4,8 @@ python -m tests.support.exemplar_cost [SIDE] [CHANNELS] [ROUNDS]
 
 Ours: flips, quarter turns, separable linear zoom and a monotone map, jitted, on a batch of four
 volumes of SIDE^3 (128) voxels and CHANNELS (2). SciPy's: a rotation and a zoom of one of them by
-cubic splines (`ndimage.rotate` and `ndimage.zoom`, their default order). Prints the ratio of both to
-ours, and that of their times at the probabilities of the paper; ours takes as long in either case.
+cubic splines (`ndimage.rotate` and `ndimage.zoom`, their default order). Prints the ratio of both
+to ours, and that of their times at the paper's probabilities; ours takes as long in either case.
 """
 
 import sys

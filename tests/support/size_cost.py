@@ -1,6 +1,6 @@
 """Cost of a training step against its size: time and memory per volume, with the exponent.
 
-python -m tests.support.size_cost [ROUNDS]
+python -m tests.support.size_cost [ROUNDS] [batch|side|base ...]
 
 Rotation in 3D with the default encoder: batches of 1 to 64 crops of 32^3, crops of 32^3 to 128^3
 voxels, and first levels of 8 to 32 channels, all else equal. The exponent is the slope of the cost
@@ -31,12 +31,13 @@ def config_of(batch=2, side=32, base=8):
     return config
 
 
-def main(rounds=3):
+def main(rounds=3, *names):
     xla.keep_memory()
     print(load())
     print("| | size | ms per volume | MB per volume |\n|---|---|---|---|")
     exponents = []
-    for name, sizes in SIZES.items():
+    for name in names or SIZES:
+        sizes = SIZES[name]
         functions, megabytes, counts = {}, [], {}
         for size in sizes:
             config = config_of(**{name: size})
@@ -58,4 +59,4 @@ def main(rounds=3):
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(*map(int, sys.argv[1:2]), *sys.argv[2:])
