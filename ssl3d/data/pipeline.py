@@ -8,20 +8,21 @@ number of the next batch.
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
-import dataclasses
 import functools
-import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypedDict
 
 import grain
 import numpy as np
 
-from ssl3d.data import store
+from ssl3d.data import loader, store
+from ssl3d.data.loader import BUFFER, Arrays, Parts, Pieces, arrays
 from ssl3d.errors import RunError, UserError
+
+# What tasks need of the loader, beside this module's own.
+__all__ = ["BUFFER", "Arrays", "Parts", "Pieces", "arrays"]
 
 # Incremented whenever a seed samples other cases or crops than before; runs record it.
 DRAW_VERSION = 3
@@ -29,56 +30,6 @@ DRAW_VERSION = 3
 OUTSIDE = 255
 # More than any run needs.
 _EXAMPLES = 2**48
-# Bytes of the batches that are read ahead.
-BUFFER = 2**29
-
-Arrays = dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Pieces:
-    """N pieces of an image as an array [N, *size, C] that is copied once, into the batch.
-
-    Attributes:
-      image: [*S, C].
-      starts: int [N, r], the first voxel of each.
-      size: in voxels.
-    """
-
-    image: np.ndarray
-    starts: np.ndarray
-    size: tuple[int, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (len(self.starts), *self.size, self.image.shape[-1])
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.image.dtype
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def write(self, out: np.ndarray) -> None:
-        """Copies the pieces to `out`."""
-        for piece, start in zip(out, self.starts, strict=True):
-            piece[...] = cut(self.image, start, self.size)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        out = np.empty(self.shape, self.dtype)
-        self.write(out)
-        return out if dtype is None else out.astype(dtype)
-
-
-# What a task's `record` makes of an example. Views of the image are copied into the batch too.
-Parts = Mapping[str, np.ndarray | Pieces]
-
-
-def arrays(parts: Parts) -> Arrays:
-    """A single record with its pieces copied."""
-    return {key: np.asarray(part) for key, part in parts.items()}
 
 
 class Subject(TypedDict):
@@ -308,14 +259,14 @@ def train_batches(
         case = cases[order(epoch)[position]]
         with naming(dataset, case):
             example = open_example(dataset, case, rank, slice_axis, margin, rng, label_map)
-            return _example(record(rng, example, True), subject(case))
+            return loader.joined(record(rng, example, True), subject(case))
 
     examples = grain.MapDataset.range(_EXAMPLES).seed(seed).random_map(make)
 
     def example(batch: int, row: int) -> Parts:
         return examples[(batch * count + index) * rows + row]
 
-    return _read(example, rows, _EXAMPLES // batch_size, threads, buffer, first_batch)
+    return loader.read(example, rows, _EXAMPLES // batch_size, threads, buffer, first_batch)
 
 
 def validation_batches(
@@ -349,72 +300,6 @@ def validation_batches(
             example = open_example(dataset, case, rank, slice_axis, margin, rng, label_map)
             valid, repeated = np.asarray(position < examples), np.asarray(repeat, np.uint32)
             own = {**subject(case), "valid": valid, "repeat": repeated}
-            return _example(record(rng, example, False), own)
+            return loader.joined(record(rng, example, False), own)
 
-    return _read(make, rows, -(-examples // batch_size), threads, buffer)
-
-
-# Marks what an example has beside the task's own keys.
-_OWN = "pipeline/"
-
-
-def _example(record: Mapping[str, Any], own: Mapping[str, Any]) -> Parts:
-    """One dictionary of both, ready to be copied; without what a memory map costs to slice."""
-    parts = {**record, **{_OWN + key: value for key, value in own.items()}}
-    return {k: v if isinstance(v, Pieces) else np.asarray(v) for k, v in parts.items()}
-
-
-def _read(
-    example: Callable[[int, int], Parts],
-    rows: int,
-    batches: int,
-    threads: int,
-    buffer: int,
-    first: int = 0,
-) -> Iterator[Any]:
-    """Batches from number `first` on, read ahead in threads.
-
-    A thread makes a whole batch, or a part of it where only a few batches fit in the buffer.
-
-    Args:
-      example: (batch, row) -> arrays; what it returns is copied once, without the GIL.
-      rows: of a batch.
-      batches: how many there are.
-      buffer: bytes.
-    """
-    size = rows * sum(part.nbytes for part in example(first, 0).values())
-    ahead = max(min(buffer // size, 2 * threads), 1)
-    workers = min(threads, ahead)
-    helpers = concurrent.futures.ThreadPoolExecutor(threads)
-
-    def make(number: int) -> dict[str, Any]:
-        parts = example(number, 0)
-        arrays = {key: np.empty((rows, *part.shape), part.dtype) for key, part in parts.items()}
-        _write(parts, arrays, 0)
-
-        def fill(row: int) -> None:
-            _write(example(number, row), arrays, row)
-
-        for _ in (helpers.map if workers < threads else map)(fill, range(1, rows)):
-            pass
-        record = {key: leaf for key, leaf in arrays.items() if not key.startswith(_OWN)}
-        own = {key.removeprefix(_OWN): arrays[key] for key in arrays.keys() - record.keys()}
-        return {"record": record, **own}
-
-    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=ahead)
-    reader = iter(grain.MapDataset.range(batches).map(make).to_iter_dataset(options))
-    # With threads and without worker processes this is the whole state of the iterator.
-    reader.set_state({"next_index": first})
-    yield from reader
-
-
-def _write(parts: Parts, batch: Arrays, row: int) -> None:
-    """Copies an example to a row of a batch. Raises ValueError: of another shape than the first."""
-    for key, part in parts.items():
-        out = batch[key][row, ...]
-        if part.shape != out.shape:
-            raise ValueError(f"{key}: {part.shape} of one example, {out.shape} of another")
-        if isinstance(part, Pieces):
-            part.write(out)
-        else:
-            np.copyto(out, part, casting="safe")
+    return loader.read(make, rows, -(-examples // batch_size), threads, buffer)
