@@ -1,6 +1,7 @@
 """The prepared data set: a folder with a manifest and one `.npy` per image and label.
 
     dataset.json          name, modalities, classes, and everything about the cases but the voxels
+    cases-*.safetensors   what is about the cases, in columns, if they are thousands
     images/<id>.npy       float16 [*S, C], intensities already normalised
     labels/<id>.npy       uint8 [*S], indices into `classes` (the manifest holds the grade of a
                           graded image)
@@ -11,67 +12,36 @@ NumPy alone reads it, memory-mapped, so that a crop reads only its part of the f
 from __future__ import annotations
 
 import dataclasses
+import functools
+import io
 import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import safetensors
 
 from ssl3d import documents, limits
 from ssl3d.atomic import atomic_write
+from ssl3d.data import cases as tables
 from ssl3d.data import integrity
+from ssl3d.data.cases import SPLITS, Case, case_from, check_id
 from ssl3d.data.integrity import Digest
 from ssl3d.errors import UserError
 
 FORMAT = "ssl3d-prepared"
 VERSION = 1
 MANIFEST = "dataset.json"
-SPLITS = ("train", "val", "test", "unlabelled")
+# From so many cases on, the manifest names a table of them, and has another version.
+TABLE, TABLE_VERSION = 5000, 2
+_TABLE_FILE = re.compile(r"cases-[0-9a-f]{12}\.safetensors")
 
-# An id is a file name: no separators, no leading dot, no characters special to shells or Windows.
-ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One image of the data set.
-
-    Attributes:
-      id: unique name, also the stem of the files.
-      subject: the person imaged; splits and negatives are by subject.
-      split: one of `SPLITS`.
-      shape: *S of the stored image, in voxels (pixels).
-      channels: C of the stored image.
-      spacing: mm per voxel along each axis of the stored image.
-      affine: voxel of the stored image -> mm in RAS+, rows of [r + 1, r + 1].
-      labelled: whether `labels/<id>.npy` exists.
-      grade: class index of the whole image, or None.
-      order: rank of the subject in the seeded shuffle of its split; a label fraction takes the
-        subjects of the lowest ranks, so that smaller fractions are nested in larger ones.
-      foreground: bounding box of the foreground, ((start, stop), ...) in voxels.
-      files: "image" and "label" -> size and SHA-256 of the file; empty if written by a version
-        that kept none.
-      extra: JSON object of the preparation (source files, checksums, geometry, scaling, voxels
-        per class); empty for a phantom.
-    """
-
-    id: str
-    subject: str
-    split: str
-    shape: tuple[int, ...]
-    channels: int
-    spacing: tuple[float, ...]
-    affine: tuple[tuple[float, ...], ...]
-    labelled: bool = False
-    grade: int | None = None
-    order: int = 0
-    foreground: tuple[tuple[int, int], ...] | None = None
-    files: dict[str, Digest] = dataclasses.field(default_factory=dict)
-    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+# Bytes of an array's file up to the length of its header, which takes the last two.
+_START = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,16 +87,6 @@ def label_path(folder: Path, case_id: str) -> Path:
     return folder / "labels" / f"{case_id}.npy"
 
 
-def check_id(case_id: str) -> str:
-    """Returns the id. Raises `UserError`: not a file name inside the folder."""
-    if not ID_PATTERN.fullmatch(case_id):
-        raise UserError(
-            f"case id {case_id!r} cannot be a file name: use letters, digits and . _ + - only, "
-            "starting with a letter or digit"
-        )
-    return case_id
-
-
 def write_arrays(
     folder: Path, case_id: str, image: np.ndarray, label: np.ndarray | None = None
 ) -> dict[str, Digest]:
@@ -163,21 +123,60 @@ def _save(path: Path, array: np.ndarray) -> Digest:
 
 
 def write_manifest(dataset: Dataset) -> None:
-    """Writes `dataset.json`, which makes the folder a data set."""
+    """Writes `dataset.json`, which makes the folder a data set.
+
+    Raises:
+      ValueError: values that JSON has no words for.
+    """
+    cases = sorted(dataset.cases, key=lambda case: case.id)
+    large = len(cases) >= TABLE
+    dataset.path.mkdir(parents=True, exist_ok=True)
     document = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": TABLE_VERSION if large else VERSION,
         **{
             field.name: getattr(dataset, field.name)
             for field in dataclasses.fields(dataset)
             if field.name not in ("path", "cases")
         },
-        "cases": [dataclasses.asdict(case) for case in sorted(dataset.cases, key=lambda c: c.id)],
+        "cases": _write_table(dataset, cases) if large else list(map(dataclasses.asdict, cases)),
     }
-    dataset.path.mkdir(parents=True, exist_ok=True)
     text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n"
     with atomic_write(dataset.path / MANIFEST) as partial:
         partial.write_text(text)
+    for path in dataset.path.glob("cases*.safetensors"):
+        if not large or path.name != document["cases"]["file"]:
+            path.unlink()
+
+
+def _write_table(dataset: Dataset, cases: Sequence[Case]) -> dict[str, Any]:
+    """Writes the table of the cases, of a name that no other has: -> what the manifest says."""
+    path = dataset.path / "cases.safetensors"
+    with atomic_write(path) as partial:
+        tables.write(partial, cases, dataset.rank)
+        found = integrity.digest(partial)
+    name = f"cases-{found.sha256[:12]}.safetensors"
+    path.replace(dataset.path / name)
+    return {"file": name, "count": len(cases), "size": found.size, "sha256": found.sha256}
+
+
+def _read_table(folder: Path, about: Any, rank: int) -> tuple[Case, ...]:
+    """The cases of the table that the manifest names. Raises `UserError`."""
+    name, count = str(about["file"]), int(about["count"])
+    file, expected = folder / name, Digest(int(about["size"]), str(about["sha256"]))
+    if not _TABLE_FILE.fullmatch(name):
+        raise UserError(f"{name!r} is no name of a table of cases; prepare the data again")
+    try:
+        integrity.check_regular(folder, file)
+        limits.check_memory(file, expected.size, "the table of cases")
+        if integrity.digest(file) != expected:
+            raise ValueError("its SHA-256 is not the manifest's")
+        return tables.read(file, rank, count)
+    except FileNotFoundError:
+        raise UserError(f"{name} is missing; prepare the data again") from None
+    except (*documents.MALFORMED, OSError, safetensors.SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{name} cannot be read ({reason}); prepare the data again") from None
 
 
 def read(path: str | Path) -> Dataset:
@@ -201,12 +200,17 @@ def read(path: str | Path) -> Dataset:
             f"{file}: not the manifest of a prepared data set (format is not {FORMAT!r}); "
             "prepare the source with python -m ssl3d.prepare"
         )
-    if document.get("version") != VERSION:
+    if document.get("version") not in (VERSION, TABLE_VERSION):
         raise UserError(
-            f"{file}: format version {document.get('version')!r}, this program reads {VERSION}; "
-            "prepare the data again"
+            f"{file}: format version {document.get('version')!r}, this program reads {VERSION} "
+            f"and {TABLE_VERSION}; prepare the data again"
         )
     with documents.fields(file, "prepare the data again"):
+        listed = document["cases"]
+        if document["version"] == TABLE_VERSION:
+            cases = _read_table(folder, listed, int(document["rank"]))
+        else:
+            cases = tuple(case_from(entry) for entry in listed)
         dataset = Dataset(
             path=folder,
             name=str(document["name"]),
@@ -214,37 +218,11 @@ def read(path: str | Path) -> Dataset:
             modalities=documents.names(document["modalities"]),
             classes=documents.names(document["classes"]),
             splits_by=str(document["splits_by"]),
-            cases=tuple(case_from(entry) for entry in document["cases"]),
+            cases=cases,
             extra=dict(document.get("extra", {})),
         )
     _check(dataset, file)
     return dataset
-
-
-def case_from(entry: dict[str, Any]) -> Case:
-    """A case from its JSON object. Raises `UserError`, or one of `documents.MALFORMED`."""
-    return Case(
-        id=check_id(str(entry["id"])),
-        subject=str(entry["subject"]),
-        split=str(entry["split"]),
-        shape=tuple(int(n) for n in entry["shape"]),
-        channels=int(entry["channels"]),
-        spacing=tuple(float(x) for x in entry["spacing"]),
-        affine=tuple(tuple(float(x) for x in row) for row in entry["affine"]),
-        labelled=bool(entry["labelled"]),
-        grade=None if entry["grade"] is None else int(entry["grade"]),
-        order=int(entry["order"]),
-        foreground=(
-            None
-            if entry["foreground"] is None
-            else tuple((int(a), int(b)) for a, b in entry["foreground"])
-        ),
-        files={
-            kind: Digest(int(size), str(sha256))
-            for kind, (size, sha256) in dict(entry.get("files", {})).items()
-        },
-        extra=dict(entry.get("extra", {})),
-    )
 
 
 def _check(dataset: Dataset, file: Path) -> None:
@@ -255,6 +233,8 @@ def _check(dataset: Dataset, file: Path) -> None:
         raise refuse(f"rank {dataset.rank} is neither 2 nor 3")
     if not dataset.cases:
         raise refuse("no cases")
+    if tables.sound(dataset.cases, len(dataset.classes), len(dataset.modalities)):
+        return
     ids: set[str] = set()
     splits: dict[str, str] = {}
     for case in dataset.cases:
@@ -343,20 +323,32 @@ def _load(
         raise refuse(f"cannot be read ({error.strerror})") from None
     with limits.open_regular(path) as file:
         try:
-            if np.lib.format.read_magic(file) != (1, 0):
-                raise ValueError("not of version 1.0")
-            found, in_fortran_order, stored = np.lib.format.read_array_header_1_0(file)
+            start = file.read(_START)
+            length = int.from_bytes(start[_START - 2 :], "little")
+            offset, found, order, stored = _header(start + file.read(length))
         except Exception as error:  # whatever a damaged header makes NumPy's parser raise
             reason = " ".join(str(error).split())[:200]
             raise refuse(f"cannot be read ({type(error).__name__}: {reason})") from None
         if (stored, found) != (np.dtype(dtype), shape):
             raise refuse(f"{stored} {found}, expected {np.dtype(dtype)} {shape} by the manifest")
-        offset, end = file.tell(), file.seek(0, os.SEEK_END)
-    wanted = offset + math.prod(shape) * np.dtype(dtype).itemsize
-    if end != wanted:
-        raise refuse(f"cannot be read ({end} bytes, expected {wanted})")
-    order: Literal["F", "C"] = "F" if in_fortran_order else "C"
-    try:
-        return np.memmap(path, dtype, "r", offset, shape, order)
-    except (OSError, ValueError) as error:
-        raise refuse(f"cannot be read ({error})") from None
+        end = file.seek(0, os.SEEK_END)
+        wanted = offset + math.prod(shape) * np.dtype(dtype).itemsize
+        if end != wanted:
+            raise refuse(f"cannot be read ({end} bytes, expected {wanted})")
+        try:
+            return np.memmap(file, dtype, "r", offset, shape, order)
+        except (OSError, ValueError) as error:
+            raise refuse(f"cannot be read ({error})") from None
+
+
+@functools.lru_cache(maxsize=1024)
+def _header(data: bytes) -> tuple[int, tuple[int, ...], Literal["F", "C"], np.dtype]:
+    """Offset, shape, order and type of the array in a file of NumPy that starts with `data`.
+
+    Cached, as images of a collection are alike and NumPy's parser takes longer than a crop.
+    """
+    file = io.BytesIO(data)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("not of version 1.0")
+    found, in_fortran_order, stored = np.lib.format.read_array_header_1_0(file)
+    return file.tell(), found, "F" if in_fortran_order else "C", stored

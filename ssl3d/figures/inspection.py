@@ -75,7 +75,7 @@ def examples(
             rng,
             label_map=tasks.needs(config) == "label_map",
         )
-        record = task.record(rng, example, True)
+        record = pipeline.arrays(task.record(rng, example, True))
         key = jax.random.fold_in(jax.random.key(config.seed), number)
         on_device = jax.tree.map(jnp.asarray, record)
         inputs, targets = jax.device_get(task.views(key, on_device, True))

@@ -4,7 +4,8 @@ A task holds all that is particular to one learning problem, as pure functions. 
 (`ssl3d.training.loop`) and the commands know nothing else about it:
 
     record(rng, example, train)     host, NumPy, in Grain's threads: crop, cut into patches ->
-                                    the arrays of one example
+                                    the arrays of one example, better views of its image or
+                                    `pipeline.Pieces` than copies
     views(key, record, train)       device, jitted, one example (the loop maps it over the batch,
                                     with a key per example): sample targets, augment ->
                                     inputs, targets
@@ -36,6 +37,7 @@ from jax import Array
 from jaxtyping import Float, Integer, Real, Shaped
 
 from ssl3d import extensions
+from ssl3d.data.pipeline import Parts
 from ssl3d.losses import Metrics
 
 Arrays = Any  # a pytree of arrays
@@ -97,7 +99,7 @@ class Task(NamedTuple):
         classification.
     """
 
-    record: Callable[..., dict[str, np.ndarray]]
+    record: Callable[..., Parts]
     views: Callable[..., tuple[Arrays, dict[str, Any]]]
     network: nn.Module
     loss: Callable[[Any, Targets], tuple[Float[Array, " B"], Metrics]]

@@ -119,7 +119,7 @@ def build(config: ml_collections.ConfigDict) -> Task:
         first = rng.integers(0, (bases.max(axis=0) if grid else room) + 1)
         low, high = np.maximum(first - reach, 0), np.minimum(first + reach, room)
         starts = [first, *(bases if grid else [rng.integers(low, high + 1)])]
-        crops = np.stack([pipeline.cut(region, start, tuple(view + 2 * rim)) for start in starts])
+        crops = pipeline.Pieces(region, np.array(starts), tuple(view + 2 * rim))
         return {"crops": crops, "starts": (origin + starts + rim).astype(np.int32)}
 
     def panels(record: dict, inputs: np.ndarray, targets: dict, outputs: Any = None) -> list[Panel]:

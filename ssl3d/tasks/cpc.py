@@ -22,13 +22,13 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax import Array
-from jaxtyping import Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Bool, Float, Int, PRNGKeyArray, Shaped
 
 from ssl3d import augment, losses
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
 from ssl3d.tasks import Box, Metrics, Panel, Targets, Task, retrieval
-from ssl3d.tasks.grid import Cut, Grid, patch_grid
+from ssl3d.tasks.grid import Cut, Grid, patch_grid, patches_of
 
 
 def _mirror(i: int, n: int) -> int:
@@ -101,10 +101,14 @@ class Network(nn.Module):
 
 
 def views(
-    key: PRNGKeyArray, record: dict[str, Array], train: bool, strength: float, flip_rows: bool
+    key: PRNGKeyArray,
+    patches: Shaped[Array, "N *P C"],
+    train: bool,
+    strength: float,
+    flip_rows: bool,
 ) -> tuple[Float[Array, "N *P C"], dict[str, Float[Array, " N"]]]:
     """The patches, each with its own random gain and shift, and `pair`."""
-    patches = record["patches"].astype(jnp.float32)
+    patches = patches.astype(jnp.float32)
     intensity, flip, pair = jax.random.split(key, 3)
     if train and strength > 0:
         keys = jax.random.split(intensity, patches.shape[0])
@@ -232,7 +236,9 @@ def build(config: ml_collections.ConfigDict) -> Task:
 
     return Task(
         record=Cut(tuple(config.data.crop), grid),
-        views=lambda key, record, train: views(key, record, train, task.intensity, task.flip_rows),
+        views=lambda key, record, train: views(
+            key, patches_of(record, grid), train, task.intensity, task.flip_rows
+        ),
         network=Network(
             encoder=encoders.build(config.encoder, grid.patch),
             code=nn.Dense(task.code),

@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int, Real
+from jax import Array
+from jaxtyping import Int, Real, Shaped
 
-from ssl3d.data.pipeline import Example, crop
+from ssl3d.data.pipeline import Example, Parts, Pieces, crop
 from ssl3d.errors import UserError
 
 
@@ -91,23 +93,37 @@ def tile(
     image: Real[np.ndarray, "*S C"], grid: Grid, at: Int[np.ndarray, "N rank"]
 ) -> Real[np.ndarray, "N *P C"]:
     """Cuts the patches that start at the voxels `at` out of `image`."""
-    patches = np.empty((len(at), *grid.patch, image.shape[-1]), image.dtype)
-    for i, start in enumerate(at):
-        patches[i] = image[tuple(slice(a, a + p) for a, p in zip(start, grid.patch, strict=True))]
-    return patches
+    return np.asarray(Pieces(image, at, grid.patch))
 
 
 def cut(
     rng: np.random.Generator, example: Example, size: Sequence[int], grid: Grid, train: bool
-) -> dict[str, np.ndarray]:
+) -> Parts:
     """The record of a task on patches: a crop, cut into jittered patches.
 
     Returns:
       `patches` [N, *P, C] and `starts` int32 [N, rank], the first voxel of each in the whole image.
+      Patches that overlap so much that the crop has fewer voxels, and have no jitter, are left to
+      `patches_of`; the record then has the crop, `volume` [*size, C].
     """
     image, origin = crop(rng, example.image, size, train)
     at = starts(grid, rng)
-    return {"patches": tile(image, grid, at), "starts": (origin + at).astype(np.int32)}
+    place = {"starts": (origin + at).astype(np.int32)}
+    if grid.jitter == 0 and grid.count * math.prod(grid.patch) > math.prod(size):
+        return {"volume": image, **place}
+    return {"patches": Pieces(image, at, grid.patch), **place}
+
+
+def patches_of(record: dict[str, Array], grid: Grid) -> Shaped[Array, "N *P C"]:
+    """The patches of a record of `cut`, on the device."""
+    if "patches" in record:
+        return record["patches"]
+    crop = record["volume"]
+    cells = np.asarray(grid.positions) * np.asarray(grid.stride)
+    ends = cells + np.asarray(grid.patch)
+    return jnp.stack(
+        [crop[tuple(map(slice, at, end))] for at, end in zip(cells, ends, strict=True)]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +133,28 @@ class Cut:
     size: tuple[int, ...]
     grid: Grid
 
-    def __call__(
-        self, rng: np.random.Generator, example: Example, train: bool
-    ) -> dict[str, np.ndarray]:
+    def __call__(self, rng: np.random.Generator, example: Example, train: bool) -> Parts:
         return cut(rng, example, self.size, self.grid, train)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Chosen:
+    """The `record` of a task that sees a sample of the patches of `whole`.
+
+    It has the numbers of these patches too, `chosen` int32 [n]. Where another task's record is
+    `whole`, `joint` shares that one's patches and adds `choose(rng)`.
+    """
+
+    whole: Cut
+    sample: Callable[[np.random.Generator], Int[np.ndarray, " n"]]
+
+    def choose(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return {"chosen": self.sample(rng).astype(np.int32)}
+
+    def __call__(self, rng: np.random.Generator, example: Example, train: bool) -> Parts:
+        image, origin = crop(rng, example.image, self.whole.size, train)
+        at = starts(self.whole.grid, rng)
+        chosen = self.choose(rng)
+        at = at[chosen["chosen"]]
+        patches = Pieces(image, at, self.whole.grid.patch)
+        return {"patches": patches, "starts": (origin + at).astype(np.int32), **chosen}

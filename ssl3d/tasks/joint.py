@@ -2,14 +2,15 @@
 
 The loss is the weighted sum of the parts' losses. A part is an entry of `config.parts`: the `task`
 section of its own config, its `weight`, and its `crop`, limited by `config.data.crop`. Parts keep
-their records, views and heads; those whose `record` compares equal share its arrays. Encodings are
-not shared, as every part augments its own inputs. The first part's headline is that of all.
+their records, views and heads; those whose `record` compares equal share its arrays, and one that
+sees a sample of another's patches takes these (`grid.Chosen`). Encodings are not shared, as every
+part augments its own inputs. The first part's headline is that of all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -19,10 +20,11 @@ from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
 from ssl3d import bounds, extensions, tasks
-from ssl3d.data.pipeline import Example
+from ssl3d.data.pipeline import Example, Parts
 from ssl3d.errors import UserError
 from ssl3d.models import encoders
 from ssl3d.tasks import Metrics, Panel, Scores, Task
+from ssl3d.tasks.grid import Chosen
 
 
 class Network(nn.Module):
@@ -83,8 +85,14 @@ def build(config: ml_collections.ConfigDict) -> Task:
             raise UserError(
                 str(error).replace("config.task", f"config.parts.{name}.task")
             ) from None
-    # Part -> the first part with the same record.
-    source = {a: next(b for b in parts if parts[b].record == parts[a].record) for a in parts}
+    # Part -> the first part with the record that it shares, or with its own.
+    wanted = {name: getattr(task.record, "whole", task.record) for name, task in parts.items()}
+    source = {a: next((b for b in parts if parts[b].record == wanted[a]), a) for a in parts}
+    choose = {
+        name: cast(Chosen, parts[name].record).choose
+        for name in parts
+        if name != source[name] and parts[name].record != parts[source[name]].record
+    }
     first, *others = parts
     collected_by = {name: task.collect for name, task in parts.items() if task.collect}
     scored_by = {name: task.score for name, task in parts.items() if task.score}
@@ -97,11 +105,12 @@ def build(config: ml_collections.ConfigDict) -> Task:
         return named | ({"chance": named[chance]} if chance in named else {})
 
     def own(name: str, record: dict[str, Any]) -> dict[str, Any]:
-        prefix = f"{source[name]}/"
-        return {k.removeprefix(prefix): v for k, v in record.items() if k.startswith(prefix)}
+        of = {key.partition("/")[::2]: value for key, value in record.items()}
+        return {key: v for part in (source[name], name) for (p, key), v in of.items() if p == part}
 
-    def record(rng: np.random.Generator, example: Example, train: bool) -> dict[str, np.ndarray]:
+    def record(rng: np.random.Generator, example: Example, train: bool) -> Parts:
         records = {name: parts[name].record(rng, example, train) for name in recorded}
+        records |= {name: function(rng) for name, function in choose.items()}
         return {f"{name}/{key}": v for name in records for key, v in records[name].items()}
 
     def views(key: PRNGKeyArray, record: dict[str, Array], train: bool) -> tuple[dict, dict]:

@@ -2,11 +2,13 @@
 
 Doersch et al. 2015; Taleb et al. 2020, section 3.2: a 3x3(x3) grid, its centre patch as the
 reference, a query sampled from the other patches, and its position as the class (26 in 3D, 8 in
-2D). Beyond the paper, Q queries share one encoding of the centre, and only the patches in use are
-encoded.
+2D). Beyond the paper, Q queries share one encoding of the centre, and only the patches in use leave
+the host.
 """
 
 from __future__ import annotations
+
+import functools
 
 import flax.linen as nn
 import jax
@@ -20,7 +22,7 @@ from ssl3d import augment, losses
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
 from ssl3d.tasks import Box, Metrics, Panel, Targets, Task
-from ssl3d.tasks.grid import Cut, Grid, patch_grid
+from ssl3d.tasks.grid import Chosen, Cut, Grid, patch_grid
 
 
 class Network(nn.Module):
@@ -44,24 +46,25 @@ def class_of(patch: Int[Array, "*Q"], centre: int) -> Int[Array, "*Q"]:
     return jnp.where(patch > centre, patch - 1, patch)
 
 
+def sample(
+    rng: np.random.Generator, count: int, centre: int, queries: int
+) -> Int[np.ndarray, " 1+{queries}"]:
+    """Numbers of the centre and of Q different queries among `count` patches."""
+    return np.append(centre, rng.permutation(np.delete(np.arange(count), centre))[:queries])
+
+
 def views(
-    key: PRNGKeyArray,
-    record: dict[str, Array],
-    train: bool,
-    queries: int,
-    centre: int,
-    strength: float,
-) -> tuple[Float[Array, "1+{queries} *P C"], dict[str, Int[Array, " {queries}"]]]:
-    """Samples Q different queries: patches [N, *P, C] -> those in use, and the classes."""
-    patches = record["patches"].astype(jnp.float32)
-    draw, intensity = jax.random.split(key)
-    others = jnp.asarray([i for i in range(patches.shape[0]) if i != centre])
-    chosen = jax.random.permutation(draw, others)[:queries]
-    shown = patches[jnp.concatenate([jnp.array([centre]), chosen])]
+    key: PRNGKeyArray, record: dict[str, Array], train: bool, centre: int, strength: float
+) -> tuple[Float[Array, "N *P C"], dict[str, Int[Array, " N-1"]]]:
+    """The centre and Q queries [N, *P, C], each with its own gain and shift, and the classes."""
+    patches, chosen = record["patches"], record["chosen"]
+    if len(patches) > len(chosen):  # shared with a task that sees them all, see `grid.Chosen`
+        patches = patches[chosen]
+    shown, queries = patches.astype(jnp.float32), chosen[1:]
     if train and strength > 0:
-        keys = jax.random.split(intensity, 1 + queries)
+        keys = jax.random.split(key, len(shown))
         shown = jax.vmap(lambda k, x: augment.scale_and_shift(k, x, strength))(keys, shown)
-    return shown, {"position": class_of(chosen, centre), "query": chosen}
+    return shown, {"position": class_of(queries, centre), "query": queries}
 
 
 def loss(logits: Float[Array, "B Q K"], targets: Targets) -> tuple[Float[Array, " B"], Metrics]:
@@ -88,10 +91,11 @@ def build(config: ml_collections.ConfigDict) -> Task:
         record: dict, inputs: np.ndarray, targets: dict, outputs: np.ndarray | None = None
     ) -> list[Panel]:
         names = ["centre", *(direction(int(q), grid) for q in targets["query"])]
-        shown = [centre, *(int(q) for q in targets["query"])]
+        starts = record["starts"]
+        if len(starts) > len(names):
+            starts = starts[record["chosen"]]
         boxes = tuple(
-            Box(name, tuple(record["starts"][i]), grid.patch)
-            for name, i in zip(names, shown, strict=True)
+            Box(name, tuple(start), grid.patch) for name, start in zip(names, starts, strict=True)
         )
         labels = ["", *(f" = class {int(k)}" for k in targets["position"])]
         return [Panel("whole image", None, boxes)] + [
@@ -100,10 +104,11 @@ def build(config: ml_collections.ConfigDict) -> Task:
         ]
 
     return Task(
-        record=Cut(tuple(config.data.crop), grid),
-        views=lambda key, record, train: views(
-            key, record, train, task.queries, centre, task.intensity
+        record=Chosen(
+            Cut(tuple(config.data.crop), grid),
+            functools.partial(sample, count=grid.count, centre=centre, queries=int(task.queries)),
         ),
+        views=lambda key, record, train: views(key, record, train, centre, task.intensity),
         network=Network(
             encoder=encoders.build(config.encoder, grid.patch),
             head=heads.build(config.head, out=grid.count - 1),

@@ -131,11 +131,12 @@ def fingerprint(
                 "id": case.id,
                 "subject": case.subject,
                 "spacing": case.spacing,
-                "image": case.files.get("image", case.extra.get("content")),
-                "label": case.files.get("label") if needs == "label_map" else None,
+                # Read from `extra` only if need be: of a large collection it is on disk.
+                "image": files["image"] if "image" in files else case.extra.get("content"),
+                "label": files.get("label") if needs == "label_map" else None,
                 "grade": case.grade if needs == "grade" else None,
             }
-            for case in cases
+            for case, files in ((case, case.files) for case in cases)
         ]
         return hashlib.sha256(json.dumps([settings, rows]).encode()).hexdigest()[:16]
 

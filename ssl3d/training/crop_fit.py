@@ -181,8 +181,9 @@ def fit(
                 gain = np.log(growth) / smaller.sum()
                 if gain > best_gain:
                     best, best_gain = rest, gain
-        accepted = bool(crop.min() > 0) and works(tuple(int(side) for side in crop))
-        if accepted and (best is None or len(limits) - best.sum() > spare):
+        # To ask the task takes longer than all the rest.
+        enough = best is None or len(limits) - best.sum() > spare
+        if enough and crop.min() > 0 and works(tuple(int(side) for side in crop)):
             return Fit(tuple(int(side) for side in crop), holds)
         if best is None:
             return None

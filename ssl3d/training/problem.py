@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,8 +18,6 @@ from ssl3d.training.cases import choose_cases, labels_of, open_dataset
 
 Record = dict[str, np.ndarray]
 
-# Bytes of the batches that are read ahead.
-_BUFFER = 2**29
 # Images by which a task adapts its settings; of one collection they differ little.
 _SAMPLED = 64
 
@@ -142,21 +139,15 @@ def _shared(problem: Problem) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "seed": config.seed,
         "threads": config.data.threads,
-        "buffered": max(_BUFFER // (config.batch_size * _largest(problem)), 1),
+        "buffer": pipeline.BUFFER,
         "label_map": tasks.needs(config) == "label_map",
         "process": (jax.process_index(), jax.process_count()),
     }
 
 
-def _largest(problem: Problem) -> int:
-    """Bytes of a record, at most: those of the crop, which every task's patches lie in."""
-    channels = len(problem.dataset.modalities)
-    return 2 * math.prod(problem.config.data.crop) * (channels + 1)
-
-
 def example_record(problem: Problem) -> Record:
     """The record of one validation example, which tells the shapes of all."""
-    first = next(validation_batches(problem, threads=1, buffered=1))
+    first = next(validation_batches(problem, threads=1, buffer=1))
     return jax.tree.map(lambda leaf: leaf[0], first["record"])
 
 

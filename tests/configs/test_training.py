@@ -79,7 +79,7 @@ def test_2d_configs_take_slices_of_volumes_along_any_axis(tiny, volumes, axis):
             batch_size=4, seed=0, threads=1,
         )
     )  # fmt: skip
-    assert batch["record"]["patches"].shape == (4, 9, 7, 7, 2)
+    assert batch["record"]["patches"].shape == (4, 1 + 3, 7, 7, 2)
 
 
 def one_step(name, variant, tiny, dataset):

@@ -80,7 +80,7 @@ def test_the_order_is_a_function_of_the_seed(batches):
 
 def test_the_samples_belong_to_the_draw_version(batches):
     # An intended change of the samples increments the version: results of two versions differ.
-    assert pipeline.DRAW_VERSION == 2
+    assert pipeline.DRAW_VERSION == 3
     stream = batches(2)
     assert [batch["case"].tolist() for batch in stream] == [[2, 4, 3, 6], [5, 0, 1, 7]]
     assert stream[1]["record"]["start"][0].tolist() == [19, 8, 6]
@@ -89,10 +89,10 @@ def test_the_samples_belong_to_the_draw_version(batches):
 @pytest.mark.parametrize("threads", [2, 5])
 def test_the_number_of_threads_changes_nothing(batches, threads):
     assert_equal(batches(6), batches(6, threads=threads))
-    assert_equal(batches(6), batches(6, threads=threads, buffered=1))
+    assert_equal(batches(6), batches(6, threads=threads, buffer=1))
 
 
-@pytest.mark.parametrize("options", [{"threads": 3}, {"threads": 3, "buffered": 1}])
+@pytest.mark.parametrize("options", [{"threads": 3}, {"threads": 3, "buffer": 1}])
 def test_validation_does_not_depend_on_the_threads(validation, options):
     one, other = validation(), validation(**options)
     assert len(one) == len(other) == 2
@@ -223,6 +223,57 @@ def test_training_crops_reach_every_place_and_validation_ones_the_middle():
 
     assert starts(train=True) == {(0, 0), (1, 0), (2, 0), (3, 0)}
     assert starts(train=False) == {(1, 0)}
+
+
+# What is copied once, into the batch.
+
+
+def test_pieces_are_crops_wherever_they_are_copied():
+    image = np.random.default_rng(0).normal(size=(9, 8, 2)).astype(np.float16)
+    starts = np.array([[0, 1], [5, 4], [2, 2]])
+    pieces = pipeline.Pieces(image, starts, (4, 3))
+    expected = np.stack([image[a : a + 4, b : b + 3] for a, b in starts])
+    np.testing.assert_array_equal(np.asarray(pieces), expected, strict=True)
+    assert (pieces.shape, pieces.dtype) == (expected.shape, expected.dtype)
+    assert pieces.nbytes == expected.nbytes
+    out = np.zeros((2, *expected.shape), np.float16)
+    pieces.write(out[1])
+    np.testing.assert_array_equal(out[1], expected)
+    assert not out[0].any()
+
+
+def test_batches_are_what_single_examples_stack_to(volumes):
+    """Pieces and views of any kind, for any number of threads, as if each had been copied."""
+
+    def pieces(rng, example, train):
+        region, start = pipeline.crop(rng, example.image, (9, 9, 9), train)
+        starts = rng.integers(0, 5, (3, 3))
+        return {"pieces": pipeline.Pieces(region, starts, (4, 5, 3)), "crop": region, "at": start}
+
+    def copied(rng, example, train):
+        return pipeline.arrays(pieces(rng, example, train))
+
+    options = {"rank": 3, "slice_axis": 2, "margin": 1, "batch_size": 4, "seed": 5}
+    streams = [
+        pipeline.train_batches(volumes, volumes.cases, record, threads=threads, **options, **more)
+        for record in (pieces, copied)
+        for threads, more in ((1, {}), (4, {}), (4, {"buffer": 1}))
+    ]
+    for _ in range(3):
+        first, *others = [next(stream) for stream in streams]
+        assert first["record"]["pieces"].shape == (4, 3, 4, 5, 3, 2)
+        for other in others:
+            assert_equal(first, other)
+
+
+def test_examples_of_different_shapes_are_refused(volumes):
+    def uneven(rng, example, train):
+        return {"crop": np.zeros(1 + int(example.case.id == "case_03"))}
+
+    options = {"rank": 3, "slice_axis": 2, "margin": 0, "batch_size": 8, "seed": 0, "threads": 2}
+    stream = pipeline.train_batches(volumes, volumes.split("train"), uneven, **options)
+    with pytest.raises(ValueError, match=r"crop: \([12],\) of one example"):
+        next(stream)
 
 
 # Slices of volumes.

@@ -170,9 +170,9 @@ def test_draws_of_two_versions_are_told(call, monkeypatch):
     said = "samples training data differently from that of scratch: rpl3d (draws in results.csv)"
     call("--methods=scratch", "--repetitions=1")
     assert said not in (call.output / "tables.md").read_text()
-    monkeypatch.setattr(pipeline, "DRAW_VERSION", 3)
+    monkeypatch.setattr(pipeline, "DRAW_VERSION", 4)
     call("--methods=scratch,rpl3d", "--repetitions=1")
-    assert {row["draws"] for row in rows(call.output)} == {"2", "3"}
+    assert {row["draws"] for row in rows(call.output)} == {"3", "4"}
     for file in ("tables.md", "tables.tex", "report.html"):
         assert said in (call.output / file).read_text()
 

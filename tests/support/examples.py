@@ -44,7 +44,7 @@ def traced_step(config, dataset):
     example = pipeline.open_example(
         dataset, dataset.cases[0], config.rank, 2, 0, np.random.default_rng(0)
     )
-    record = task.record(np.random.default_rng(0), example, True)
+    record = pipeline.arrays(task.record(np.random.default_rng(0), example, True))
     records = jax.tree.map(lambda leaf: jnp.zeros((4, *leaf.shape), leaf.dtype), record)
 
     def step(key, records):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ssl3d import losses, tasks
+from ssl3d.data import pipeline
 from ssl3d.data.pipeline import Example
 from ssl3d.errors import UserError
 from ssl3d.tasks import contrast
@@ -186,7 +187,7 @@ def test_views_lie_inside_the_crop_and_share_what_they_must(tiny, rank, shared, 
     task, rng = tasks.build(config), np.random.default_rng(0)
     apart = []
     for _ in range(60):
-        record = task.record(rng, Example(numbered(rank), None), False)
+        record = pipeline.arrays(task.record(rng, Example(numbered(rank), None), False))
         starts, rim = record["starts"], (record["crops"].shape[1] - 12) // 2
         assert (rim > 0) == (zoom > 0)
         assert (starts - rim >= 2).all()  # of the central crop
@@ -205,7 +206,9 @@ def test_overlaps_are_counted_voxels(tiny, rank):
     config.data.crop = (13,) * rank
     task = tasks.build(config)
     for seed in range(4):
-        record = task.record(np.random.default_rng(seed), Example(numbered(rank), None), True)
+        record = pipeline.arrays(
+            task.record(np.random.default_rng(seed), Example(numbered(rank), None), True)
+        )
         key = jax.random.key(seed)
         inputs, targets = task.views(key, jax.tree.map(jnp.asarray, record), True)
         assert inputs.shape == (1 + 2**rank, *(6,) * rank, rank)
@@ -223,7 +226,9 @@ def test_a_zoom_brings_in_no_voxel_from_beyond_the_rim(tiny):
         task__intensity=0.0, task__noise=0.0,
     )  # fmt: skip
     task = tasks.build(config)
-    record = task.record(np.random.default_rng(0), Example(numbered(2), None), True)
+    record = pipeline.arrays(
+        task.record(np.random.default_rng(0), Example(numbered(2), None), True)
+    )
     ramp = jnp.asarray(record["crops"])
     view = jax.jit(lambda key: task.views(key, {**record, "crops": ramp}, True)[0])
     for seed in range(20):
@@ -238,7 +243,7 @@ def test_a_zoom_brings_in_no_voxel_from_beyond_the_rim(tiny):
 def test_views_differ_from_each_other_and_from_key_to_key(tiny, rank):
     task = tasks.build(tiny(f"contrast{rank}d"))
     image = np.random.default_rng(0).normal(size=(*(24,) * rank, 2)).astype(np.float16)
-    record = task.record(np.random.default_rng(0), Example(image, None), True)
+    record = pipeline.arrays(task.record(np.random.default_rng(0), Example(image, None), True))
     record = jax.tree.map(jnp.asarray, record)
     view = jax.jit(lambda key: task.views(key, record, True)[0])
     one, other = (np.asarray(view(jax.random.key(seed))) for seed in (0, 1))

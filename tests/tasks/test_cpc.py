@@ -10,10 +10,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ssl3d import tasks
+from ssl3d.data import pipeline
 from ssl3d.data.pipeline import Example
 from ssl3d.errors import UserError
 from ssl3d.tasks import cpc
-from ssl3d.tasks.grid import patch_grid, starts
+from ssl3d.tasks.grid import patch_grid, patches_of, starts
 from tests.support.random_weights import random_variables
 
 
@@ -142,8 +143,12 @@ def test_every_patch_is_encoded_once(tiny, name):
         return call(*arguments, **options)
 
     image = np.zeros((*config.data.crop, 2), np.float16)
-    record = task.record(np.random.default_rng(0), Example(image, None), True)
-    patches = jnp.asarray(np.stack([record["patches"]] * 3), jnp.float32)
+    record = pipeline.arrays(task.record(np.random.default_rng(0), Example(image, None), True))
+    grid = patch_grid(
+        config.data.crop, config.task.per_side, config.task.jitter, config.task.overlap
+    )
+    cut = jnp.asarray(patches_of(jax.tree.map(jnp.asarray, record), grid), jnp.float32)
+    patches = jnp.stack([cut] * 3)
     with nn.intercept_methods(note):
         outputs, _ = jax.eval_shape(task.network.init_with_output, jax.random.key(0), patches)
     assert encoded == [(3 * count, *patches.shape[2:])]
@@ -302,7 +307,7 @@ def test_the_original_objective_samples_every_other_column():
 
 def test_the_original_flips_each_patch_on_its_own_along_the_rows():
     patches = np.random.default_rng(0).normal(size=(16, 3, 4, 1)).astype(np.float32)
-    shown, _ = cpc.views(jax.random.key(0), {"patches": jnp.asarray(patches)}, True, 0.0, True)
+    shown, _ = cpc.views(jax.random.key(0), jnp.asarray(patches), True, 0.0, True)
     flipped = [np.array_equal(a, b[::-1]) for a, b in zip(shown, patches, strict=True)]
     kept = [np.array_equal(a, b) for a, b in zip(shown, patches, strict=True)]
     assert np.logical_xor(flipped, kept).all()

@@ -1,8 +1,11 @@
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from ssl3d.data import pipeline
 from ssl3d.data.pipeline import Example
 from ssl3d.errors import UserError
 from ssl3d.tasks import grid as grids
@@ -121,6 +124,19 @@ def test_a_record_says_where_its_patches_are_in_the_image(train, seed, shape):
     np.testing.assert_array_equal(
         record["patches"], grids.tile(image, grid, record["starts"]), strict=True
     )
+
+
+def test_overlapping_patches_are_cut_on_the_device_from_a_crop_with_fewer_voxels():
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(20, 21, 2)).astype(np.float16)
+    example, size = Example(image, None), (18, 18)
+    for overlap, jitter, cut_later in ((3, 0, True), (0, 0, False), (3, 1, False)):
+        grid = grids.patch_grid(size, 5, jitter=jitter, overlap=overlap)
+        record = pipeline.arrays(grids.cut(np.random.default_rng(1), example, size, grid, True))
+        assert ("volume" in record) == cut_later
+        patches = grids.patches_of(jax.tree.map(jnp.asarray, record), grid)
+        expected = grids.tile(image, grid, record["starts"])
+        np.testing.assert_array_equal(patches, expected, strict=True)
 
 
 def test_validation_crops_from_the_middle_and_training_anywhere():

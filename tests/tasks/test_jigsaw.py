@@ -10,6 +10,7 @@ import pytest
 from flax import linen as nn
 
 from ssl3d import tasks
+from ssl3d.data import pipeline
 from ssl3d.data.pipeline import Example
 from ssl3d.errors import UserError
 from ssl3d.tasks import jigsaw
@@ -103,7 +104,7 @@ def test_puzzles_of_a_volume_share_one_encoding_of_its_patches(tiny):
         return call(*arguments, **options)
 
     image = np.zeros((*config.data.crop, 2), np.float16)
-    record = task.record(np.random.default_rng(0), Example(image, None), True)
+    record = pipeline.arrays(task.record(np.random.default_rng(0), Example(image, None), True))
     (patches, orders), targets = jax.eval_shape(
         lambda key, record: task.views(key, record, True), jax.random.key(0), record
     )

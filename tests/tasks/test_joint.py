@@ -91,35 +91,51 @@ def test_the_gradient_is_the_weighted_sum_of_the_parts(tiny, pictures):
 
 
 def test_parts_draw_numbers_of_their_own(tiny, pictures):
-    """Two parts of the same task share the record, and neither augmentation nor targets."""
+    """Two parts of the same task share neither patches, augmentation nor targets."""
     config = tiny("joint2d", pictures.path, task__parts=("rpl", "again"))
     config.parts.again = config.parts.rpl.copy_and_resolve_references()
     task = tasks.build(config)
     image = np.random.default_rng(0).normal(size=(24, 24, 3)).astype(np.float16)
-    record = task.record(np.random.default_rng(0), pipeline.Example(image, None), True)
-    assert record.keys() == {"rpl/patches", "rpl/starts"}
+    record = pipeline.arrays(
+        task.record(np.random.default_rng(0), pipeline.Example(image, None), True)
+    )
+    assert {key.partition("/")[0] for key in record} == {"rpl", "again"}
     record = jax.tree.map(jnp.asarray, record)
-    inputs, targets = jax.jit(lambda key: task.views(key, record, True))(jax.random.key(0))
+    inputs, _ = jax.jit(lambda key: task.views(key, record, True))(jax.random.key(0))
     assert inputs["rpl"].shape == inputs["again"].shape
     assert not np.allclose(inputs["rpl"], inputs["again"])
-    draws = jax.vmap(lambda key: task.views(key, record, True)[1])
-    targets = draws(jax.random.split(jax.random.key(0), 50))
-    first = (targets["rpl"]["position"] == targets["again"]["position"])[:, 0]
-    assert 0 < first.mean() < 0.4
+    record["again/patches"] = record["rpl/patches"]
+    inputs, _ = jax.jit(lambda key: task.views(key, record, True))(jax.random.key(0))
+    assert not np.allclose(inputs["rpl"], inputs["again"])  # augmentation
+    rng, example = np.random.default_rng(0), pipeline.Example(image, None)
+    draws = [task.record(rng, example, True) for _ in range(50)]
+    first = [draw["rpl/chosen"][1] == draw["again/chosen"][1] for draw in draws]
+    assert 0 < np.mean(first) < 0.4
 
 
 def test_equal_patches_are_cut_once_and_others_for_each_part(tiny):
     config = tiny("joint3d", task__parts=("rpl", "jigsaw", "rotation"))
     task = tasks.build(config)
-    image = np.zeros((24, 24, 24, 2), np.float16)
-    record = task.record(np.random.default_rng(0), pipeline.Example(image, None), True)
-    assert record.keys() == {"rpl/patches", "rpl/starts", "rotation/volume", "rotation/start"}
+    image = np.random.default_rng(0).normal(size=(24, 24, 24, 2)).astype(np.float16)
+    record = pipeline.arrays(
+        task.record(np.random.default_rng(0), pipeline.Example(image, None), True)
+    )
+    patches = {"rpl/chosen", "jigsaw/patches", "jigsaw/starts"}
+    assert record.keys() == patches | {"rotation/volume", "rotation/start"}
+    on_device = jax.tree.map(jnp.asarray, record)
+    inputs, targets = jax.device_get(task.views(jax.random.key(0), on_device, False))
+    np.testing.assert_array_equal(
+        inputs["rpl"], inputs["jigsaw"][0][record["rpl/chosen"]], strict=True
+    )
+    whole = task.panels(record, inputs, targets)[0]
+    starts = [box.start for box in whole.boxes[:4]]
+    assert starts == [tuple(record["jigsaw/starts"][i]) for i in record["rpl/chosen"]]
     assert task.spatial == ("rotation/volume",)
     config.parts.jigsaw.task.jitter = 2
     record = tasks.build(config).record(
         np.random.default_rng(0), pipeline.Example(image, None), True
     )
-    assert "jigsaw/patches" in record
+    assert {"rpl/patches", "jigsaw/patches"} < record.keys()
 
 
 def test_one_encoder_serves_all(tiny, pictures):
@@ -134,7 +150,9 @@ def test_panels_of_all_parts(tiny):
     config = tiny("joint2d", task__parts=("rpl", "rotation"))
     task = tasks.build(config)
     image = np.random.default_rng(0).normal(size=(24, 24, 3)).astype(np.float16)
-    record = task.record(np.random.default_rng(0), pipeline.Example(image, None), True)
+    record = pipeline.arrays(
+        task.record(np.random.default_rng(0), pipeline.Example(image, None), True)
+    )
     on_device = jax.tree.map(jnp.asarray, record)
     inputs, targets = jax.device_get(task.views(jax.random.key(0), on_device, True))
     panels = task.panels(record, inputs, targets)

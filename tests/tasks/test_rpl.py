@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,10 +7,11 @@ import pytest
 from flax import linen as nn
 
 from ssl3d import tasks
+from ssl3d.data import pipeline
 from ssl3d.data.pipeline import Example
 from ssl3d.errors import UserError
 from ssl3d.tasks import rpl
-from ssl3d.tasks.grid import cut, patch_grid
+from ssl3d.tasks.grid import Chosen, Cut, cut, patch_grid
 from tests.support.random_weights import random_variables
 
 
@@ -24,7 +27,7 @@ def test_only_the_centre_and_the_queries_are_encoded(tiny, rank, classes):
     config = tiny(f"rpl{rank}d", task__queries=3)
     task = tasks.build(config)
     image = np.zeros((*config.data.crop, 2), np.float16)
-    record = task.record(np.random.default_rng(0), Example(image, None), True)
+    record = pipeline.arrays(task.record(np.random.default_rng(0), Example(image, None), True))
     inputs, targets = jax.eval_shape(
         lambda key, record: task.views(key, record, True), jax.random.key(0), record
     )
@@ -47,34 +50,56 @@ def test_only_the_centre_and_the_queries_are_encoded(tiny, rank, classes):
 
 @pytest.fixture(scope="module", params=[2, 3])
 def draws(request):
-    """200 draws of 3 queries each from patches that hold their own number."""
+    """200 records of 3 queries each from an image of which every voxel holds its patch's number."""
     rank = request.param
-    patches = jnp.broadcast_to(
-        jnp.arange(3.0**rank).reshape(-1, *(1,) * (rank + 1)), (3**rank, *(2,) * rank, 1)
-    )
+    numbers = np.arange(3.0**rank, dtype=np.float16).reshape((3,) * rank)
+    image = np.kron(numbers, np.ones((4,) * rank, np.float16))[..., None]
+    size = image.shape[:-1]
+    sample = functools.partial(rpl.sample, count=3**rank, centre=3**rank // 2, queries=3)
+    record = Chosen(Cut(size, patch_grid(size, 3, jitter=1)), sample)
+    found = [
+        pipeline.arrays(record(np.random.default_rng(seed), Example(image, None), False))
+        for seed in range(200)
+    ]
+    found = {key: np.stack([one[key] for one in found]) for key in found[0]}
 
     @jax.jit
     @jax.vmap
-    def draw(key):
-        return rpl.views(key, {"patches": patches}, False, 3, 3**rank // 2, 0.2)
+    def draw(record):
+        return rpl.views(jax.random.key(0), record, False, 3**rank // 2, 0.2)
 
-    inputs, targets = draw(jax.random.split(jax.random.key(0), 200))
-    return rank, np.asarray(inputs), jax.tree.map(np.asarray, targets)
+    inputs, targets = draw(found)
+    return rank, found, np.asarray(inputs), jax.tree.map(np.asarray, targets)
 
 
 def test_the_centre_comes_first_and_then_the_queries(draws):
-    rank, inputs, targets = draws
+    rank, record, inputs, targets = draws
     numbers = inputs.reshape(200, 4, -1)
     assert (numbers == numbers[..., :1]).all()
     assert (numbers[:, 0, 0] == 3**rank // 2).all()
     np.testing.assert_array_equal(numbers[:, 1:, 0], targets["query"])
+    np.testing.assert_array_equal(numbers[..., 0], record["chosen"])
     np.testing.assert_array_equal(
         targets["position"], rpl.class_of(jnp.asarray(targets["query"]), 3**rank // 2)
     )
+    cells = record["starts"] // 4  # jitter stays in the cell
+    np.testing.assert_array_equal(
+        np.ravel_multi_index(np.moveaxis(cells, -1, 0), (3,) * rank), record["chosen"]
+    )
+
+
+def test_patches_shared_with_a_task_that_sees_them_all_give_the_same_views(draws):
+    rank, record, inputs, _ = draws
+    numbers = np.arange(3.0**rank, dtype=np.float16).reshape(-1, *(1,) * (rank + 1))
+    patches = np.broadcast_to(numbers, (3**rank, *inputs.shape[2:]))
+    shared = {"patches": jnp.asarray(patches), "chosen": jnp.asarray(record["chosen"][7])}
+    again, targets = rpl.views(jax.random.key(0), shared, False, 3**rank // 2, 0.2)
+    np.testing.assert_array_equal(again, inputs[7])
+    np.testing.assert_array_equal(targets["query"], record["chosen"][7, 1:])
 
 
 def test_queries_of_one_volume_differ_and_all_places_are_asked_for(draws):
-    rank, _, targets = draws
+    rank, _, _, targets = draws
     assert all(len(set(row)) == 3 for row in targets["position"])
     asked = np.bincount(targets["position"].ravel(), minlength=3**rank - 1)
     assert len(asked) == 3**rank - 1
@@ -82,10 +107,10 @@ def test_queries_of_one_volume_differ_and_all_places_are_asked_for(draws):
 
 
 def test_every_patch_gets_a_brightness_of_its_own_in_training():
-    patches = jnp.asarray(np.random.default_rng(0).normal(size=(9, 4, 4, 1)).astype(np.float32))
-    key = jax.random.key(3)
-    plain, targets = rpl.views(key, {"patches": patches}, False, 3, 4, 0.2)
-    changed, same = rpl.views(key, {"patches": patches}, True, 3, 4, 0.2)
+    patches = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4, 4, 1)).astype(np.float32))
+    record, key = {"patches": patches, "chosen": jnp.array([4, 1, 8, 3])}, jax.random.key(3)
+    plain, targets = rpl.views(key, record, False, 4, 0.2)
+    changed, same = rpl.views(key, record, True, 4, 0.2)
     np.testing.assert_array_equal(targets["query"], same["query"])
     gains = []
     for before, after in zip(plain, changed, strict=True):

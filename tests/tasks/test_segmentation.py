@@ -187,7 +187,7 @@ def test_validation_looks_where_the_labels_are(tiny, volumes):
     label = np.zeros(case.shape, np.uint8)
     label[18:22, 3:5, 10:14] = 1
     example = pipeline.Example(store.load_image(volumes, case), case, label)
-    record = task.record(np.random.default_rng(0), example, False)
+    record = pipeline.arrays(task.record(np.random.default_rng(0), example, False))
     assert (record["label"] == 1).sum() == label.sum()
 
 

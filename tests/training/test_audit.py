@@ -39,7 +39,8 @@ def build(config):
     def record(rng, example, train):
         image, origin = crop(rng, example.image, size, train, beyond=True)
         at = grid.starts(cells, rng)
-        return {"patches": grid.tile(image, cells, at), "starts": origin + at}
+        patches = {"patches": grid.tile(image, cells, at), "starts": origin + at}
+        return patches | task.record.choose(rng)
 
     return task._replace(record=record)
 """

@@ -2,6 +2,7 @@
 
 import itertools
 
+from ssl3d.data import pipeline
 from ssl3d.training import problem
 
 
@@ -30,5 +31,5 @@ def test_batches_read_ahead_are_bounded_in_bytes(tiny, pictures, monkeypatch):
         return problem.train_batches(given, first_batch=0)
 
     many = first(5)
-    monkeypatch.setattr(problem, "_BUFFER", 1)
+    monkeypatch.setattr(pipeline, "BUFFER", 1)
     assert first(5) == many

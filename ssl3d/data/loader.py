@@ -1,0 +1,130 @@
+"""Batches, read ahead in threads: what an example is made of is copied once, into its batch."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import grain
+import numpy as np
+
+# Bytes of the batches that are read ahead.
+BUFFER = 2**29
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pieces:
+    """N pieces of an image as an array [N, *size, C] that is copied once, into the batch.
+
+    Attributes:
+      image: [*S, C].
+      starts: int [N, r], the first voxel of each.
+      size: in voxels.
+    """
+
+    image: np.ndarray
+    starts: np.ndarray
+    size: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.starts), *self.size, self.image.shape[-1])
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.image.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def write(self, out: np.ndarray) -> None:
+        """Copies the pieces to `out`."""
+        for piece, start in zip(out, self.starts, strict=True):
+            here = zip(start, self.size, strict=True)
+            piece[...] = self.image[tuple(slice(first, first + side) for first, side in here)]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        out = np.empty(self.shape, self.dtype)
+        self.write(out)
+        return out if dtype is None else out.astype(dtype)
+
+
+# What a task's `record` makes of an example. Views of the image are copied into the batch too.
+Parts = Mapping[str, np.ndarray | Pieces]
+
+
+def arrays(parts: Parts) -> Arrays:
+    """A single record with its pieces copied."""
+    return {key: np.asarray(part) for key, part in parts.items()}
+
+
+# Marks what an example has beside the task's own keys.
+_OWN = "pipeline/"
+
+
+def joined(record: Mapping[str, Any], own: Mapping[str, Any]) -> Parts:
+    """One dictionary of both, ready to be copied; without what a memory map costs to slice."""
+    parts = {**record, **{_OWN + key: value for key, value in own.items()}}
+    return {k: v if isinstance(v, Pieces) else np.asarray(v) for k, v in parts.items()}
+
+
+def read(
+    example: Callable[[int, int], Parts],
+    rows: int,
+    batches: int,
+    threads: int,
+    buffer: int,
+    first: int = 0,
+) -> Iterator[Any]:
+    """Batches from number `first` on, read ahead in threads.
+
+    A thread makes a whole batch, or a part of it where only a few batches fit in the buffer.
+
+    Args:
+      example: (batch, row) -> arrays; what it returns is copied once, without the GIL.
+      rows: of a batch.
+      batches: how many there are.
+      buffer: bytes.
+    """
+    size = rows * sum(part.nbytes for part in example(first, 0).values())
+    ahead = max(min(buffer // size, 2 * threads), 1)
+    workers = min(threads, ahead)
+    helpers = concurrent.futures.ThreadPoolExecutor(threads)
+
+    def make(number: int) -> dict[str, Any]:
+        parts = example(number, 0)
+        arrays = {key: np.empty((rows, *part.shape), part.dtype) for key, part in parts.items()}
+        _write(parts, arrays, 0)
+
+        def fill(row: int) -> None:
+            _write(example(number, row), arrays, row)
+
+        for _ in (helpers.map if workers < threads else map)(fill, range(1, rows)):
+            pass
+        record = {key: leaf for key, leaf in arrays.items() if not key.startswith(_OWN)}
+        own = {key.removeprefix(_OWN): arrays[key] for key in arrays.keys() - record.keys()}
+        return {"record": record, **own}
+
+    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=ahead)
+    reader = iter(grain.MapDataset.range(batches).map(make).to_iter_dataset(options))
+    # With threads and without worker processes this is the whole state of the iterator.
+    reader.set_state({"next_index": first})
+    yield from reader
+
+
+def _write(parts: Parts, batch: Arrays, row: int) -> None:
+    """Copies an example to a row of a batch. Raises ValueError: of another shape than the first."""
+    for key, part in parts.items():
+        out = batch[key][row, ...]
+        if part.shape != out.shape:
+            raise ValueError(f"{key}: {part.shape} of one example, {out.shape} of another")
+        if isinstance(part, Pieces):
+            part.write(out)
+        else:
+            np.copyto(out, part, casting="safe")
