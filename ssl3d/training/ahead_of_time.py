@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from ssl3d import tasks, xla
-from ssl3d.data import pipeline, store
+from ssl3d.data import loader, pipeline, store
 from ssl3d.errors import UserError
 from ssl3d.phantoms import dataset as phantom
 from ssl3d.training import hlo, problem, sharding, targets, transfer
@@ -164,7 +164,7 @@ def _record(
     )
     image = np.zeros((*shape, data.channels), np.float16)
     example = pipeline.Example(image, case, np.zeros(shape, np.uint8))
-    return task.record(np.random.default_rng(0), example, True)
+    return loader.arrays(task.record(np.random.default_rng(0), example, True))
 
 
 def _abstract_batch(
