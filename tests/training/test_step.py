@@ -24,7 +24,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tiny, pictures):
 
 
 def test_every_example_and_every_step_gets_draws_of_its_own(tiny, pictures):
-    config = tiny("rpl2d", pictures.path)
+    config = tiny("jigsaw2d", pictures.path)
     task, state, batch = initial(config, pictures)
 
     def spy(outputs, targets):
@@ -32,9 +32,9 @@ def test_every_example_and_every_step_gets_draws_of_its_own(tiny, pictures):
         loss, _ = task.loss(outputs, targets)
         own = jnp.arange(len(loss))
         shown = {
-            f"{i} {q}": (jnp.where(own == i, targets["position"][:, q], 0), own)
+            f"{i} {k}": (jnp.where(own == i, targets["permutation"][:, k], 0), own)
             for i in range(4)
-            for q in range(3)
+            for k in range(2)
         }
         return loss, shown
 
@@ -42,7 +42,7 @@ def test_every_example_and_every_step_gets_draws_of_its_own(tiny, pictures):
 
     def drawn(step):
         metrics = gradients(state | {"step": jnp.int32(step)}, batch)[2]
-        return [tuple(int(metrics[f"{i} {q}"][0]) for q in range(3)) for i in range(4)]
+        return [tuple(int(metrics[f"{i} {k}"][0]) for k in range(2)) for i in range(4)]
 
     first, second = drawn(0), drawn(1)
     assert drawn(0) == first
