@@ -12,7 +12,6 @@ Parameters are float32; `dtype` is the type of the computation.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -137,9 +136,7 @@ def convolve(x: Float[Array, "B *S C"], kernel: Float[Array, "*k C D"]) -> Float
     """Convolution of stride 1 that keeps the size ("SAME")."""
     if math.prod(kernel.shape[:-2]) == 1:
         return x @ kernel.reshape(kernel.shape[-2:])
-    small = min(x.shape[axis] for axis in _spatial(x)) < kernel.shape[0]
-    native = weight_gradient.TAPS, jnp.float32, jnp.float32
-    if not small and (kernel.shape[0], x.dtype, kernel.dtype) == native and x.ndim in (4, 5):
+    if weight_gradient.suits(x, kernel):
         return _convolve_natively(x, kernel)
     return _convolve_by_platform(x, kernel)
 
@@ -157,34 +154,7 @@ def _convolve_by_platform(
     return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=_convolve)
 
 
-# With the weight gradient in C++ on CPUs, if there is a compiler, as XLA's takes most of a step.
-_convolve_natively = jax.custom_vjp(_convolve_by_platform)
-
-
-def _kernel_gradient(x: Array, kernel: Array, gradient: Array) -> Array:
-    return jax.linear_transpose(functools.partial(_convolve_by_platform, x), kernel)(gradient)[0]
-
-
-def _native_gradients(
-    residuals: tuple[Array, Array], gradient: Float32[Array, "B *S D"]
-) -> tuple[Float32[Array, "B *S C"], Float32[Array, "*k C D"]]:
-    x, kernel = residuals
-    (by_x,) = jax.linear_transpose(lambda x: _convolve_by_platform(x, kernel), x)(gradient)
-    if not weight_gradient.available():
-        return by_x, _kernel_gradient(x, kernel, gradient)
-    by_kernel = jax.lax.platform_dependent(
-        x,
-        kernel,
-        gradient,
-        cpu=lambda x, _, gradient: weight_gradient.weight_gradient(x, gradient),
-        default=_kernel_gradient,
-    )
-    return by_x, by_kernel
-
-
-_convolve_natively.defvjp(
-    lambda x, kernel: (_convolve_by_platform(x, kernel), (x, kernel)), _native_gradients
-)
+_convolve_natively = weight_gradient.native(_convolve_by_platform)
 
 
 def _convolve(x: Float[Array, "B *S C"], kernel: Float[Array, "*k C D"]) -> Float[Array, "B *S D"]:

@@ -19,6 +19,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -29,7 +30,7 @@ from jax import Array
 from jax.custom_batching import sequential_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
 from ssl3d.atomic import atomic_write
 
@@ -67,6 +68,40 @@ def available() -> bool:
         )
         return False
     return True
+
+
+def suits(x: Float[Array, "B *S C"], kernel: Float[Array, "*k C D"]) -> bool:
+    """Whether `native` is made for such a convolution."""
+    taps = set(kernel.shape[:-2])
+    return taps == {TAPS} and x.ndim in (4, 5) and x.dtype == kernel.dtype == jnp.float32
+
+
+def native(convolution: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    """A "SAME" convolution (x, kernel) of stride 1 with the library's weight gradient on CPUs.
+
+    For arguments that it `suits`. The input gradient is the convolution of the output's with the
+    kernel turned around: transposing forms that are fast need not give such forms.
+    """
+
+    def by_kernel(x: Array, kernel: Array, gradient: Array) -> Array:
+        return jax.linear_transpose(functools.partial(convolution, x), kernel)(gradient)[0]
+
+    def by_library(x: Array, _: Array, gradient: Array) -> Array:
+        return weight_gradient(x, gradient)
+
+    def backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+        x, kernel = residuals
+        turned = jnp.flip(kernel, range(x.ndim - 2)).swapaxes(-1, -2)
+        by_x = convolution(gradient, turned)
+        # In a few voxels there is little to add up, and a matrix product is as fast.
+        if min(x.shape[1:-1]) < TAPS or not available():
+            return by_x, by_kernel(x, kernel, gradient)
+        arrays = x, kernel, gradient
+        return by_x, jax.lax.platform_dependent(*arrays, cpu=by_library, default=by_kernel)
+
+    differentiable = jax.custom_vjp(convolution)
+    differentiable.defvjp(lambda x, kernel: (convolution(x, kernel), (x, kernel)), backward)
+    return differentiable
 
 
 @sequential_vmap
