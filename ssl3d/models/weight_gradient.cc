@@ -1,15 +1,18 @@
-// The gradient of a "SAME" convolution of stride 1 with respect to its kernel of 3^rank taps.
+// The gradient of a "SAME" convolution of stride 1 with respect to its kernel of 3^rank taps:
 //
 //   dW[t, c, d] = sum over batch and voxels v of x[v + t - 1, c] g[v, d]
 //
-// Channels last, float32, rank 2 or 3; XLA:CPU takes up to ten times as long for it as for the
-// convolution itself. A row is the last spatial axis at one place of the others. Along a row the
-// three taps need x[v, c] with g[v + 1], g[v] and g[v - 1]: one load of x feeds three products.
-// A *stream* is one channel of x in one of the 3^(rank-1) rows around that of g. The innermost
-// loop keeps the sums of STREAMS streams x 3 taps x one vector of g's channels in registers.
+// Channels last, float32, rank 2 or 3. XLA:CPU takes up to ten times as long for it as for the
+// convolution itself.
 //
-// The voxels are cut into parts, and each part's sums are added up in order. Shapes alone decide
-// on the parts, so the result has the same bits for any number of threads.
+// A row is the last spatial axis at one place of the others. A *stream* is one channel of x in one
+// of the 3^(rank-1) rows of x around a row of g. A *block* is WIDTH channels of g, or the rest. The
+// three taps along the row need x[v, c] with g[v - 1], g[v] and g[v + 1], which are neighbours in
+// memory: each value of x is loaded once and multiplied by up to three vectors. The innermost loop
+// keeps the sums of STREAMS streams in registers.
+//
+// The rows are cut into parts, whose sums are added up in order. Shapes alone decide on the parts,
+// so the result has the same bits for any number of threads.
 
 #include <algorithm>
 #include <atomic>
@@ -27,8 +30,10 @@ namespace ffi = xla::ffi;
 
 namespace {
 
-// Registers: STREAMS x 3 sums, 3 vectors of g and one value of x. With 9 streams, those of a
-// volume come out even whatever the number of channels.
+constexpr int TAPS = 3;
+
+// Registers: STREAMS x 3 sums, 3 vectors of g and one value of x. With 9 streams at a time, those
+// of a volume come out even whatever the number of channels.
 #if defined(__AVX512F__)
 constexpr int WIDTH = 16, STREAMS = 9;  // 32 registers of 16 floats
 #elif defined(__AVX2__)
@@ -38,59 +43,71 @@ constexpr int WIDTH = 4, STREAMS = 9;  // 32 registers of 4
 #else
 constexpr int WIDTH = 4, STREAMS = 4;
 #endif
-constexpr int TAPS = 3;
-constexpr int64_t SLAB = 32 << 10;    // bytes of g that are used again and again, from a near cache
-constexpr int64_t ITEMS = 64;         // of work, for as many threads
-constexpr int64_t SUMS = 4 << 20;  // bytes that the sums of all parts may take
+constexpr int64_t LANES = TAPS * WIDTH;  // sums of a stream
+
+constexpr int64_t SLAB = 32 << 10;  // bytes of g that all streams use before the next, from a near cache
+constexpr int64_t ITEMS = 64;       // of work, for at most as many threads
+constexpr int64_t SUMS = 4 << 20;   // bytes that the sums of all parts may take
 
 typedef float Vector __attribute__((vector_size(4 * WIDTH)));
+typedef Vector Unaligned __attribute__((aligned(4), may_alias));
 
-// One row of g, and the rows of x that the streams of a block read beside it.
+// One row of a block of g, and the rows of x that some streams read beside it.
 struct Row {
   const float* x[STREAMS];
   const float* g;
 };
 
-// sums[stream][tap] += over rows and voxels; g has a vector of zeros before and after each row.
-void multiply(const Row* rows, int64_t count, int64_t length, int64_t stride,
-              float* __restrict__ sums) {
-  Vector sum[STREAMS][TAPS];
-  std::memcpy(sum, sums, sizeof sum);
+// sums[stream][shift * step + channel] += x[v, stream] g[v + shift - 1, channel] over rows and
+// voxels. `step` channels of g lie between zeros for the voxels before and after each row; what
+// follows the last shift in the last vector is of no meaning.
+template <int VECTORS>
+void multiply(const std::vector<Row>& rows, int64_t count, int64_t length, int64_t stride,
+              int64_t step, float* sums) {
+  Vector sum[STREAMS][VECTORS];
+#pragma GCC unroll 16
+  for (int s = 0; s < STREAMS; ++s) {
+    const Unaligned* from = reinterpret_cast<const Unaligned*>(sums + s * LANES);
+#pragma GCC unroll 3
+    for (int i = 0; i < VECTORS; ++i) sum[s][i] = from[i];
+  }
   for (int64_t r = 0; r < count; ++r) {
     const float* x[STREAMS];
 #pragma GCC unroll 16
     for (int s = 0; s < STREAMS; ++s) x[s] = rows[r].x[s];
-    const Vector* g = reinterpret_cast<const Vector*>(rows[r].g);
-    Vector before = g[0], here = g[1];
+    const float* g = rows[r].g;
     int64_t at = 0;
-    for (int64_t v = 0; v < length; ++v, at += stride) {
-      const Vector after = g[v + 2];
+    for (int64_t v = 0; v < length; ++v, at += stride, g += step) {
+      const Unaligned* near = reinterpret_cast<const Unaligned*>(g);
 #pragma GCC unroll 16
       for (int s = 0; s < STREAMS; ++s) {
         const Vector value = x[s][at] - Vector{};  // in all lanes
-        sum[s][0] += value * after;
-        sum[s][1] += value * here;
-        sum[s][2] += value * before;
+#pragma GCC unroll 3
+        for (int i = 0; i < VECTORS; ++i) sum[s][i] += value * near[i];
       }
-      before = here;
-      here = after;
     }
   }
-  std::memcpy(sums, sum, sizeof sum);
+#pragma GCC unroll 16
+  for (int s = 0; s < STREAMS; ++s) {
+    Unaligned* to = reinterpret_cast<Unaligned*>(sums + s * LANES);
+#pragma GCC unroll 3
+    for (int i = 0; i < VECTORS; ++i) to[i] = sum[s][i];
+  }
 }
 
-// Shapes, as for a volume: a picture has one plane and no taps across planes.
+// Shapes as for a volume: a picture has one plane, and no taps across planes.
 struct Problem {
   const float* x;  // [batch, planes, rows, length, c]
   const float* g;  // [batch, planes, rows, length, d]
   int64_t batch, planes, rows, length, c, d;
   int64_t plane_taps;  // 3 or 1
 
-  int64_t streams() const { return plane_taps * TAPS * c; }
-  int64_t blocks() const { return (streams() + STREAMS - 1) / STREAMS; }
-  int64_t vectors() const { return (d + WIDTH - 1) / WIDTH; }
-  int64_t sums() const { return blocks() * STREAMS * TAPS * WIDTH; }  // floats of one vector
   int64_t all_rows() const { return batch * planes * rows; }
+  int64_t streams() const { return plane_taps * TAPS * c; }
+  int64_t passes() const { return (streams() + STREAMS - 1) / STREAMS; }  // over a slab of g
+  int64_t blocks() const { return (d + WIDTH - 1) / WIDTH; }
+  int64_t sums() const { return passes() * STREAMS * LANES; }  // of one block
+  int64_t channels(int64_t block) const { return std::min<int64_t>(WIDTH, d - block * WIDTH); }
 };
 
 struct Free {
@@ -110,12 +127,12 @@ struct Place {
   int64_t number, z, y;
 };
 
-// Adds the products of the rows from `first` up to `last`, for one vector of g's channels.
-void add_rows(const Problem& p, int64_t first, int64_t last, int64_t vector, float* sums) {
-  const int64_t padded = WIDTH * (p.length + 2);
+// Adds the products of the rows from `first` up to `last`, for one block. False: out of memory.
+bool add_rows(const Problem& p, int64_t first, int64_t last, int64_t block, float* sums) {
+  const int64_t step = p.channels(block), padded = step * (p.length + 2);
   const int64_t slab = std::clamp<int64_t>(SLAB / (4 * padded), 1, last - first);
-  const int64_t channel = vector * WIDTH, channels = std::min<int64_t>(WIDTH, p.d - channel);
-  const Floats packed = zeros(slab * padded), nothing = zeros(p.length * p.c);
+  const Floats packed = zeros(slab * padded + LANES), nothing = zeros(p.length * p.c);
+  if (!packed || !nothing) return false;
   std::vector<Place> places(slab);
   std::vector<Row> rows(slab);
   for (; first < last; first += slab) {
@@ -123,20 +140,20 @@ void add_rows(const Problem& p, int64_t first, int64_t last, int64_t vector, flo
     for (int64_t r = 0; r < height; ++r) {
       const int64_t number = first + r;
       places[r] = {number, number / p.rows % p.planes, number % p.rows};
-      float* to = packed.get() + r * padded + WIDTH;
-      const float* from = p.g + number * p.length * p.d + channel;
-      for (int64_t v = 0; v < p.length; ++v, to += WIDTH, from += p.d) {
-        if (channels == WIDTH) {
+      float* to = packed.get() + r * padded + step;
+      const float* from = p.g + number * p.length * p.d + block * WIDTH;
+      for (int64_t v = 0; v < p.length; ++v, to += step, from += p.d) {
+        if (step == WIDTH) {
           std::memcpy(to, from, 4 * WIDTH);
         } else {
-          std::memcpy(to, from, 4 * channels);
+          std::copy_n(from, step, to);
         }
       }
     }
-    for (int64_t block = 0; block < p.blocks(); ++block) {
+    for (int64_t pass = 0; pass < p.passes(); ++pass) {
       int64_t dz[STREAMS], dy[STREAMS], offset[STREAMS];
       for (int64_t s = 0; s < STREAMS; ++s) {
-        const int64_t stream = block * STREAMS + s, tap = stream / p.c;
+        const int64_t stream = pass * STREAMS + s, tap = stream / p.c;
         // A stream too many reads zeros, as do those whose row lies outside.
         dz[s] = stream < p.streams() ? tap / TAPS - p.plane_taps / 2 : p.planes;
         dy[s] = tap % TAPS - 1;
@@ -144,21 +161,23 @@ void add_rows(const Problem& p, int64_t first, int64_t last, int64_t vector, flo
       }
       int64_t count = 0;
       for (int64_t r = 0; r < height; ++r) {
-        const Place at = places[r];
-        const float* x = p.x + at.number * p.length * p.c;
-        bool inside = false;
+        const float* x = p.x + places[r].number * p.length * p.c;
+        bool any = false;
         for (int64_t s = 0; s < STREAMS; ++s) {
-          const int64_t z = at.z + dz[s], y = at.y + dy[s];
-          const bool here = 0 <= z && z < p.planes && 0 <= y && y < p.rows;
-          rows[count].x[s] = here ? x + offset[s] : nothing.get();
-          inside |= here;
+          const int64_t z = places[r].z + dz[s], y = places[r].y + dy[s];
+          const bool inside = 0 <= z && z < p.planes && 0 <= y && y < p.rows;
+          rows[count].x[s] = inside ? x + offset[s] : nothing.get();
+          any |= inside;
         }
         rows[count].g = packed.get() + r * padded;
-        count += inside;
+        count += any;
       }
-      multiply(rows.data(), count, p.length, p.c, sums + block * STREAMS * TAPS * WIDTH);
+      const int64_t vectors = (TAPS * step + WIDTH - 1) / WIDTH;
+      const auto f = vectors == 1 ? multiply<1> : vectors == 2 ? multiply<2> : multiply<3>;
+      f(rows, count, p.length, p.c, step, sums + pass * STREAMS * LANES);
     }
   }
+  return true;
 }
 
 // Calls f(0) ... f(count - 1) on the threads of the pool and this one. It must not wait for a task
@@ -190,10 +209,9 @@ void in_parallel(ffi::ThreadPool& pool, int64_t count, const F& f) {
   shared->all_done.wait(lock, [&] { return shared->done == count; });
 }
 
-using Floats32 = ffi::Buffer<ffi::F32>;
+using Array = ffi::Buffer<ffi::F32>;
 
-ffi::Error weight_gradient(ffi::ThreadPool pool, Floats32 x, Floats32 g,
-                           ffi::ResultBuffer<ffi::F32> result) {
+ffi::Error weight_gradient(ffi::ThreadPool pool, Array x, Array g, ffi::Result<Array> result) {
   const auto shape = x.dimensions();
   const size_t rank = shape.size() - 2;
   if (rank != 2 && rank != 3) return ffi::Error::InvalidArgument("rank must be 2 or 3");
@@ -208,29 +226,33 @@ ffi::Error weight_gradient(ffi::ThreadPool pool, Floats32 x, Floats32 g,
   p.c = shape[rank + 1];
   p.d = g.dimensions()[rank + 1];
 
-  const int64_t vectors = p.vectors(), each = p.sums();
-  int64_t parts = std::min((ITEMS + vectors - 1) / vectors, SUMS / (4 * each * vectors));
-  parts = std::clamp<int64_t>(parts, 1, p.all_rows());
-  const Floats sums = zeros(parts * vectors * each);
-  if (!sums) return ffi::Error::Internal("out of memory");
-  in_parallel(pool, parts * vectors, [&](int64_t i) {
-    const int64_t part = i / vectors;
-    add_rows(p, part * p.all_rows() / parts, (part + 1) * p.all_rows() / parts, i % vectors,
-             sums.get() + i * each);
+  const int64_t blocks = p.blocks(), each = p.sums();
+  int64_t parts = std::min((ITEMS + blocks - 1) / blocks, SUMS / (4 * each * blocks));
+  parts = std::clamp<int64_t>(parts, 1, std::max<int64_t>(p.all_rows(), 1));
+  const Floats sums = zeros(parts * blocks * each);
+  std::atomic<bool> enough{sums != nullptr};
+  in_parallel(pool, enough ? parts * blocks : 0, [&](int64_t i) {
+    const int64_t part = i / blocks;
+    const int64_t first = part * p.all_rows() / parts, last = (part + 1) * p.all_rows() / parts;
+    if (!add_rows(p, first, last, i % blocks, sums.get() + i * each)) enough = false;
   });
+  if (!enough) return ffi::Error::Internal("out of memory");
 
   float* const out = result->typed_data();
   in_parallel(pool, p.streams(), [&](int64_t stream) {
     const int64_t tap = stream / p.c, c = stream % p.c;
-    for (int64_t i = 0; i < TAPS * vectors; ++i) {
-      const int64_t t = i / vectors, vector = i % vectors, channel = vector * WIDTH;
-      const float* from = sums.get() + vector * each + (stream * TAPS + t) * WIDTH;
-      Vector total{};
-      for (int64_t part = 0; part < parts; ++part, from += vectors * each) {
-        total += *reinterpret_cast<const Vector*>(from);
+    for (int64_t block = 0; block < blocks; ++block) {
+      float total[LANES] = {};
+      for (int64_t part = 0; part < parts; ++part) {
+        const float* from = sums.get() + (part * blocks + block) * each + stream * LANES;
+        for (int64_t lane = 0; lane < LANES; ++lane) total[lane] += from[lane];
       }
-      float* to = out + ((tap * TAPS + t) * p.c + c) * p.d + channel;
-      std::memcpy(to, &total, 4 * std::min<int64_t>(WIDTH, p.d - channel));
+      // Shifting g forwards is shifting x back.
+      const int64_t step = p.channels(block);
+      for (int64_t shift = 0; shift < TAPS; ++shift) {
+        const int64_t t = tap * TAPS + TAPS - 1 - shift;
+        std::copy_n(total + shift * step, step, out + (t * p.c + c) * p.d + block * WIDTH);
+      }
     }
   });
   return ffi::Error::Success();
@@ -238,9 +260,6 @@ ffi::Error weight_gradient(ffi::ThreadPool pool, Floats32 x, Floats32 g,
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(WeightGradient, weight_gradient,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    WeightGradient, weight_gradient,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().Arg<Array>().Ret<Array>());
