@@ -1,0 +1,38 @@
+"""A program for a process with two devices and as many cores as given: the native weight gradient.
+
+python -m tests.support.shared_gradients CORES
+
+Prints a digest of the bits on one device, then how far two devices are from it that share the
+batch, and two that share the voxels; each many times over, with both devices at work.
+"""
+
+import hashlib
+import os
+import sys
+
+if __name__ == "__main__":
+    if hasattr(os, "sched_setaffinity"):  # before jax counts the cores for its threads
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[: int(sys.argv[1])])
+    import jax
+    import numpy as np
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+    from ssl3d.models import layers, weight_gradient
+    from tests.support.oracles import normal
+
+    jax.config.update("jax_num_cpu_devices", 2)
+    assert weight_gradient.available()
+    x, kernel = normal(0, 4, 8, 9, 10, 20), normal(1, 3, 3, 3, 20, 17)
+    gradient = jax.grad(lambda kernel, x: jax.numpy.square(layers.convolve(x, kernel)).sum())
+    alone = np.asarray(jax.jit(gradient)(kernel, x))
+    print(hashlib.sha256(alone.tobytes()).hexdigest())
+    mesh = jax.make_mesh((2,), ("two",), (AxisType.Auto,))
+    whole = NamedSharding(mesh, PartitionSpec())
+    for axes in (("two",), (None, "two")):
+        shared = jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))
+        step = jax.jit(gradient, out_shardings=whole).lower(kernel, shared).compile()
+        kernels = jax.device_put(kernel, whole)
+        found = [np.asarray(step(kernels, shared)) for _ in range(50)]
+        gathered = "all-gather(" in step.as_text()
+        print(max(np.abs(one - alone).max() for one in found) / np.abs(alone).max(), gathered)
