@@ -13,6 +13,7 @@ import ctypes
 import functools
 import hashlib
 import itertools
+import math
 import os
 import platform
 import shlex
@@ -110,8 +111,8 @@ def weight_gradient(
 ) -> Float32[Array, "*k C D"]:
     """The gradient of a "SAME" convolution of x with 3^rank taps, in 2D or 3D, by the library.
 
-    Devices that share a batch add up what each finds for its examples; those that share the voxels
-    of an example all find the whole. The bits do not depend on the number of threads.
+    Devices that share the batch, or the first spatial axis, add up what each finds for its share.
+    The bits do not depend on the number of threads.
     """
     return _sharded(x.ndim - 2)(x, gradient)
 
@@ -130,14 +131,25 @@ def _sharded(rank: int) -> custom_partitioning:
 
     def partition(mesh: Mesh, arguments: tuple, result: object) -> tuple:
         # Another kind of sharding, without a mesh of named axes: each device computes the whole.
-        batch = next(iter(getattr(arguments[0].sharding, "spec", ())), None)
+        given = (*getattr(arguments[0].sharding, "spec", ()), None, None)[:2]
+        sizes = arguments[0].shape
+        split = [
+            axes if axes and size % _devices(mesh, axes) == 0 else None
+            for axes, size in zip(given, sizes, strict=False)
+        ]
+        _, space = split
 
         def share(x: Array, gradient: Array) -> Array:
-            own = _call(x, gradient)
-            return own if batch is None else jax.lax.psum(own, batch)
+            if space:
+                x, gradient = _with_neighbours(x, gradient, space, _devices(mesh, space))
+            summed = tuple(name for axes in split for name in _names(axes))
+            return jax.lax.psum(_call(x, gradient), summed)
 
-        whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (batch,)))
-        return mesh, share, whole, (split, split)
+        whole, shares = (
+            NamedSharding(mesh, PartitionSpec()),
+            NamedSharding(mesh, PartitionSpec(*split)),
+        )
+        return mesh, share, whole, (shares, shares)
 
     space, taps = ([f"{name}{axis}" for axis in range(rank)] for name in "sk")
     shape = " ".join(space)
@@ -145,9 +157,31 @@ def _sharded(rank: int) -> custom_partitioning:
     call.def_partition(
         partition=partition,
         sharding_rule=f"b {shape} c, b {shape} d -> {' '.join(taps)} c d",
-        need_replication_factors=(*space, "c", "d", *taps),
+        need_replication_factors=(*space[1:], "c", "d", *taps),
     )
     return call
+
+
+def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else axes or ()
+
+
+def _devices(mesh: Mesh, axes: str | tuple[str, ...]) -> int:
+    return math.prod(mesh.shape[name] for name in _names(axes))
+
+
+def _with_neighbours(
+    x: Float32[Array, "B *S C"], gradient: Float32[Array, "B *S D"], axes: str | tuple, count: int
+) -> tuple[Float32[Array, "B *padded C"], Float32[Array, "B *padded D"]]:
+    """A device's planes of x between one of each neighbour, and zeros in the gradient beside them.
+
+    Beyond the first device and the last are zeros, as in "SAME".
+    """
+    pairs = [(device, device + 1) for device in range(count - 1)]
+    before = jax.lax.ppermute(x[:, -1:], axes, pairs)
+    after = jax.lax.ppermute(x[:, :1], axes, [pair[::-1] for pair in pairs])
+    widths = [(int(axis == 1),) * 2 for axis in range(x.ndim)]
+    return jnp.concatenate([before, x, after], axis=1), jnp.pad(gradient, widths)
 
 
 def _cache() -> Path:

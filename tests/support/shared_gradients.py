@@ -2,8 +2,8 @@
 
 python -m tests.support.shared_gradients CORES
 
-Prints a digest of the bits on one device, then how far two devices are from it that share the
-batch, and two that share the voxels; each many times over, with both devices at work.
+Prints a digest of the bits on one device. Then, for two devices that share the batch, the planes
+and the columns: how far they are from it, in many runs, and whether they gather each other's share.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ if __name__ == "__main__":
     print(hashlib.sha256(alone.tobytes()).hexdigest())
     mesh = jax.make_mesh((2,), ("two",), (AxisType.Auto,))
     whole = NamedSharding(mesh, PartitionSpec())
-    for axes in (("two",), (None, "two")):
+    for axes in ("two",), (None, "two"), (None, None, None, "two"):
         shared = jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))
         step = jax.jit(gradient, out_shardings=whole).lower(kernel, shared).compile()
         kernels = jax.device_put(kernel, whole)
