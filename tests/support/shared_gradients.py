@@ -18,21 +18,20 @@ if __name__ == "__main__":
     import numpy as np
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-    from ssl3d.models import layers, weight_gradient
+    from ssl3d.models import weight_gradient
     from tests.support.oracles import normal
 
     jax.config.update("jax_num_cpu_devices", 2)
     assert weight_gradient.available()
-    x, kernel = normal(0, 4, 8, 9, 10, 20), normal(1, 3, 3, 3, 20, 17)
-    gradient = jax.grad(lambda kernel, x: jax.numpy.square(layers.convolve(x, kernel)).sum())
-    alone = np.asarray(jax.jit(gradient)(kernel, x))
+    arrays = normal(0, 4, 8, 9, 10, 20), normal(1, 4, 8, 9, 10, 17)
+    alone = np.asarray(jax.jit(weight_gradient.weight_gradient)(*arrays))
     print(hashlib.sha256(alone.tobytes()).hexdigest())
     mesh = jax.make_mesh((2,), ("two",), (AxisType.Auto,))
     whole = NamedSharding(mesh, PartitionSpec())
     for axes in ("two",), (None, "two"), (None, None, None, "two"):
-        shared = jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))
-        step = jax.jit(gradient, out_shardings=whole).lower(kernel, shared).compile()
-        kernels = jax.device_put(kernel, whole)
-        found = [np.asarray(step(kernels, shared)) for _ in range(50)]
+        shares = [jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes))) for x in arrays]
+        jitted = jax.jit(weight_gradient.weight_gradient, out_shardings=whole)
+        step = jitted.lower(*shares).compile()
+        found = [np.asarray(step(*shares)) for _ in range(50)]
         gathered = "all-gather(" in step.as_text()
         print(max(np.abs(one - alone).max() for one in found) / np.abs(alone).max(), gathered)
