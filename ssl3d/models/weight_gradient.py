@@ -59,7 +59,7 @@ def available() -> bool:
         return False
     try:
         _load(_cache())
-    except (OSError, RuntimeError, _UnavailableError) as error:
+    except (OSError, RuntimeError, ValueError, _UnavailableError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         print(
             f"note: no native weight gradient, training steps take up to twice as long ({reason}); "
@@ -130,26 +130,21 @@ def _sharded(rank: int) -> custom_partitioning:
     """`_call`, telling XLA how devices share it; XLA would give each of them the whole batch."""
 
     def partition(mesh: Mesh, arguments: tuple, result: object) -> tuple:
+        x, _ = arguments
         # Another kind of sharding, without a mesh of named axes: each device computes the whole.
-        given = (*getattr(arguments[0].sharding, "spec", ()), None, None)[:2]
-        sizes = arguments[0].shape
-        split = [
-            axes if axes and size % _devices(mesh, axes) == 0 else None
-            for axes, size in zip(given, sizes, strict=False)
-        ]
-        _, space = split
+        given = [*getattr(x.sharding, "spec", ()), None, None][:2]
+        batch, space = (
+            axes if size % _devices(mesh, axes) == 0 else None
+            for axes, size in zip(given, x.shape, strict=False)
+        )
 
         def share(x: Array, gradient: Array) -> Array:
             if space:
                 x, gradient = _with_neighbours(x, gradient, space, _devices(mesh, space))
-            summed = tuple(name for axes in split for name in _names(axes))
-            return jax.lax.psum(_call(x, gradient), summed)
+            return jax.lax.psum(_call(x, gradient), (*_names(batch), *_names(space)))
 
-        whole, shares = (
-            NamedSharding(mesh, PartitionSpec()),
-            NamedSharding(mesh, PartitionSpec(*split)),
-        )
-        return mesh, share, whole, (shares, shares)
+        split, whole = (NamedSharding(mesh, PartitionSpec(*a)) for a in ((batch, space), ()))
+        return mesh, share, whole, (split, split)
 
     space, taps = ([f"{name}{axis}" for axis in range(rank)] for name in "sk")
     shape = " ".join(space)
@@ -162,16 +157,20 @@ def _sharded(rank: int) -> custom_partitioning:
     return call
 
 
-def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+# What splits an axis of an array: one axis of the mesh, several, or none.
+_Axes = str | tuple[str, ...] | None
+
+
+def _names(axes: _Axes) -> tuple[str, ...]:
     return (axes,) if isinstance(axes, str) else axes or ()
 
 
-def _devices(mesh: Mesh, axes: str | tuple[str, ...]) -> int:
+def _devices(mesh: Mesh, axes: _Axes) -> int:
     return math.prod(mesh.shape[name] for name in _names(axes))
 
 
 def _with_neighbours(
-    x: Float32[Array, "B *S C"], gradient: Float32[Array, "B *S D"], axes: str | tuple, count: int
+    x: Float32[Array, "B *S C"], gradient: Float32[Array, "B *S D"], axes: _Axes, count: int
 ) -> tuple[Float32[Array, "B *padded C"], Float32[Array, "B *padded D"]]:
     """A device's planes of x between one of each neighbour, and zeros in the gradient beside them.
 

@@ -129,12 +129,10 @@ def work(given):
     """A worker: reads the names of forms, answers with seconds per step."""
     encoder = given.encoders
     steps, count = (torch_steps if given.worker == "torch" else our_steps)(encoder, given)
-    begun = time.perf_counter()
-    for step in steps.values():
+    for step in steps.values():  # compiles, and fills the caches
         step()
         step()
-    compiled = time.perf_counter() - begun
-    print(json.dumps({"parameters": count, "forms": list(steps), "start": compiled}), flush=True)
+    print(json.dumps({"parameters": count, "forms": list(steps)}), flush=True)
     for line in sys.stdin:
         begun = time.perf_counter()
         for _ in range(STEPS):
@@ -143,12 +141,11 @@ def work(given):
 
 
 def compare(encoder, given, arguments):
-    """Seconds per step of every form and round."""
-    workers = {}
+    """Seconds per step of every form, by round."""
     tuned = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**62)}
     kinds = {name: (sys.executable, "ours", {"SSL3D_NATIVE": on}) for name, on in OURS.items()}
     kinds["torch"] = (given.torch_python, "torch", tuned if given.keep_memory else {})
-    answers = {}
+    workers, answers = {}, {}
     for name, (python, kind, environment) in kinds.items():
         command = [python, __file__, *arguments, f"--worker={kind}", f"--encoders={encoder}"]
         workers[name] = subprocess.Popen(
@@ -160,12 +157,16 @@ def compare(encoder, given, arguments):
         )
         answers[name] = json.loads(workers[name].stdout.readline())
     assert len({answer["parameters"] for answer in answers.values()}) == 1, answers
-    forms = [(name, form) for name in workers for form in answers[name]["forms"]]
-    seconds = {form if form != "ours" else name: [] for name, form in forms}
+    asked = {
+        name if form == "ours" else form: (worker, form)
+        for name, worker in workers.items()
+        for form in answers[name]["forms"]
+    }
+    seconds = {name: [] for name in asked}
     for _ in range(given.rounds):
-        for name, form in forms:
-            print(form, file=workers[name].stdin, flush=True)
-            seconds[form if form != "ours" else name].append(float(workers[name].stdout.readline()))
+        for name, (worker, form) in asked.items():
+            print(form, file=worker.stdin, flush=True)
+            seconds[name].append(float(worker.stdout.readline()))
     for worker in workers.values():
         worker.stdin.close()
         worker.wait()
@@ -205,11 +206,9 @@ def main(arguments):
         for row in table(encoder, compare(encoder, given, arguments))
     ]
     if given.json:
-        print(json.dumps({"load": load, "rows": rows}))
-        return None
-    print(
-        f"load {load:.1f}, {given.threads} threads", "| encoder | form | ms | least | ours / this |"
-    )
+        return print(json.dumps({"load": load, "rows": rows}))
+    print(f"load {load:.1f}, {given.threads} threads")
+    print("| encoder | form | ms | least | ours / this |")
     print("|---|---|---|---|---|")
     for row in rows:
         values = f"{row['ms']:.0f} | {row['least_ms']:.0f} | {row['ours_to_this']:.2f}"
