@@ -24,6 +24,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Float32, Real, UInt8
 
 from ssl3d import xla
+from ssl3d.models import weight_gradient
 
 NORMS = ("group", "instance", "batch")
 
@@ -135,6 +136,14 @@ def convolve(x: Float[Array, "B *S C"], kernel: Float[Array, "*k C D"]) -> Float
     """Convolution of stride 1 that keeps the size ("SAME")."""
     if math.prod(kernel.shape[:-2]) == 1:
         return x @ kernel.reshape(kernel.shape[-2:])
+    if weight_gradient.suits(x, kernel):
+        return _convolve_natively(x, kernel)
+    return _convolve_by_platform(x, kernel)
+
+
+def _convolve_by_platform(
+    x: Float[Array, "B *S C"], kernel: Float[Array, "*k C D"]
+) -> Float[Array, "B *S D"]:
     if min(x.shape[axis] for axis in _spatial(x)) < kernel.shape[0]:
         on_cpu = _convolve_patches
     elif x.ndim == 5 and not xla.onednn():
@@ -143,6 +152,9 @@ def convolve(x: Float[Array, "B *S C"], kernel: Float[Array, "*k C D"]) -> Float
         on_cpu = _convolve
     # Chosen by the platform compiled for, which need not be the one at hand.
     return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=_convolve)
+
+
+_convolve_natively = weight_gradient.native(_convolve_by_platform)
 
 
 def _convolve(x: Float[Array, "B *S C"], kernel: Float[Array, "*k C D"]) -> Float[Array, "B *S D"]:
