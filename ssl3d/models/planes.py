@@ -17,14 +17,16 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-# Voxels of an example from which planes are faster: between a patch of 34^3, for which they take
-# three times as long, and half the side of a volume of 128^3.
-_LEAST = 48**3
+# Planes are faster for large volumes, and for the deeper levels of few; for the many patches of a
+# grid, 72 of 34^3 on a chip, they take three times as long (libtpu 0.0.50, v5e, by `ssl3d.plan`).
+_LARGE = 48**3  # voxels
+_FEW, _LEAST = 64, 16**3  # volumes, voxels
 
 
 def pay(x: Float[Array, "B *S C"]) -> bool:
     """Whether a TPU convolves these volumes faster by planes."""
-    return x.ndim == 5 and math.prod(x.shape[1:-1]) >= _LEAST
+    voxels = math.prod(x.shape[1:-1])
+    return x.ndim == 5 and (voxels >= _LARGE or (len(x) <= _FEW and voxels >= _LEAST))
 
 
 def convolve(
