@@ -24,7 +24,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Float32, Real, UInt8
 
 from ssl3d import xla
-from ssl3d.models import weight_gradient
+from ssl3d.models import planes, weight_gradient
 
 NORMS = ("group", "instance", "batch")
 
@@ -150,8 +150,9 @@ def _convolve_by_platform(
         on_cpu = _convolve_slices
     else:
         on_cpu = _convolve
+    on_tpu = planes.convolve if planes.pay(x) else _convolve
     # Chosen by the platform compiled for, which need not be the one at hand.
-    return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=_convolve)
+    return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, tpu=on_tpu, default=_convolve)
 
 
 _convolve_natively = weight_gradient.native(_convolve_by_platform)
@@ -234,9 +235,16 @@ class Downsample(nn.Module):
     def __call__(self, x: Float[Array, "B *S C"]) -> Float[Array, "B *half {self.channels}"]:
         shape = (*(2,) * (x.ndim - 2), x.shape[-1], self.channels)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
-        return space_to_depth(x.astype(self.dtype)) @ kernel.astype(self.dtype).reshape(
-            -1, self.channels
-        )
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if not planes.pay(x):
+            return _downsample(x, kernel)
+        return jax.lax.platform_dependent(x, kernel, tpu=planes.downsample, default=_downsample)
+
+
+def _downsample(
+    x: Float[Array, "B *S C"], kernel: Float[Array, "*k C D"]
+) -> Float[Array, "B *half D"]:
+    return space_to_depth(x) @ kernel.reshape(-1, kernel.shape[-1])
 
 
 class Upsample(nn.Module):
