@@ -5,7 +5,8 @@ D are the channels of a convolution's output. Every implementation is chosen
 for speed and agrees with the library's in value and gradient. In brackets, how much slower the
 library's is on CPU: max pooling over blocks (`reduce_window`: 15 times), strided convolution as
 space-to-depth and a matrix product (20-60 times, slow on GPU too), transposed convolution as a
-matrix product and depth-to-space (45 times), group norm from per-channel sums (3 times).
+matrix product and depth-to-space (45 times), group norm from per-channel sums (3 times), weight
+gradients of convolutions in C++ (2-9 times).
 
 Parameters are float32; `dtype` is the type of the computation.
 """

@@ -45,7 +45,7 @@ constexpr int WIDTH = 4, STREAMS = 4;
 #endif
 constexpr int64_t LANES = TAPS * WIDTH;  // sums of a stream
 
-constexpr int64_t SLAB = 32 << 10;  // bytes of g that all streams use before the next, from a near cache
+constexpr int64_t SLAB = 32 << 10;  // bytes of g for all streams in turn, from the nearest cache
 constexpr int64_t ITEMS = 64;       // of work, for at most as many threads
 constexpr int64_t SUMS = 4 << 20;   // bytes that the sums of all parts may take
 
