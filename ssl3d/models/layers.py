@@ -236,7 +236,7 @@ class Downsample(nn.Module):
     def __call__(self, x: Float[Array, "B *S C"]) -> Float[Array, "B *half {self.channels}"]:
         shape = (*(2,) * (x.ndim - 2), x.shape[-1], self.channels)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        x, kernel = x.astype(self.dtype), jnp.asarray(kernel, self.dtype)
         if not planes.pay(x):
             return _downsample(x, kernel)
         return jax.lax.platform_dependent(x, kernel, tpu=planes.downsample, default=_downsample)
