@@ -10,6 +10,7 @@ follows the steps: `derive` computes it again after overrides, unless it was set
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -147,11 +148,15 @@ def is_automatic(config: ml_collections.ConfigDict, key: str) -> bool:
 
 
 def derive(config: ml_collections.ConfigDict) -> None:
-    """Computes the derived values again, in place."""
+    """Computes the derived values again, in place.
+
+    Where other values are wrong, e.g. a crop of letters, the old one stays: the checks name them.
+    """
     for section in _sections(config):
         for key, rule in rules(section):
             if key in section:
-                section[key] = Derived(rule(config), rule)
+                with contextlib.suppress(TypeError, ValueError, ZeroDivisionError):
+                    section[key] = Derived(rule(config), rule)
 
 
 def rules(section: Config) -> list[tuple[str, Callable[[Any], Any]]]:
