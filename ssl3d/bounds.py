@@ -168,12 +168,19 @@ def part(config: ml_collections.ConfigDict, name: str) -> Config:
     """The config as its part `config.parts.NAME` sees it, without rules for the part's values.
 
     It has the part's `task` for its own, and the part's `crop` where that is smaller.
+
+    Raises:
+      UserError: the part has no valid crop.
     """
     given = config.parts[name]
     seen = Config(config.to_dict())
     del seen.parts
     seen.task = given.task.to_dict()
     crop = given.get("crop", config.data.crop)
+    if not whole_numbers(crop) or len(crop) != config.rank:
+        raise UserError(
+            f"config.parts.{name}.crop={crop!r}: must be {config.rank} whole numbers of voxels"
+        )
     seen.data.crop = tuple(map(min, zip(crop, config.data.crop, strict=True)))
     return seen
 
