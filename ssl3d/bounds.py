@@ -10,6 +10,7 @@ follows the steps: `derive` computes it again after overrides, unless it was set
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -147,11 +148,15 @@ def is_automatic(config: ml_collections.ConfigDict, key: str) -> bool:
 
 
 def derive(config: ml_collections.ConfigDict) -> None:
-    """Computes the derived values again, in place."""
+    """Computes the derived values again, in place.
+
+    Where other values are wrong, e.g. a crop of letters, the old one stays: the checks name them.
+    """
     for section in _sections(config):
         for key, rule in rules(section):
             if key in section:
-                section[key] = Derived(rule(config), rule)
+                with contextlib.suppress(TypeError, ValueError, ZeroDivisionError):
+                    section[key] = Derived(rule(config), rule)
 
 
 def rules(section: Config) -> list[tuple[str, Callable[[Any], Any]]]:
@@ -163,12 +168,19 @@ def part(config: ml_collections.ConfigDict, name: str) -> Config:
     """The config as its part `config.parts.NAME` sees it, without rules for the part's values.
 
     It has the part's `task` for its own, and the part's `crop` where that is smaller.
+
+    Raises:
+      UserError: the part has no valid crop.
     """
     given = config.parts[name]
     seen = Config(config.to_dict())
     del seen.parts
     seen.task = given.task.to_dict()
     crop = given.get("crop", config.data.crop)
+    if not whole_numbers(crop) or len(crop) != config.rank:
+        raise UserError(
+            f"config.parts.{name}.crop={crop!r}: must be {config.rank} whole numbers of voxels"
+        )
     seen.data.crop = tuple(map(min, zip(crop, config.data.crop, strict=True)))
     return seen
 

@@ -115,7 +115,8 @@ def parse_with_config(
     overrides = [argument for argument in rest if argument.startswith("--config.")]
     for argument in rest:
         if not argument.startswith(("--config=", "--config.")):
-            parser.error(f"unrecognized argument {argument}")
+            hint = "; write --config=FILE" * (argument == "--config")
+            parser.error(f"unrecognized argument {argument}{hint}")
     if len(paths) != 1:
         parser.error("give one --config=FILE[:DATASET[,VARIANT]], e.g. --config=configs/rpl3d.py")
     file = paths[0].removeprefix("--config=").partition(":")[0]
@@ -133,7 +134,9 @@ def parse_with_config(
         try:
             _flag([*paths, override])
         except (flags.Error, TypeError, ValueError) as error:
-            reason = str(error).splitlines()[-1]
+            reason = str(error).splitlines()[-1].removeprefix(f"flag {override}: ")
+            if override.startswith("--config.batch_size="):
+                reason = "write a whole number, or auto"
             raise UserError(f"{override}: {reason}") from None
     config = _flag([*paths, *overrides])
     bounds.derive(config)

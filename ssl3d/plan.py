@@ -3,8 +3,8 @@
     python -m ssl3d.plan --config=configs/rpl3d.py:DATASET --target=v5e:2x2 [--json] [--quick]
                          [--channels=N] [--classes=N] [--config.key=value ...]
 
-The training step is compiled for the target and its operations are laid against what the chip can
-do at most. Targets: TPU slices by topology (v4:2x2x1, v5e:2x2, v5p:2x2x1, v6e:2x2), GPUs (h100x8,
+The training step is compiled for the target and its operations are compared with the chip's peak
+rates. Targets: TPU slices by topology (v4:2x2x1, v5e:2x2, v5p:2x2x1, v6e:2x2), GPUs (h100x8,
 a100x8), CPU devices (cpu:8). Data need not be prepared.
 """
 
@@ -24,8 +24,8 @@ def main(arguments: Sequence[str]) -> None:
     add("--target", required=True, help="devices to plan for, e.g. v5e:2x2, h100x8, cpu:8")
     add("--json", action="store_true", help="one JSON object instead of text")
     add("--quick", action="store_true", help="compile once: no largest batch, no remedies")
-    add("--channels", type=int, help="of images that are not prepared yet")
-    add("--classes", type=int, help="of labels that are not prepared yet")
+    add("--channels", type=int, help="number of image channels, if no data are prepared")
+    add("--classes", type=int, help="number of label classes, if no data are prepared")
     options, config = cli.parse_with_config(parser, arguments)
     for name in ("channels", "classes"):
         value = getattr(options, name)

@@ -149,9 +149,11 @@ def write(
     if (folder / store.MANIFEST).exists():
         dataset = store.read(folder)
         if dataset.extra != recipe:
+            remedy = "choose another --config.data.path or delete the folder"
+            if "phantom" not in dataset.extra:
+                remedy = "for prepared data give a preset, e.g. --config=configs/rpl3d.py:folder"
             raise UserError(
-                f"{folder}: holds another data set than the requested one ({recipe}); "
-                "choose another --config.data.path or delete the folder"
+                f"{folder}: holds another data set than the requested one ({recipe}); {remedy}"
             )
         return dataset
     splits = [(split, rank) for split, count in counts.items() for rank in range(count)]

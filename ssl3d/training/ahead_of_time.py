@@ -88,7 +88,8 @@ def describe(
         known = len(kind.modalities), len(kind.classes)
     count, names = channels or known[0], tuple(map(str, range(classes or known[1])))
     transfer.adopt_architecture(config, count)
-    remark = f"no data prepared: {count} channel(s), {len(names)} classes assumed"
+    where = f" in {folder}" if folder else ""
+    remark = f"no data prepared{where}: {count} channel(s), {len(names)} classes assumed"
     return Data(count, tasks.Labels(names, (1,) * len(names))), remark
 
 
