@@ -167,7 +167,9 @@ def write(
         tasks = [pool.submit(write_case, i, split=split) for i, split in enumerate(splits)]
         cases = tuple(
             task.result()
-            for task in tqdm(tasks, f"generating {kind} phantoms", unit="case", disable=None)
+            for task in tqdm(
+                tasks, f"generating {kind} phantoms in {folder}", unit="case", disable=None
+            )
         )
     dataset = store.Dataset(
         path=folder,
