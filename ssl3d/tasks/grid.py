@@ -143,7 +143,8 @@ class Chosen:
     """The `record` of a task that sees a sample of the patches of `whole`.
 
     It has the numbers of these patches too, `chosen` int32 [n]. Where another task's record is
-    `whole`, `joint` shares that one's patches, adds `choose(rng)`, and lets the task `take` its own.
+    `whole`, `joint` shares that one's patches, adds `choose(rng)`, and lets the task `take` its
+    own.
     """
 
     whole: Cut
