@@ -18,6 +18,7 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Float32
 
+from ssl3d import xla
 from ssl3d.atomic import atomic_write
 
 SWITCH = "SSL3D_NATIVE"
@@ -95,7 +97,7 @@ def native(convolution: Callable[[Array, Array], Array]) -> Callable[[Array, Arr
         turned = jnp.flip(kernel, range(x.ndim - 2)).swapaxes(-1, -2)
         by_x = convolution(gradient, turned)
         # In a few voxels there is little to add up, and a matrix product is as fast.
-        if min(x.shape[1:-1]) < TAPS or not available():
+        if min(x.shape[1:-1]) < TAPS or xla.platform() != "cpu" or not available():
             return by_x, by_kernel(x, kernel, gradient)
         arrays = x, kernel, gradient
         return by_x, jax.lax.platform_dependent(*arrays, cpu=by_library, default=by_kernel)
@@ -194,10 +196,11 @@ def _load(folder: Path) -> None:
     """
     command = _compiler()
     library = folder / f"weight_gradient-{_key(command)}.so"
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_owner(folder)
     if _intact(library):
         _register(library)
         return
-    folder.mkdir(parents=True, exist_ok=True)
     # Under its name only when it is right; several processes may be at it.
     with atomic_write(library) as partial:
         _compile(command, partial)
@@ -218,7 +221,8 @@ def _compiler() -> list[str]:
 
 def _key(command: list[str]) -> str:
     """Names everything that the library depends on."""
-    version = _run([command[0], "--version"])
+    # With what comes before the flags: in "ccache g++" the first word is no compiler.
+    version = _run([*command[: command.index(_FLAGS[0])], "--version"])
     about = (command, version, _processor(), jaxlib.version.__version__)
     return hashlib.sha256(_SOURCE.read_bytes() + repr(about).encode()).hexdigest()[:32]
 
@@ -231,6 +235,15 @@ def _processor() -> str:
     first = info.read_text().split("\n\n")[0].splitlines()
     kinds = ("model name", "flags", "Features", "CPU part")
     return "\n".join(line for line in first if line.startswith(kinds))
+
+
+def _check_owner(folder: Path) -> None:
+    """Raises `_UnavailableError`: others could put a library of theirs into the folder."""
+    status = folder.stat()
+    if status.st_uid not in (0, os.getuid()) or status.st_mode & stat.S_IWOTH:
+        raise _UnavailableError(
+            f"{folder} belongs to another user or can be written by all: set XDG_CACHE_HOME"
+        )
 
 
 def _compile(command: list[str], library: Path) -> None:
@@ -251,7 +264,12 @@ def _intact(library: Path) -> bool:
 def _run(command: list[str]) -> str:
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_PATIENCE, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise _UnavailableError(f"{command[0]} took more than {_PATIENCE} s") from None

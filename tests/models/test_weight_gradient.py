@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ssl3d import xla
 from ssl3d.models import layers, weight_gradient
 from tests.support.oracles import normal
 
@@ -148,6 +149,34 @@ def test_is_compiled_once_and_again_if_damaged(stand_in, tmp_path):
     assert [compiled(), compiled()] == [2, 2]
     library.write_bytes(b"")
     assert compiled() == 3
+
+
+def test_a_folder_of_others_is_not_used(stand_in, tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o777)
+    with pytest.raises(weight_gradient._UnavailableError, match="cache belongs to another user"):
+        weight_gradient._load(tmp_path / "cache")
+    assert not stand_in.exists()
+
+
+def test_a_compiler_of_several_words_is_asked_for_its_version(monkeypatch, tmp_path):
+    for name in ("one", "two"):
+        compiler = tmp_path / name
+        compiler.write_text(f"#!/bin/sh\necho {name}\n")
+        compiler.chmod(0o755)
+    keys = set[str]()
+    for version in ("one", "two", "two"):
+        (tmp_path / "c++").unlink(missing_ok=True)
+        (tmp_path / "c++").symlink_to(version)
+        monkeypatch.setenv("CXX", f"env {tmp_path}/c++")
+        keys.add(weight_gradient._key(weight_gradient._compiler()))
+    assert len(keys) == 2
+
+
+def test_compiling_for_another_platform_needs_no_library(monkeypatch):
+    monkeypatch.setattr(weight_gradient, "available", lambda: pytest.fail("compiled"))
+    with xla.compiling_for("tpu"):
+        assert not is_native(normal(0, 2, 4, 5, 6, 3), normal(1, 3, 3, 3, 3, 4), "tpu")
 
 
 def test_a_library_that_computes_something_else_is_not_kept(stand_in, tmp_path, monkeypatch):
