@@ -196,7 +196,7 @@ def _load(folder: Path) -> None:
     """
     command = _compiler()
     library = folder / f"weight_gradient-{_key(command)}.so"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _check_owner(folder)
     if _intact(library):
         _register(library)
@@ -210,7 +210,10 @@ def _load(folder: Path) -> None:
 
 def _compiler() -> list[str]:
     """The command without its files."""
-    given = shlex.split(os.environ.get("CXX", ""))
+    try:
+        given = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise _UnavailableError(f"CXX={os.environ['CXX']}: {error}") from None
     found = next((path for path in map(shutil.which, _COMPILERS) if path), None)
     if not given and not found:
         raise _UnavailableError("found no C++ compiler: set CXX, or install g++ or clang++")
@@ -274,7 +277,8 @@ def _run(command: list[str]) -> str:
     except subprocess.TimeoutExpired:
         raise _UnavailableError(f"{command[0]} took more than {_PATIENCE} s") from None
     if done.returncode:
-        reason = (done.stderr.splitlines() or [f"status {done.returncode}"])[0]
+        said = done.stderr.splitlines() or [f"status {done.returncode}"]
+        reason = next((line for line in said if "error" in line.lower()), said[0])
         raise _UnavailableError(f"{command[0]} failed: {reason}")
     return done.stdout
 

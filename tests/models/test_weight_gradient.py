@@ -98,6 +98,7 @@ def test_bits_do_not_depend_on_threads_nor_sums_on_devices():
         ("", "found no C++ compiler"),
         ("false", "false failed"),
         ("no-such-compiler", "No such file"),
+        ("'g++", "CXX='g++: No closing quotation"),
     ],
 )
 def test_without_a_compiler_xla_computes_it(compiler, reason, unprobed, monkeypatch, capfd):
