@@ -25,11 +25,21 @@ class Pieces:
       image: [*S, C].
       starts: int [N, r], the first voxel of each.
       size: in voxels.
+
+    Raises:
+      ValueError: a piece is not inside the image, where slices would wrap around or be broadcast.
     """
 
     image: np.ndarray
     starts: np.ndarray
     size: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        room = np.subtract(self.image.shape[:-1], self.size)
+        if ((self.starts < 0) | (self.starts > room)).any():
+            raise ValueError(
+                f"pieces of {self.size} voxels beyond an image of {self.image.shape[:-1]}"
+            )
 
     @property
     def shape(self) -> tuple[int, ...]:

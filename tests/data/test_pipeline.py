@@ -242,6 +242,12 @@ def test_pieces_are_crops_wherever_they_are_copied():
     assert not out[0].any()
 
 
+@pytest.mark.parametrize("start", [(-4, 0), (0, 7), (6, 5)])
+def test_pieces_are_inside_the_image(start):
+    with pytest.raises(ValueError, match=r"pieces of \(4, 3\) voxels beyond"):
+        pipeline.Pieces(np.zeros((9, 8, 1)), np.array([(0, 0), start]), (4, 3))
+
+
 def test_batches_are_what_single_examples_stack_to(volumes):
     """Pieces and views of any kind, for any number of threads, as if each had been copied."""
 
