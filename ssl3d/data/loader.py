@@ -129,12 +129,13 @@ def read(
 
 
 def _write(parts: Parts, batch: Arrays, row: int) -> None:
-    """Copies an example to a row of a batch. Raises ValueError: of another shape than the first."""
+    """Copies an example to a row of a batch. Raises ValueError: of another form than the first."""
     for key, part in parts.items():
         out = batch[key][row, ...]
-        if part.shape != out.shape:
-            raise ValueError(f"{key}: {part.shape} of one example, {out.shape} of another")
+        if part.shape != out.shape or not np.can_cast(part.dtype, out.dtype, "safe"):
+            one, other = (f"{array.dtype} {array.shape}" for array in (part, out))
+            raise ValueError(f"{key}: {one} of one example, {other} of another")
         if isinstance(part, Pieces):
             part.write(out)
         else:
-            np.copyto(out, part, casting="safe")
+            np.copyto(out, part)
