@@ -9,6 +9,7 @@ environment, XLA's own gradient is used.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -18,6 +19,7 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -265,22 +267,27 @@ def _intact(library: Path) -> bool:
 
 
 def _run(command: list[str]) -> str:
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_PATIENCE,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise _UnavailableError(f"{command[0]} took more than {_PATIENCE} s") from None
-    if done.returncode:
-        said = done.stderr.splitlines() or [f"status {done.returncode}"]
-        reason = next((line for line in said if "error" in line.lower()), said[0])
+    # In a session of its own: Ctrl-C is for the run, which ends after its step, and what the
+    # compiler has started ends with it.
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            out, said = process.communicate(timeout=_PATIENCE)
+        except BaseException as error:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                message = f"{command[0]} took more than {_PATIENCE} s"
+                raise _UnavailableError(message) from None
+            raise
+    if process.returncode:
+        lines = said.splitlines() or [f"status {process.returncode}"]
+        reason = next((line for line in lines if "error" in line.lower()), lines[0])
         raise _UnavailableError(f"{command[0]} failed: {reason}")
-    return done.stdout
+    return out
 
 
 def _register(library: Path) -> None:

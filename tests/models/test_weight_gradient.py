@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -150,6 +152,28 @@ def test_is_compiled_once_and_again_if_damaged(stand_in, tmp_path):
     assert [compiled(), compiled()] == [2, 2]
     library.write_bytes(b"")
     assert compiled() == 3
+
+
+def test_a_compiler_that_hangs_ends_with_what_it_started(monkeypatch, tmp_path):
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/sh\nsleep 600 &\necho $! > "$0.child"\nwait\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setattr(weight_gradient, "_PATIENCE", 2)
+    with pytest.raises(weight_gradient._UnavailableError, match="took more than 2 s"):
+        weight_gradient._load(tmp_path / "cache")
+    child = Path(f"{compiler}.child").read_text().strip()
+    deadline = time.monotonic() + 10
+    while is_running(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(child)
+
+
+def is_running(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_folder_of_others_is_not_used(stand_in, tmp_path):
