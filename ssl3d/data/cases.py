@@ -19,6 +19,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from ssl3d import documents
 from ssl3d.data.integrity import Digest
 from ssl3d.errors import UserError
 
@@ -28,6 +29,8 @@ SPLITS = ("train", "val", "test", "unlabelled")
 ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
 # The columns of `Case.files`.
 _FILES = ("image", "label")
+# Columns of JSON text.
+_TEXTS = ("id", "subjects", "extra")
 # No value: of a grade, the size of a file and the foreground.
 _NONE = -1
 
@@ -193,7 +196,13 @@ class _Row(Case):
     @property
     def extra(self) -> dict[str, Any]:
         first, end = self["extra_at"]
-        return json.loads(self._table.extra[first:end].tobytes())
+        try:
+            return dict(documents.parse(self._table.extra[first:end].tobytes()))
+        except (ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"case {self.id}: what its preparation noted is damaged ({reason})"
+            ) from None
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Case):
@@ -269,11 +278,16 @@ def read(path: Path, rank: int, count: int) -> tuple[Case, ...]:
     """
     layout = _layout(rank, count)
     with safetensors.safe_open(path, framework="numpy") as file:
-        if set(file.keys()) != {"id", "subjects", "extra", *layout}:
+        if set(file.keys()) != {*_TEXTS, *layout}:
             raise ValueError("other columns than those of a table of cases")
         columns = {name: file.get_tensor(name) for name in layout}
+        texts = {name: file.get_slice(name) for name in _TEXTS}
+        if any((t.get_dtype(), len(t.get_shape())) != ("U8", 1) for t in texts.values()):
+            raise ValueError("a column of text is not of bytes")
+        sizes = {name: text.get_shape()[0] for name, text in texts.items()}
+        if max(sizes["id"], sizes["subjects"]) > documents.large_list():
+            raise ValueError("more names than fit in the memory")
         ids, subjects = (json.loads(file.get_tensor(n).tobytes()) for n in ("id", "subjects"))
-        extra = file.get_slice("extra")
     for name, (dtype, shape) in layout.items():
         if (columns[name].dtype, columns[name].shape) != (np.dtype(dtype), shape):
             raise ValueError(f"{name}: {columns[name].dtype} {columns[name].shape}")
@@ -285,9 +299,12 @@ def read(path: Path, rank: int, count: int) -> tuple[Case, ...]:
     for name, most in (("subject", len(subjects)), ("split", len(SPLITS))):
         if not ((columns[name] >= 0) & (columns[name] < most)).all():
             raise ValueError(f"{name}: numbers out of range")
+    first, end = columns["extra_at"].T
+    if not ((first >= 0) & (first <= end) & (end <= sizes["extra"])).all():
+        raise ValueError("extra_at: beyond the column")
     for name in ids:
         check_id(name)
-    table = _Table(ids, subjects, columns, extra)
+    table = _Table(ids, subjects, columns, texts["extra"])
     return tuple(_Row.of(table, number) for number in range(count))
 
 

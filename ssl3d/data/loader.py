@@ -25,11 +25,21 @@ class Pieces:
       image: [*S, C].
       starts: int [N, r], the first voxel of each.
       size: in voxels.
+
+    Raises:
+      ValueError: a piece is not inside the image, where slices would wrap around or be broadcast.
     """
 
     image: np.ndarray
     starts: np.ndarray
     size: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        room = np.subtract(self.image.shape[:-1], self.size)
+        if ((self.starts < 0) | (self.starts > room)).any():
+            raise ValueError(
+                f"pieces of {self.size} voxels beyond an image of {self.image.shape[:-1]}"
+            )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -119,12 +129,13 @@ def read(
 
 
 def _write(parts: Parts, batch: Arrays, row: int) -> None:
-    """Copies an example to a row of a batch. Raises ValueError: of another shape than the first."""
+    """Copies an example to a row of a batch. Raises ValueError: of another form than the first."""
     for key, part in parts.items():
         out = batch[key][row, ...]
-        if part.shape != out.shape:
-            raise ValueError(f"{key}: {part.shape} of one example, {out.shape} of another")
+        if part.shape != out.shape or not np.can_cast(part.dtype, out.dtype, "safe"):
+            one, other = (f"{array.dtype} {array.shape}" for array in (part, out))
+            raise ValueError(f"{key}: {one} of one example, {other} of another")
         if isinstance(part, Pieces):
             part.write(out)
         else:
-            np.copyto(out, part, casting="safe")
+            np.copyto(out, part)

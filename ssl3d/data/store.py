@@ -167,7 +167,9 @@ def _read_table(folder: Path, about: Any, rank: int) -> tuple[Case, ...]:
     if not _TABLE_FILE.fullmatch(name):
         raise UserError(f"{name!r} is no name of a table of cases; prepare the data again")
     try:
-        integrity.check_regular(folder, file)
+        found = integrity.check_regular(folder, file).st_size
+        if found != expected.size:
+            raise ValueError(f"{found} bytes, {expected.size} by the manifest")
         limits.check_memory(file, expected.size, "the table of cases")
         if integrity.digest(file) != expected:
             raise ValueError("its SHA-256 is not the manifest's")

@@ -9,6 +9,7 @@ environment, XLA's own gradient is used.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -18,6 +19,8 @@ import os
 import platform
 import shlex
 import shutil
+import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,6 +36,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Float32
 
+from ssl3d import xla
 from ssl3d.atomic import atomic_write
 
 SWITCH = "SSL3D_NATIVE"
@@ -95,7 +99,7 @@ def native(convolution: Callable[[Array, Array], Array]) -> Callable[[Array, Arr
         turned = jnp.flip(kernel, range(x.ndim - 2)).swapaxes(-1, -2)
         by_x = convolution(gradient, turned)
         # In a few voxels there is little to add up, and a matrix product is as fast.
-        if min(x.shape[1:-1]) < TAPS or not available():
+        if min(x.shape[1:-1]) < TAPS or xla.platform() != "cpu" or not available():
             return by_x, by_kernel(x, kernel, gradient)
         arrays = x, kernel, gradient
         return by_x, jax.lax.platform_dependent(*arrays, cpu=by_library, default=by_kernel)
@@ -194,10 +198,11 @@ def _load(folder: Path) -> None:
     """
     command = _compiler()
     library = folder / f"weight_gradient-{_key(command)}.so"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_owner(folder)
     if _intact(library):
         _register(library)
         return
-    folder.mkdir(parents=True, exist_ok=True)
     # Under its name only when it is right; several processes may be at it.
     with atomic_write(library) as partial:
         _compile(command, partial)
@@ -207,7 +212,10 @@ def _load(folder: Path) -> None:
 
 def _compiler() -> list[str]:
     """The command without its files."""
-    given = shlex.split(os.environ.get("CXX", ""))
+    try:
+        given = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise _UnavailableError(f"CXX={os.environ['CXX']}: {error}") from None
     found = next((path for path in map(shutil.which, _COMPILERS) if path), None)
     if not given and not found:
         raise _UnavailableError("found no C++ compiler: set CXX, or install g++ or clang++")
@@ -218,7 +226,8 @@ def _compiler() -> list[str]:
 
 def _key(command: list[str]) -> str:
     """Names everything that the library depends on."""
-    version = _run([command[0], "--version"])
+    # With what comes before the flags: in "ccache g++" the first word is no compiler.
+    version = _run([*command[: command.index(_FLAGS[0])], "--version"])
     about = (command, version, _processor(), jaxlib.version.__version__)
     return hashlib.sha256(_SOURCE.read_bytes() + repr(about).encode()).hexdigest()[:32]
 
@@ -231,6 +240,15 @@ def _processor() -> str:
     first = info.read_text().split("\n\n")[0].splitlines()
     kinds = ("model name", "flags", "Features", "CPU part")
     return "\n".join(line for line in first if line.startswith(kinds))
+
+
+def _check_owner(folder: Path) -> None:
+    """Raises `_UnavailableError`: others could put a library of theirs into the folder."""
+    status = folder.stat()
+    if status.st_uid not in (0, os.getuid()) or status.st_mode & stat.S_IWOTH:
+        raise _UnavailableError(
+            f"{folder} belongs to another user or can be written by all: set XDG_CACHE_HOME"
+        )
 
 
 def _compile(command: list[str], library: Path) -> None:
@@ -249,16 +267,27 @@ def _intact(library: Path) -> bool:
 
 
 def _run(command: list[str]) -> str:
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_PATIENCE, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise _UnavailableError(f"{command[0]} took more than {_PATIENCE} s") from None
-    if done.returncode:
-        reason = (done.stderr.splitlines() or [f"status {done.returncode}"])[0]
+    # In a session of its own: Ctrl-C is for the run, which ends after its step, and what the
+    # compiler has started ends with it.
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            out, said = process.communicate(timeout=_PATIENCE)
+        except BaseException as error:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                message = f"{command[0]} took more than {_PATIENCE} s"
+                raise _UnavailableError(message) from None
+            raise
+    if process.returncode:
+        lines = said.splitlines() or [f"status {process.returncode}"]
+        reason = next((line for line in lines if "error" in line.lower()), lines[0])
         raise _UnavailableError(f"{command[0]} failed: {reason}")
-    return done.stdout
+    return out
 
 
 def _register(library: Path) -> None:

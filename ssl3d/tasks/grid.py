@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -142,7 +143,8 @@ class Chosen:
     """The `record` of a task that sees a sample of the patches of `whole`.
 
     It has the numbers of these patches too, `chosen` int32 [n]. Where another task's record is
-    `whole`, `joint` shares that one's patches and adds `choose(rng)`.
+    `whole`, `joint` shares that one's patches, adds `choose(rng)`, and lets the task `take` its
+    own.
     """
 
     whole: Cut
@@ -150,6 +152,12 @@ class Chosen:
 
     def choose(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
         return {"chosen": self.sample(rng).astype(np.int32)}
+
+    @staticmethod
+    def take(record: Mapping[str, Any]) -> dict[str, Any]:
+        """This task's record, of that of `whole` with `choose`, on the host or the device."""
+        chosen = record["chosen"]
+        return {"chosen": chosen} | {key: record[key][chosen] for key in ("patches", "starts")}
 
     def __call__(self, rng: np.random.Generator, example: Example, train: bool) -> Parts:
         image, origin = crop(rng, example.image, self.whole.size, train)

@@ -106,7 +106,8 @@ def build(config: ml_collections.ConfigDict) -> Task:
 
     def own(name: str, record: dict[str, Any]) -> dict[str, Any]:
         of = {key.partition("/")[::2]: value for key, value in record.items()}
-        return {key: v for part in (source[name], name) for (p, key), v in of.items() if p == part}
+        its = {key: v for part in (source[name], name) for (p, key), v in of.items() if p == part}
+        return Chosen.take(its) if name in choose else its
 
     def record(rng: np.random.Generator, example: Example, train: bool) -> Parts:
         records = {name: parts[name].record(rng, example, train) for name in recorded}

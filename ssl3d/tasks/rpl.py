@@ -57,10 +57,7 @@ def views(
     key: PRNGKeyArray, record: dict[str, Array], train: bool, centre: int, strength: float
 ) -> tuple[Float[Array, "N *P C"], dict[str, Int[Array, " N-1"]]]:
     """The centre and Q queries [N, *P, C], each with its own gain and shift, and the classes."""
-    patches, chosen = record["patches"], record["chosen"]
-    if len(patches) > len(chosen):  # shared with a task that sees them all, see `grid.Chosen`
-        patches = patches[chosen]
-    shown, queries = patches.astype(jnp.float32), chosen[1:]
+    shown, queries = record["patches"].astype(jnp.float32), record["chosen"][1:]
     if train and strength > 0:
         keys = jax.random.split(key, len(shown))
         shown = jax.vmap(lambda k, x: augment.scale_and_shift(k, x, strength))(keys, shown)
@@ -91,11 +88,9 @@ def build(config: ml_collections.ConfigDict) -> Task:
         record: dict, inputs: np.ndarray, targets: dict, outputs: np.ndarray | None = None
     ) -> list[Panel]:
         names = ["centre", *(direction(int(q), grid) for q in targets["query"])]
-        starts = record["starts"]
-        if len(starts) > len(names):
-            starts = starts[record["chosen"]]
         boxes = tuple(
-            Box(name, tuple(start), grid.patch) for name, start in zip(names, starts, strict=True)
+            Box(name, tuple(start), grid.patch)
+            for name, start in zip(names, record["starts"], strict=True)
         )
         labels = ["", *(f" = class {int(k)}" for k in targets["position"])]
         return [Panel("whole image", None, boxes)] + [

@@ -46,6 +46,7 @@ class Compiled(NamedTuple):
     Attributes:
       batch: examples of a step, on all devices.
       share: examples of a step on each row of devices that share them.
+      unit: examples by which a batch can grow, see `sharding.unit_batch`.
       memory: bytes per device: state, activations, and two batches, one of them on its way.
       batch_bytes: of a whole batch, from the hosts to the devices.
       model_flops: for the whole batch on all devices, before any optimisation.
@@ -56,6 +57,7 @@ class Compiled(NamedTuple):
 
     batch: int
     share: int
+    unit: int
     memory: float
     batch_bytes: int
     model_flops: float
@@ -112,6 +114,7 @@ def compile_step(
     return Compiled(
         batch=size,
         share=size // mesh.shape["data"],
+        unit=sharding.unit_batch(mesh) * config.optimizer.accumulate,
         memory=memory + sum(map(_own_bytes, leaves)),
         batch_bytes=sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves),
         model_flops=hlo.flops(hlo.operations(lowered.compiler_ir("hlo").as_hlo_text())),

@@ -54,6 +54,8 @@ _DILATION = re.compile(r"lhs_dilate=([\dx]+)")
 _FEATURE = re.compile(r'"output_feature_dim":"(\d+)"')
 _TILED = re.compile(r"\{([\d,]*):T\(([\d,]+)\)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+# `models.weight_gradient`, compiled and not: JAX's name of what it may divide among devices.
+_NATIVE = ("ssl3d_weight_gradient", "CustomSPMDPartitioning")
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 
 
@@ -336,6 +338,8 @@ def _flops(own: Computation, one: Instruction) -> float:
         return 2 * one.shapes[0].elements * _taps(one) * channels / spread
     target = _TARGET.search(one.attributes)
     if one.opcode == "custom-call" and target and len(shapes) > 1:
+        if target[1] in _NATIVE:
+            return 2 * shapes[0].elements / shapes[0].sides[-1] * one.shapes[0].elements
         factors = shapes[0].elements * shapes[1].elements * one.shapes[0].elements
         if feature := _FEATURE.search(one.attributes):  # oneDNN
             return (
@@ -355,7 +359,7 @@ def _taps(one: Instruction) -> int:
     if window:
         return math.prod(map(int, window[1].split("x")))
     target = _TARGET.search(one.attributes)
-    return 2 if target and "conv" in target[1] else 1
+    return 2 if target and ("conv" in target[1] or target[1] in _NATIVE) else 1
 
 
 def _factor_dtype(own: Computation, one: Instruction) -> str:

@@ -107,11 +107,10 @@ def plan(
     fits = first.memory <= limit
     largest, found, remedies = 0, "not sought", tuple[str, ...]()
     if not quick:
-        unit = first.batch // first.share * config.optimizer.accumulate
         cheap = chip.platform != "tpu"
-        largest, found = _largest_batch(first, unit, limit, attempt, cheap)
+        largest, found = _largest_batch(first, limit, attempt, cheap)
         if not fits:
-            remedies = tuple(_remedies(config, first, largest, unit, limit, attempt, cheap))
+            remedies = tuple(_remedies(config, first, largest, limit, attempt, cheap))
     notes = [remark] if remark else []
     if chip.platform == "gpu":
         notes.append("cuDNN's workspaces are not part of the memory")
@@ -196,15 +195,13 @@ def _travels(one: hlo.Operation) -> float:
     return {"all-reduce": 2 * share, "collective-permute": 1.0}.get(one.collective, share)
 
 
-def _largest_batch(
-    first: Compiled, unit: int, limit: float, attempt: Attempt, cheap: bool
-) -> tuple[int, str]:
+def _largest_batch(first: Compiled, limit: float, attempt: Attempt, cheap: bool) -> tuple[int, str]:
     """The largest batch that fits, and how it was found; (0, ...) if not even the least does.
 
     Memory grows linearly with the batch. Two batches predict the largest; where it is `cheap`,
     that one is compiled too, and the prediction corrected.
     """
-    known = {first.batch: first.memory}
+    known, unit = {first.batch: first.memory}, first.unit
 
     def compile_batch(size: int) -> None:
         known[size] = attempt({"batch_size": size}).memory
@@ -240,7 +237,6 @@ def _remedies(
     config: ml_collections.ConfigDict,
     first: Compiled,
     largest: int,
-    unit: int,
     limit: float,
     attempt: Attempt,
     cheap: bool,
@@ -255,7 +251,7 @@ def _remedies(
         candidates.append({"encoder.dtype": "bfloat16"})
     now = config.optimizer.accumulate
     if not first.needs_whole_batch:
-        micro = [now * n for n in _SPLITS if first.batch % (unit * n) == 0]
+        micro = [now * n for n in _SPLITS if first.batch % (first.unit * n) == 0]
         candidates += [{"optimizer.accumulate": n} for n in micro]
     rows = first.batch // first.share
     candidates += [{"mesh.space": config.mesh.space * n} for n in _SPLITS if rows % n == 0]

@@ -242,6 +242,12 @@ def test_pieces_are_crops_wherever_they_are_copied():
     assert not out[0].any()
 
 
+@pytest.mark.parametrize("start", [(-4, 0), (0, 7), (6, 5)])
+def test_pieces_are_inside_the_image(start):
+    with pytest.raises(ValueError, match=r"pieces of \(4, 3\) voxels beyond"):
+        pipeline.Pieces(np.zeros((9, 8, 1)), np.array([(0, 0), start]), (4, 3))
+
+
 def test_batches_are_what_single_examples_stack_to(volumes):
     """Pieces and views of any kind, for any number of threads, as if each had been copied."""
 
@@ -266,13 +272,24 @@ def test_batches_are_what_single_examples_stack_to(volumes):
             assert_equal(first, other)
 
 
-def test_examples_of_different_shapes_are_refused(volumes):
+@pytest.mark.parametrize(
+    ("usual", "odd"),
+    [
+        (np.zeros(1), np.zeros(2)),
+        (np.zeros(1, np.float32), np.zeros(1)),
+        (
+            pipeline.Pieces(np.zeros((4, 1), np.float16), np.array([[1]]), (2,)),
+            pipeline.Pieces(np.zeros((4, 1), np.float64), np.array([[1]]), (2,)),
+        ),
+    ],
+)
+def test_examples_of_different_shapes_or_wider_types_are_refused(volumes, usual, odd):
     def uneven(rng, example, train):
-        return {"crop": np.zeros(1 + int(example.case.id == "case_03"))}
+        return {"crop": odd if example.case.id == "case_03" else usual}
 
     options = {"rank": 3, "slice_axis": 2, "margin": 0, "batch_size": 8, "seed": 0, "threads": 2}
     stream = pipeline.train_batches(volumes, volumes.split("train"), uneven, **options)
-    with pytest.raises(ValueError, match=r"crop: \([12],\) of one example"):
+    with pytest.raises(ValueError, match=r"crop: float\d\d .* of one example"):
         next(stream)
 
 

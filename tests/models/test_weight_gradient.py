@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ssl3d import xla
 from ssl3d.models import layers, weight_gradient
 from tests.support.oracles import normal
 
@@ -97,6 +100,7 @@ def test_bits_do_not_depend_on_threads_nor_sums_on_devices():
         ("", "found no C++ compiler"),
         ("false", "false failed"),
         ("no-such-compiler", "No such file"),
+        ("'g++", "CXX='g++: No closing quotation"),
     ],
 )
 def test_without_a_compiler_xla_computes_it(compiler, reason, unprobed, monkeypatch, capfd):
@@ -148,6 +152,56 @@ def test_is_compiled_once_and_again_if_damaged(stand_in, tmp_path):
     assert [compiled(), compiled()] == [2, 2]
     library.write_bytes(b"")
     assert compiled() == 3
+
+
+def test_a_compiler_that_hangs_ends_with_what_it_started(monkeypatch, tmp_path):
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/sh\nsleep 600 &\necho $! > "$0.child"\nwait\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setattr(weight_gradient, "_PATIENCE", 2)
+    with pytest.raises(weight_gradient._UnavailableError, match="took more than 2 s"):
+        weight_gradient._load(tmp_path / "cache")
+    child = Path(f"{compiler}.child").read_text().strip()
+    deadline = time.monotonic() + 10
+    while is_running(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(child)
+
+
+def is_running(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_folder_of_others_is_not_used(stand_in, tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o777)
+    with pytest.raises(weight_gradient._UnavailableError, match="cache belongs to another user"):
+        weight_gradient._load(tmp_path / "cache")
+    assert not stand_in.exists()
+
+
+def test_a_compiler_of_several_words_is_asked_for_its_version(monkeypatch, tmp_path):
+    for name in ("one", "two"):
+        compiler = tmp_path / name
+        compiler.write_text(f"#!/bin/sh\necho {name}\n")
+        compiler.chmod(0o755)
+    keys = set[str]()
+    for version in ("one", "two", "two"):
+        (tmp_path / "c++").unlink(missing_ok=True)
+        (tmp_path / "c++").symlink_to(version)
+        monkeypatch.setenv("CXX", f"env {tmp_path}/c++")
+        keys.add(weight_gradient._key(weight_gradient._compiler()))
+    assert len(keys) == 2
+
+
+def test_compiling_for_another_platform_needs_no_library(monkeypatch):
+    monkeypatch.setattr(weight_gradient, "available", lambda: pytest.fail("compiled"))
+    with xla.compiling_for("tpu"):
+        assert not is_native(normal(0, 2, 4, 5, 6, 3), normal(1, 3, 3, 3, 3, 4), "tpu")
 
 
 def test_a_library_that_computes_something_else_is_not_kept(stand_in, tmp_path, monkeypatch):

@@ -113,8 +113,10 @@ def test_parts_draw_numbers_of_their_own(tiny, pictures):
     assert 0 < np.mean(first) < 0.4
 
 
-def test_equal_patches_are_cut_once_and_others_for_each_part(tiny):
-    config = tiny("joint3d", task__parts=("rpl", "jigsaw", "rotation"))
+@pytest.mark.parametrize("queries", [3, 26])  # a few, and all
+def test_equal_patches_are_cut_once_and_others_for_each_part(tiny, queries):
+    parts = ("rpl", "jigsaw", "rotation")
+    config = tiny("joint3d", task__parts=parts, parts__rpl__task__queries=queries)
     task = tasks.build(config)
     image = np.random.default_rng(0).normal(size=(24, 24, 24, 2)).astype(np.float16)
     record = pipeline.arrays(
@@ -128,7 +130,7 @@ def test_equal_patches_are_cut_once_and_others_for_each_part(tiny):
         inputs["rpl"], inputs["jigsaw"][0][record["rpl/chosen"]], strict=True
     )
     whole = task.panels(record, inputs, targets)[0]
-    starts = [box.start for box in whole.boxes[:4]]
+    starts = [box.start for box in whole.boxes[: 1 + queries]]
     assert starts == [tuple(record["jigsaw/starts"][i]) for i in record["rpl/chosen"]]
     assert task.spatial == ("rotation/volume",)
     config.parts.jigsaw.task.jitter = 2

@@ -93,7 +93,8 @@ def test_patches_shared_with_a_task_that_sees_them_all_give_the_same_views(draws
     numbers = np.arange(3.0**rank, dtype=np.float16).reshape(-1, *(1,) * (rank + 1))
     patches = np.broadcast_to(numbers, (3**rank, *inputs.shape[2:]))
     shared = {"patches": jnp.asarray(patches), "chosen": jnp.asarray(record["chosen"][7])}
-    again, targets = rpl.views(jax.random.key(0), shared, False, 3**rank // 2, 0.2)
+    taken = Chosen.take(shared | {"starts": jnp.zeros((3**rank, rank))})
+    again, targets = rpl.views(jax.random.key(0), taken, False, 3**rank // 2, 0.2)
     np.testing.assert_array_equal(again, inputs[7])
     np.testing.assert_array_equal(targets["query"], record["chosen"][7, 1:])
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from ssl3d.models import layers
 from ssl3d.training import hlo
 
 X = jax.ShapeDtypeStruct((2, 8, 8, 8, 4), jnp.float32)
@@ -33,6 +34,15 @@ def test_the_compiled_program_has_the_flops_of_the_model():
     loss = lambda x, kernel: (convolve(x, kernel) ** 2).sum()  # noqa: E731
     compiled = jax.jit(jax.grad(loss, (0, 1))).lower(X, KERNEL).compile()
     assert hlo.flops(hlo.operations(compiled.as_text())) == 3 * 2 * MULTIPLICATIONS
+
+
+def test_the_weight_gradient_in_c_counts_too():
+    loss = lambda x, kernel: (layers.convolve(x, kernel) ** 2).sum()  # noqa: E731
+    lowered = jax.jit(jax.grad(loss, (0, 1))).lower(X, KERNEL)
+    for text in (lowered.compiler_ir("hlo").as_hlo_text(), lowered.compile().as_text()):
+        found = hlo.operations(text)
+        assert hlo.flops(found) == 3 * 2 * MULTIPLICATIONS
+        assert {one.kind for one in found if one.flops} == {"convolutions"}
 
 
 def test_the_body_of_a_loop_counts_as_often_as_it_runs():

@@ -1,5 +1,7 @@
 """The largest batch, remedies and the roofline, over compilations that are pretended."""
 
+import math
+
 import jax
 import pytest
 
@@ -31,7 +33,7 @@ def test_an_operation_takes_what_bounds_it(one, bound, seconds):
 def pretend(monkeypatch):
     """Pretends that a step needs so many bytes for each example of a device, and 1 GB beside."""
 
-    def function(each, refused=lambda config: False):
+    def function(each, refused=lambda config: False, hosts=1):
         asked = []
 
         def compile_step(config, data, platform, devices):
@@ -43,8 +45,9 @@ def pretend(monkeypatch):
             memory = 1e9 + each * share / config.mesh.space / config.optimizer.accumulate
             done = [operation(flops=1e12 * share), operation(bytes=1e9, collective="all-reduce")]
             size = config.batch_size
+            unit = math.lcm(mesh, hosts) * config.optimizer.accumulate
             return ahead_of_time.Compiled(
-                size, share, memory, 8 * size, 1e12 * size, done, 3.0, False
+                size, share, unit, memory, 8 * size, 1e12 * size, done, 3.0, False
             )
 
         monkeypatch.setattr(ahead_of_time, "compile_step", compile_step)
@@ -69,6 +72,13 @@ def test_the_largest_batch_is_extrapolated_where_compiling_is_dear(tiny, pretend
     assert found.collectives == {"all-reduce": (1, 1e9)}
     assert found.host_volumes == pytest.approx(8 / found.seconds)
     assert found.host_bytes == pytest.approx(8 * found.host_volumes)
+
+
+def test_the_largest_batch_divides_over_the_hosts_too(tiny, pretend):
+    asked = pretend(each=10e9, hosts=4)
+    found = planned(tiny("rotation2d", batch_size=16, mesh__space=4), "v5e:2x2")
+    assert found.largest_batch == 4  # of 6 that fit
+    assert all(config.batch_size % 4 == 0 for config in asked)
 
 
 def test_the_largest_batch_is_compiled_where_that_is_cheap(tiny, pretend):
