@@ -20,7 +20,7 @@ from jaxtyping import Float
 # Planes are faster for large volumes, and for the deeper levels of few; for the many patches of a
 # grid, 72 of 34^3 on a chip, they take three times as long (libtpu 0.0.50, v5e, by `ssl3d.plan`).
 _LARGE = 48**3  # voxels
-_FEW, _LEAST = 64, 16**3  # volumes, voxels
+_FEW, _LEAST = 64, 16**3  # volumes on all chips together, voxels
 
 
 def pay(x: Float[Array, "B *S C"]) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Int, Real, Shaped
+from jaxtyping import Int, Shaped
 
 from ssl3d.data.pipeline import Example, Parts, Pieces, crop
 from ssl3d.errors import UserError
@@ -88,13 +88,6 @@ def starts(grid: Grid, rng: np.random.Generator) -> Int[np.ndarray, "N rank"]:
     """First voxel of every patch in the crop, jittered inside the cells."""
     cells = np.asarray(grid.positions) * np.asarray(grid.stride)
     return cells + rng.integers(0, grid.jitter + 1, size=cells.shape)
-
-
-def tile(
-    image: Real[np.ndarray, "*S C"], grid: Grid, at: Int[np.ndarray, "N rank"]
-) -> Real[np.ndarray, "N *P C"]:
-    """Cuts the patches that start at the voxels `at` out of `image`."""
-    return np.asarray(Pieces(image, at, grid.patch))
 
 
 def cut(

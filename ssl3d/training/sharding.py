@@ -176,7 +176,7 @@ def check_batch(batch_size: int, key: str, mesh: Mesh) -> None:
     if batch_size < 1 or batch_size % unit:
         below = batch_size // unit * unit
         near = " or ".join(str(size) for size in (below, below + unit) if size > 0)
-        automatic = "; auto takes the least that is not smaller" * (key == "batch_size")
+        automatic = "; auto rounds up to the next multiple" * (key == "batch_size")
         raise UserError(
             f"config.{key}={batch_size}: must be a multiple of {unit} on these devices, "
             f"e.g. {near}{automatic}"

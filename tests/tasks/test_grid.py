@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ssl3d.data import pipeline
-from ssl3d.data.pipeline import Example
+from ssl3d.data.pipeline import Example, Pieces
 from ssl3d.errors import UserError
 from ssl3d.tasks import grid as grids
 
@@ -77,7 +77,7 @@ def test_tiling_is_slicing(sized, channels, seed):
     rng = np.random.default_rng(seed)
     image = rng.normal(size=(*size, channels)).astype(np.float16)
     at = grids.starts(grid, rng)
-    patches = grids.tile(image, grid, at)
+    patches = np.asarray(Pieces(image, at, grid.patch))
     assert patches.shape == (grid.count, *grid.patch, channels)
     assert patches.dtype == image.dtype
     for patch, start in zip(patches, at, strict=True):
@@ -122,7 +122,7 @@ def test_a_record_says_where_its_patches_are_in_the_image(train, seed, shape):
     record = grids.cut(rng, Example(image, None), (9, 9, 9), grid, train)
     assert record["starts"].dtype == np.int32
     np.testing.assert_array_equal(
-        record["patches"], grids.tile(image, grid, record["starts"]), strict=True
+        record["patches"], np.asarray(Pieces(image, record["starts"], grid.patch)), strict=True
     )
 
 
@@ -135,7 +135,7 @@ def test_overlapping_patches_are_cut_on_the_device_from_a_crop_with_fewer_voxels
         record = pipeline.arrays(grids.cut(np.random.default_rng(1), example, size, grid, True))
         assert ("volume" in record) == cut_later
         patches = grids.patches_of(jax.tree.map(jnp.asarray, record), grid)
-        expected = grids.tile(image, grid, record["starts"])
+        expected = np.asarray(Pieces(image, record["starts"], grid.patch))
         np.testing.assert_array_equal(patches, expected, strict=True)
 
 

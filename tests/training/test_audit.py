@@ -27,7 +27,7 @@ SHAPES = [(26, 30, 27), (31, 28, 30), (27, 38, 27), (30, 30, 24)]
 
 MIRRORED = """
 from ssl3d import tasks
-from ssl3d.data.pipeline import crop
+from ssl3d.data.pipeline import Pieces, crop
 from ssl3d.tasks import grid, rpl
 
 
@@ -38,9 +38,9 @@ def build(config):
 
     def record(rng, example, train):
         image, origin = crop(rng, example.image, size, train, beyond=True)
-        at = grid.starts(cells, rng)
-        patches = {"patches": grid.tile(image, cells, at), "starts": origin + at}
-        return patches | task.record.choose(rng)
+        chosen = task.record.choose(rng)
+        at = grid.starts(cells, rng)[chosen["chosen"]]
+        return {"patches": Pieces(image, at, cells.patch), "starts": origin + at, **chosen}
 
     return task._replace(record=record)
 """
