@@ -3,7 +3,7 @@
 python -m ssl3d.main --config=configs/classify2d.py[:DATASET]
     [--config.init.encoder=RUN --config.transfer.mode=finetune] [--config.data.label_fraction=0.1]
 
-Built-in fundus, from scratch, one CPU core: 168 s, quadratic kappa 0.886.
+Built-in fundus, from scratch, one CPU core: 137 s, quadratic kappa 0.899.
 """
 
 from configs import default

@@ -2,7 +2,7 @@
 
 python -m ssl3d.main --config=configs/jigsaw2d.py
 
-Built-in fundus, one CPU core: 48 s, accuracy 0.988 (chance 0.010).
+Built-in fundus, one CPU core: 40 s, accuracy 0.982 (chance 0.010).
 """
 
 from configs import jigsaw3d

@@ -2,7 +2,7 @@
 
 python -m ssl3d.main --config=configs/jigsaw3d.py
 
-Built-in brain, one CPU core: 49 s, accuracy 1.000 (chance 0.010).
+Built-in brain, one CPU core: 39 s, accuracy 1.000 (chance 0.010).
 """
 
 from configs import datasets, default

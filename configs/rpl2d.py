@@ -2,7 +2,7 @@
 
 python -m ssl3d.main --config=configs/rpl2d.py
 
-Built-in fundus, one CPU core: 49 s, accuracy 0.814 (chance 0.125).
+Built-in fundus, one CPU core: 44 s, accuracy 0.818 (chance 0.125).
 """
 
 from configs import rpl3d

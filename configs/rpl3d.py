@@ -2,7 +2,7 @@
 
 python -m ssl3d.main --config=configs/rpl3d.py
 
-Built-in brain, one CPU core: 48 s, accuracy 0.977 (chance 0.038).
+Built-in brain, one CPU core: 33 s, accuracy 0.982 (chance 0.038).
 """
 
 from configs import datasets, default
