@@ -176,6 +176,8 @@ def part(config: ml_collections.ConfigDict, name: str) -> Config:
     seen = Config(config.to_dict())
     del seen.parts
     seen.task = given.task.to_dict()
+    if not whole_numbers(config.data.crop) or len(config.data.crop) != config.rank:
+        return seen  # the run's own crop is at fault
     crop = given.get("crop", config.data.crop)
     if not whole_numbers(crop) or len(crop) != config.rank:
         raise UserError(
