@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 # Before jax is imported. Tests compile far more than they run, and LLVM's optimisation of XLA's
-# code is most of that time; convolutions run in a library and do not notice.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+# code is most of that time; convolutions run in a library and do not notice. The cores are busy
+# with other tests: threads of one compilation would only wait for each other.
+FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 
 import hypothesis
 import jaxtyping

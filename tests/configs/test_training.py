@@ -16,11 +16,14 @@ from tests.support.examples import traced_step
 from tests.support.shipped_configs import PROXY_CONFIGS, PUBLISHED_CONFIGS
 
 
-# Rank is a number: in 2D by default only what changes with it.
+# Rank is a number: in 2D by default only what changes with it. A joint run is resumed below.
+BY_DEFAULT = ({name for name in PROXY_CONFIGS if name[-2] == "3"} | {"cpc2d"}) - {"joint3d"}
+
+
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name[-2] == "3" or name == "cpc2d" else pytest.mark.slow)
+        pytest.param(name, marks=() if name in BY_DEFAULT else pytest.mark.slow)
         for name in PROXY_CONFIGS
     ],
 )

@@ -137,8 +137,8 @@ def test_levels_of_the_hippocampus_are_of_slices_cut_on_first_use(tmp_path):
     data = write_hippocampi(tmp_path / "volumes").path
     study = small(hippocampus_levels.STUDY, (8, 8), labels=("2",))
     out = tmp_path / "out"
-    rows, _ = run(study, data, out, "--methods=scratch,rotation2d")
-    assert {row["mode"] for row in rows} == {"random", "finetune"}
+    rows, _ = run(study, data, out, "--methods=rotation2d")
+    assert {row["mode"] for row in rows} == {"finetune"}
     slices = Counter((case.split, case.subject) for case in store.read(out / "data").cases)
     of_training = sorted(count for (split, _), count in slices.items() if split == "train")
     assert len(of_training) == 3

@@ -242,6 +242,7 @@ def test_panels(tiny, outputs):
         np.testing.assert_array_equal(pictures["reconstruction"][~mask], targets["target"][~mask])
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(tiny, pictures, tmp_path, capsys):
     config = tiny(
         "mae2d", pictures.path, steps=4, checkpoint_every=2, validate_every=4, data__crop=(16, 16),

@@ -195,7 +195,9 @@ def until_step(folder, step):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["checkpoints", pytest.param("metrics.jsonl", marks=pytest.mark.slow)]
+)
 def test_what_is_removed_during_a_run_is_said_in_a_line(train, tmp_path, name):
     process = train()
     until_step(tmp_path / "run", 3)
