@@ -15,7 +15,6 @@ from ssl3d.training import step as steps
 from tests.support.examples import traced_step
 from tests.support.shipped_configs import PROXY_CONFIGS, PUBLISHED_CONFIGS
 
-
 # Rank is a number: in 2D by default only what changes with it. A joint run is resumed below.
 BY_DEFAULT = ({name for name in PROXY_CONFIGS if name[-2] == "3"} | {"cpc2d"}) - {"joint3d"}
 
