@@ -7,9 +7,11 @@ ceil(n / 2^i), and the first level has exactly the input's size.
 import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+from jax import Array
 from ml_collections import ConfigDict
 
 from ssl3d import extensions
@@ -143,3 +145,15 @@ def smallest_norm(config: Mapping[str, Any] | ConfigDict, size: Sequence[int]) -
     """
     halvings = config["depth"] - 1 + kind_of(config).stem_halvings
     return math.prod(-(-n // 2**halvings) for n in size)
+
+
+def on_inputs(function: Callable[[Array], Array]) -> AbstractContextManager[None]:
+    """Gives the encoder of a network `function` of its inputs [B, *S, C], in the block."""
+
+    def change(call: Callable, arguments: Any, options: Any, context: Any) -> Any:
+        if context.module.path == ("encoder",) and context.method_name == "__call__":
+            inputs, *rest = arguments
+            arguments = (function(inputs), *rest)
+        return call(*arguments, **options)
+
+    return nn.intercept_methods(change)

@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -25,6 +24,7 @@ import numpy as np
 
 from ssl3d import hardware, xla
 from ssl3d.errors import RunError
+from ssl3d.models import encoders
 from ssl3d.training import loop, problem, run_log, sharding
 from ssl3d.training.step import init_state, make_optimizers, make_step
 
@@ -98,7 +98,7 @@ def benchmark(config: ml_collections.ConfigDict, profile: Path | None = None) ->
 
     placed = sharding.to_devices(batch, mesh, given.task.spatial)
     calls: list[int] = []
-    with nn.intercept_methods(encoder_calls(calls)):
+    with count_inputs(calls):
         jitted: Any = make_step(config, given.task, optimizers, mesh)
         traced = jitted.trace(state, placed)
     # Not for a CPU, some of whose operations are library calls, into which XLA cannot look.
@@ -215,15 +215,14 @@ def _repeat(call: Callable[[], Any]) -> tuple[float, int]:
     return time.perf_counter() - begun, count
 
 
-def encoder_calls(calls: list[int]) -> Callable[..., Any]:
-    """An interceptor that appends the number of inputs of each call of the encoder."""
+def count_inputs(counts: list[int]) -> contextlib.AbstractContextManager[None]:
+    """Appends the number of inputs of each call of the encoder in the block."""
 
-    def note(call: Callable, arguments: Any, options: Any, context: nn.module.InterceptorContext):
-        if context.module.path == ("encoder",) and context.method_name == "__call__":
-            calls.append(arguments[0].shape[0])
-        return call(*arguments, **options)
+    def note(inputs: jax.Array) -> jax.Array:
+        counts.append(len(inputs))
+        return inputs
 
-    return note
+    return encoders.on_inputs(note)
 
 
 def _cost(stage: Any, name: str) -> float:

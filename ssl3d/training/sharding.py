@@ -11,10 +11,9 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import ml_collections
 import numpy as np
@@ -22,6 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ssl3d import bounds
 from ssl3d.errors import RunError, UserError
+from ssl3d.models import encoders
 
 # Where the other processes meet, how many they are, and which of them this is.
 COORDINATES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -214,13 +214,7 @@ def shared_patches(mesh: Mesh | None, spatial: Sequence[str]) -> Iterator[None]:
         return
     placement = NamedSharding(mesh, PartitionSpec(("data", "space")))
 
-    def split(call: Callable, arguments: Any, options: Any, context: Any) -> Any:
-        if context.module.path == ("encoder",) and context.method_name == "__call__":
-            inputs, *rest = arguments
-            arguments = (jax.lax.with_sharding_constraint(inputs, placement), *rest)
-        return call(*arguments, **options)
-
-    with nn.intercept_methods(split):
+    with encoders.on_inputs(lambda x: jax.lax.with_sharding_constraint(x, placement)):
         yield
 
 
