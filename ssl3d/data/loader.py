@@ -67,6 +67,8 @@ class Pieces:
 
 # What a task's `record` makes of an example. Views of the image are copied into the batch too.
 Parts = Mapping[str, np.ndarray | Pieces]
+# The record of an example, and what stands beside it in a batch.
+Sample = tuple[Parts, Parts]
 
 
 def arrays(parts: Parts) -> Arrays:
@@ -74,18 +76,17 @@ def arrays(parts: Parts) -> Arrays:
     return {key: np.asarray(part) for key, part in parts.items()}
 
 
-# Marks what an example has beside the task's own keys.
-_OWN = "pipeline/"
-
-
-def joined(record: Mapping[str, Any], own: Mapping[str, Any]) -> Parts:
-    """One dictionary of both, ready to be copied; without what a memory map costs to slice."""
-    parts = {**record, **{_OWN + key: value for key, value in own.items()}}
-    return {k: v if isinstance(v, Pieces) else np.asarray(v) for k, v in parts.items()}
+def sample(record: Mapping[str, Any], beside: Mapping[str, Any]) -> Sample:
+    """Both as `read` copies them: without what a memory map costs to slice."""
+    one, other = (
+        {key: part if isinstance(part, Pieces) else np.asarray(part) for key, part in of.items()}
+        for of in (record, beside)
+    )
+    return one, other
 
 
 def read(
-    example: Callable[[int, int], Parts],
+    example: Callable[[int, int], Sample],
     rows: int,
     batches: int,
     threads: int,
@@ -97,29 +98,34 @@ def read(
     A thread makes a whole batch, or a part of it where only a few batches fit in the buffer.
 
     Args:
-      example: (batch, row) -> arrays; what it returns is copied once, without the GIL.
+      example: (batch, row) -> a `sample`, which is copied once, without the GIL.
       rows: of a batch.
       batches: how many there are.
       buffer: bytes.
     """
-    size = rows * sum(part.nbytes for part in example(first, 0).values())
+    size = rows * sum(part.nbytes for parts in example(first, 0) for part in parts.values())
     ahead = max(min(buffer // size, 2 * threads), 1)
     workers = min(threads, ahead)
     helpers = concurrent.futures.ThreadPoolExecutor(threads)
 
     def make(number: int) -> dict[str, Any]:
-        parts = example(number, 0)
-        arrays = {key: np.empty((rows, *part.shape), part.dtype) for key, part in parts.items()}
-        _write(parts, arrays, 0)
+        begun = example(number, 0)
+        record, beside = (
+            {key: np.empty((rows, *part.shape), part.dtype) for key, part in parts.items()}
+            for parts in begun
+        )
 
-        def fill(row: int) -> None:
-            _write(example(number, row), arrays, row)
+        def fill(row: int, found: Sample) -> None:
+            for parts, batch in zip(found, (record, beside), strict=True):
+                _write(parts, batch, row)
 
-        for _ in (helpers.map if workers < threads else map)(fill, range(1, rows)):
+        def make_row(row: int) -> None:
+            fill(row, example(number, row))
+
+        fill(0, begun)
+        for _ in (helpers.map if workers < threads else map)(make_row, range(1, rows)):
             pass
-        record = {key: leaf for key, leaf in arrays.items() if not key.startswith(_OWN)}
-        own = {key.removeprefix(_OWN): arrays[key] for key in arrays.keys() - record.keys()}
-        return {"record": record, **own}
+        return {"record": record, **beside}
 
     options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=ahead)
     reader = iter(grain.MapDataset.range(batches).map(make).to_iter_dataset(options))

@@ -254,16 +254,16 @@ def train_batches(
     def order(epoch: int) -> np.ndarray:
         return np.random.default_rng((seed, epoch)).permutation(len(cases))
 
-    def make(number: int, rng: np.random.Generator) -> Parts:
+    def make(number: int, rng: np.random.Generator) -> loader.Sample:
         epoch, position = divmod(number, len(cases))
         case = cases[order(epoch)[position]]
         with naming(dataset, case):
             example = open_example(dataset, case, rank, slice_axis, margin, rng, label_map)
-            return loader.joined(record(rng, example, True), subject(case))
+            return loader.sample(record(rng, example, True), subject(case))
 
     examples = grain.MapDataset.range(_EXAMPLES).seed(seed).random_map(make)
 
-    def example(batch: int, row: int) -> Parts:
+    def example(batch: int, row: int) -> loader.Sample:
         return examples[(batch * count + index) * rows + row]
 
     return loader.read(example, rows, _EXAMPLES // batch_size, threads, buffer, first_batch)
@@ -291,7 +291,7 @@ def validation_batches(
     subject = _subjects(dataset)
     examples = repeats * len(cases)
 
-    def make(batch: int, row: int) -> Parts:
+    def make(batch: int, row: int) -> loader.Sample:
         position = (batch * count + index) * rows + row
         repeat, number = divmod(min(position, examples - 1), len(cases))
         case = cases[number]
@@ -300,6 +300,6 @@ def validation_batches(
             example = open_example(dataset, case, rank, slice_axis, margin, rng, label_map)
             valid, repeated = np.asarray(position < examples), np.asarray(repeat, np.uint32)
             own = {**subject(case), "valid": valid, "repeat": repeated}
-            return loader.joined(record(rng, example, False), own)
+            return loader.sample(record(rng, example, False), own)
 
     return loader.read(make, rows, -(-examples // batch_size), threads, buffer)
