@@ -287,7 +287,7 @@ def read(path: Path, rank: int, count: int) -> tuple[Case, ...]:
         sizes = {name: text.get_shape()[0] for name, text in texts.items()}
         if max(sizes["id"], sizes["subjects"]) > documents.large_list():
             raise ValueError("more names than fit in the memory")
-        ids, subjects = (json.loads(file.get_tensor(n).tobytes()) for n in ("id", "subjects"))
+        ids, subjects = (documents.parse(file.get_tensor(n).tobytes()) for n in ("id", "subjects"))
     for name, (dtype, shape) in layout.items():
         if (columns[name].dtype, columns[name].shape) != (np.dtype(dtype), shape):
             raise ValueError(f"{name}: {columns[name].dtype} {columns[name].shape}")
