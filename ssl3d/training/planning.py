@@ -116,8 +116,11 @@ def plan(
         notes.append("cuDNN's workspaces are not part of the memory")
     if chip.platform == "cpu":
         notes.append("the chip's figures are assumed")
-    return _measure(first, target, devices)._replace(
+    return Plan(
+        **_measure(first, target, devices),
         config=config.name,
+        target=target.name,
+        devices=len(devices),
         memory_limit=limit,
         fits=fits,
         largest_batch=largest,
@@ -127,8 +130,8 @@ def plan(
     )
 
 
-def _measure(first: Compiled, target: targets.Target, devices: list[jax.Device]) -> Plan:
-    """The figures of one compiled step."""
+def _measure(first: Compiled, target: targets.Target, devices: list[jax.Device]) -> dict[str, Any]:
+    """What a plan says of one compiled step."""
     chip = target.chip
     hosts = len({device.process_index for device in devices})
     phases = dict.fromkeys(("compute", "memory", "collectives"), 0.0)
@@ -150,17 +153,10 @@ def _measure(first: Compiled, target: targets.Target, devices: list[jax.Device])
     total = sum(phases.values())
     cycles = sum(one.cycles * one.times for one in first.operations)
     rate = first.batch / total if total else 0.0
-    return Plan(
-        config="",
-        target=target.name,
-        devices=len(devices),
+    return dict(
         batch=first.batch,
         share=first.share,
         memory=first.memory,
-        memory_limit=0,
-        fits=False,
-        largest_batch=0,
-        largest_batch_is="",
         model_flops=first.model_flops,
         flops=hlo.flops(first.operations),
         bytes=sum(row["bytes"] for kind, row in classes.items() if kind != "collectives"),
@@ -174,8 +170,6 @@ def _measure(first: Compiled, target: targets.Target, devices: list[jax.Device])
         host_volumes=rate,
         host_bytes=rate * first.batch_bytes / first.batch,
         compile_seconds=first.seconds,
-        remedies=(),
-        notes=(),
     )
 
 
