@@ -7,6 +7,7 @@ size and as the JSON list of smaller collections, without images. Prints what ea
 seconds, and the memory by which the process grows.
 """
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -18,9 +19,9 @@ import numpy as np
 
 from ssl3d.data import store
 from ssl3d.data.integrity import Digest
+from tests.support.steps_timed import load
 
-# Seconds and MB that 100,000 cases may take.
-SECONDS, MEMORY = 2.0, 200.0
+SECONDS = 2.0  # that 100,000 cases may take to open
 
 
 def collection(folder, count):
@@ -67,6 +68,7 @@ def memory():
 def measure(folder, start):
     """Step -> (seconds, MB) of opening the manifest and, with `start`, of a run's start."""
     from configs import rotation3d
+    from ssl3d import tasks
     from ssl3d.training import cases as training_cases
     from ssl3d.training import crop_fit, problem
 
@@ -90,7 +92,7 @@ def measure(folder, start):
     given = problem.Problem(config, dataset, *used[:2], kept[-1], used[2])
     note("scored cases", lambda: problem.scored_cases(given))
     store.load_image = lambda dataset, case: np.zeros((*case.shape, case.channels), np.float16)
-    task = problem.tasks.build(config)
+    task = tasks.build(config)
     note("first batch", lambda: next(problem.train_batches(given._replace(task=task), 0)))
     return found
 
@@ -101,11 +103,11 @@ def main(folder, count=100_000):
     store.write_manifest(large)
     print(f"{count} cases written in {time.perf_counter() - begun:.1f} s")
     store.TABLE = count + 1
-    store.write_manifest(store.dataclasses.replace(large, path=folder / "list"))
+    store.write_manifest(dataclasses.replace(large, path=folder / "list"))
     del large
     for form in ("table", "list"):
         size = sum(path.stat().st_size for path in (folder / form).iterdir()) / 2**20
-        print(f"{form}: {size:.0f} MB; load {os.getloadavg()[0]:.1f}")
+        print(f"{form}: {size:.0f} MB; {load()}")
         command = [sys.executable, "-m", __spec__.name, str(folder / form), "--measure"]
         said = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
         found = json.loads(said.splitlines()[-1])

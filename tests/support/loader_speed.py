@@ -9,18 +9,17 @@ fast enough. Each rate is the median of windows of a second that alternate among
 """
 
 import importlib
-import os
-import resource
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
-from ssl3d import bounds
+from ssl3d import bounds, hardware
 from ssl3d.data import store
 from ssl3d.training import problem
 from tests.support.datasets import write_dataset
+from tests.support.steps_timed import load
 
 CONFIGS = ("rotation3d:ukb", "rpl3d:ukb", "jigsaw3d:ukb", "cpc3d:ukb", "cpc3d:ukb,paper")
 CONFIGS += ("joint3d:ukb",)
@@ -51,7 +50,7 @@ def rate(batches, size, seconds):
 def main(folder, side=128, channels=2, windows=WINDOWS, seconds=SECONDS, configs=CONFIGS):
     if not (folder / store.MANIFEST).exists():
         write_dataset(folder, 3, channels, splits={"train": 6, "val": 2}, side=side)
-    print(f"load {os.getloadavg()[0]:.1f}, {len(os.sched_getaffinity(0))} cores")
+    print(load())
     found = {}
     for _ in range(windows):
         for name in configs:
@@ -62,7 +61,7 @@ def main(folder, side=128, channels=2, windows=WINDOWS, seconds=SECONDS, configs
                 del batches
     for (name, threads), rates in found.items():
         print(f"{name}, {threads} threads: {np.median(rates):.0f} volumes/s")
-    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:.0f} MB")
+    print(f"peak memory {hardware.peak_memory():.0f} MB")
     return found
 
 
