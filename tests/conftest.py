@@ -1,5 +1,6 @@
 """Fixtures that tests of all folders share; what they hand out is in `tests.support`."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -11,6 +12,10 @@ from pathlib import Path
 # with other tests: threads of one compilation would only wait for each other.
 FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
+
+# Tracing allocates millions of objects that live on: looking through them again and again for
+# garbage takes a tenth of the suite's time.
+gc.set_threshold(50_000, 20, 50)
 
 import hypothesis
 import jaxtyping
