@@ -6,8 +6,8 @@ python -m ssl3d.main --config=configs/classify2d.py[:DATASET]
 Built-in fundus, from scratch, one CPU core: 137 s, quadratic kappa 0.899.
 """
 
-from configs import default
 from ssl3d.bounds import Config, at_least, bounded
+from ssl3d.configs import default
 
 
 def get_config(arg: str = "phantom") -> Config:

@@ -4,8 +4,8 @@ python -m ssl3d.main --config=configs/classify3d.py:folder --config.data.path=DI
     [--config.init.encoder=RUN --config.transfer.mode=finetune] [--config.data.label_fraction=0.1]
 """
 
-from configs import classify2d
 from ssl3d.bounds import Config
+from ssl3d.configs import classify2d
 
 
 def get_config(arg: str = "folder") -> Config:

@@ -5,7 +5,6 @@ python -m ssl3d.main --config=configs/contrast3d.py
 Built-in brain, one CPU core: 96 s, the right one among 32 in a share of 0.609 (chance 0.031).
 """
 
-from configs import datasets, default
 from ssl3d.bounds import (
     POSITIVE,
     PROBABILITY,
@@ -17,6 +16,7 @@ from ssl3d.bounds import (
     derived,
     one_of,
 )
+from ssl3d.configs import datasets, default
 
 # Negatives need volumes, at half the resolution; see `default.coarsening`.
 _MANY = {3: {"batch_size": 24, "steps": 250}}

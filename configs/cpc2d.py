@@ -5,8 +5,8 @@ python -m ssl3d.main --config=configs/cpc2d.py
 Built-in fundus, one CPU core: 73 s, accuracy 0.478 (chance 0.040).
 """
 
-from configs import cpc3d
 from ssl3d.bounds import Config
+from ssl3d.configs import cpc3d
 
 
 def get_config(arg: str = "phantom") -> Config:

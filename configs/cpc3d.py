@@ -5,8 +5,8 @@ python -m ssl3d.main --config=configs/cpc3d.py
 Built-in brain, one CPU core: 94 s, accuracy 0.825 (chance 0.016).
 """
 
-from configs import datasets, default
 from ssl3d.bounds import POSITIVE, PROBABILITY, Config, at_least, bounded, derived
+from ssl3d.configs import datasets, default
 
 # The grid stays inside the body: patches of nothing but air cannot be told apart.
 _INSIDE = {3: {"data.crop": (48, 48, 48), "data.margin": 6}}

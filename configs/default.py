@@ -13,7 +13,6 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from configs import datasets
 from ssl3d.bounds import (
     COUNTS,
     NONZERO_SHARE,
@@ -26,6 +25,7 @@ from ssl3d.bounds import (
     derived,
     one_of,
 )
+from ssl3d.configs import datasets
 from ssl3d.errors import UserError
 
 # What the published settings have in common, by variant and rank: "paper" follows the paper's

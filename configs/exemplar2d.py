@@ -5,8 +5,8 @@ python -m ssl3d.main --config=configs/exemplar2d.py
 Built-in fundus, one CPU core: 115 s, the right one among 32 in a share of 0.641 (chance 0.031).
 """
 
-from configs import exemplar3d
 from ssl3d.bounds import Config
+from ssl3d.configs import exemplar3d
 
 
 def get_config(arg: str = "phantom") -> Config:

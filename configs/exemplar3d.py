@@ -5,8 +5,8 @@ python -m ssl3d.main --config=configs/exemplar3d.py
 Built-in brain, one CPU core: 106 s, the right one among 32 in a share of 0.312 (chance 0.031).
 """
 
-from configs import datasets, default
 from ssl3d.bounds import POSITIVE, PROBABILITY, SHARE, Config, at_least, bounded
+from ssl3d.configs import datasets, default
 
 # Negatives need volumes, at half the resolution; see `default.coarsening`.
 _MANY = {3: {"data.crop": (48, 48, 48), "batch_size": 24, "steps": 180}}

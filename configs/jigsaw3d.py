@@ -5,8 +5,8 @@ python -m ssl3d.main --config=configs/jigsaw3d.py
 Built-in brain, one CPU core: 39 s, accuracy 1.000 (chance 0.010).
 """
 
-from configs import datasets, default
 from ssl3d.bounds import PROBABILITY, Config, at_least, bounded
+from ssl3d.configs import datasets, default
 
 # Learned soonest, in the longest steps: 27 patches of each volume are encoded.
 _SHORT = {3: {"batch_size": 4, "steps": 120}}

@@ -5,8 +5,8 @@ python -m ssl3d.main --config=configs/joint2d.py
 Built-in fundus, one CPU core: 100 s, accuracy of rpl 0.607 (chance 0.125).
 """
 
-from configs import joint3d
 from ssl3d.bounds import Config
+from ssl3d.configs import joint3d
 
 
 def get_config(arg: str = "phantom") -> Config:

@@ -10,7 +10,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from configs import (
+from ssl3d import bounds
+from ssl3d.bounds import POSITIVE, Bound, Config, bounded, derived
+from ssl3d.configs import (
     contrast3d,
     cpc3d,
     datasets,
@@ -21,8 +23,6 @@ from configs import (
     rotation3d,
     rpl3d,
 )
-from ssl3d import bounds
-from ssl3d.bounds import POSITIVE, Bound, Config, bounded, derived
 
 # The configs whose task can be a part by name. Others have the name of their module.
 SHIPPED = (contrast3d, cpc3d, exemplar3d, jigsaw3d, mae3d, rotation3d, rpl3d)

@@ -5,8 +5,8 @@ python -m ssl3d.main --config=configs/mae2d.py
 Built-in fundus, one CPU core: 124 s, explained 0.580 (filling 0.121).
 """
 
-from configs import mae3d
 from ssl3d.bounds import Config
+from ssl3d.configs import mae3d
 
 
 def get_config(arg: str = "phantom") -> Config:

@@ -5,8 +5,8 @@ python -m ssl3d.main --config=configs/mae3d.py
 Built-in brain, one CPU core: 143 s, explained 0.566 (filling 0.431).
 """
 
-from configs import datasets, default
 from ssl3d.bounds import SHARE, Config, at_least, bounded, derived
+from ssl3d.configs import datasets, default
 
 # Every voxel is a target: at equal voxels per second, more and smaller steps reach more.
 _STEPS: datasets.Settings = {

@@ -5,8 +5,8 @@ python -m ssl3d.main --config=configs/rotation3d.py
 Built-in brain, one CPU core: 102 s, accuracy 1.000 (chance 0.100).
 """
 
-from configs import datasets, default
 from ssl3d.bounds import PROBABILITY, Config, bounded
+from ssl3d.configs import datasets, default
 
 # Learned soon, from many volumes at half the resolution; see `default.coarsening`.
 _MANY = {3: {"batch_size": 24, "steps": 100}}

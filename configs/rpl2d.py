@@ -5,8 +5,8 @@ python -m ssl3d.main --config=configs/rpl2d.py
 Built-in fundus, one CPU core: 44 s, accuracy 0.818 (chance 0.125).
 """
 
-from configs import rpl3d
 from ssl3d.bounds import Config
+from ssl3d.configs import rpl3d
 
 
 def get_config(arg: str = "phantom") -> Config:

@@ -5,8 +5,8 @@ python -m ssl3d.main --config=configs/rpl3d.py
 Built-in brain, one CPU core: 33 s, accuracy 0.982 (chance 0.038).
 """
 
-from configs import datasets, default
 from ssl3d.bounds import PROBABILITY, Config, bounded
+from ssl3d.configs import datasets, default
 
 SIZES: dict[str, datasets.Ranks] = {
     # Short steps: four queries of each picture.

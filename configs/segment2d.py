@@ -4,8 +4,8 @@ python -m ssl3d.main --config=configs/segment2d.py[:DATASET]
     [--config.init.encoder=RUN --config.transfer.mode=finetune] [--config.data.label_fraction=0.1]
 """
 
-from configs import segment3d
 from ssl3d.bounds import Config
+from ssl3d.configs import segment3d
 
 
 def get_config(arg: str = "phantom_brain") -> Config:

@@ -6,8 +6,8 @@ python -m ssl3d.main --config=configs/segment3d.py[:DATASET]
 Built-in brain, from scratch, one CPU core: 150 s, mean Dice 0.902.
 """
 
-from configs import default
 from ssl3d.bounds import PROBABILITY, SHARE, Config, at_least, bounded
+from ssl3d.configs import default
 
 # Share of crops near a labelled voxel, by phantom. Every second random crop misses the abdomen's
 # tumour of some 80 voxels.

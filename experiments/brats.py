@@ -5,8 +5,8 @@ python -m experiments.brats --data=DIR --output=DIR [--pretrain-data=UKB]
 DIR and UKB as python -m ssl3d.prepare --layout=brats and --layout=ukb write them.
 """
 
-from experiments import protocol
-from experiments.engine import study
+from ssl3d.experiments import protocol
+from ssl3d.experiments.engine import study
 
 STUDY = study.load(__file__)
 

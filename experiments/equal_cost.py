@@ -19,10 +19,10 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.engine import runs
-from experiments.engine.grid import ROOT, Job
 from ssl3d import cli, cluster, tasks
 from ssl3d.errors import RunError, UserError
+from ssl3d.experiments.engine import runs
+from ssl3d.experiments.engine.grid import ROOT, Job
 
 _TIMED = 12  # steps
 _PROXY = [name for name in tasks.TASKS if not hasattr(tasks.module_of(name), "NEEDS")]
@@ -31,7 +31,7 @@ _KEY = ["task", "rank", "preset", "minutes"]
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the command. Raises `UserError` and `RunError`."""
-    parser = cli.Parser(prog="python -m experiments.equal_cost", description=__doc__)
+    parser = cli.Parser(prog="python -m ssl3d.study equal_cost", description=__doc__)
     add = parser.add_argument
     add("--data", type=cli.path, required=True, help="prepared data, or a phantom's folder")
     add("--output", type=cli.path, required=True)
@@ -69,11 +69,11 @@ def train_and_probe(name: str, options: argparse.Namespace) -> dict[str, float]:
     trained = _train(config, config, options, {"steps": steps})
     run = options.output / config / "run"
     batch = json.loads((run / "config.json").read_text())["batch_size"]
-    scores, probe = run / "probe.json", f"{options.probe}{options.rank}d.py:{options.preset}"
+    scores, probe = run / "probe.json", f"{options.probe}{options.rank}d:{options.preset}"
     own = [f"--config.init.encoder={run}", f"--config.data.label_fraction={options.labels}"]
     own += [f"--config.data.path={options.data.resolve()}", f"--output={scores}"]
     print(f"probe {config}", flush=True)
-    command = [sys.executable, "-m", "ssl3d.probe", f"--config={ROOT}/configs/{probe}", *own]
+    command = [sys.executable, "-m", "ssl3d.probe", f"--config={probe}", *own]
     log = options.output / config / "probe.txt"
     with log.open("w") as output:
         environment = os.environ | {"PYTHONPATH": str(ROOT)}

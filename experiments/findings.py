@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import hippocampus, hippocampus_levels, hippocampus_slices, phantom
-from experiments.analysis import results_table, statistics, templates
-from experiments.analysis.findings import Key, find
-from experiments.analysis.statistics import Comparison
-from experiments.engine.study import METHODS, Study
 from ssl3d import cli
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
+from ssl3d.experiments import hippocampus, hippocampus_levels, hippocampus_slices, phantom
+from ssl3d.experiments.analysis import results_table, statistics, templates
+from ssl3d.experiments.analysis.findings import Key, find
+from ssl3d.experiments.analysis.statistics import Comparison
+from ssl3d.experiments.engine.study import METHODS, Study
 
 # The longest prefix of a folder's name that is a study's names the study.
 STUDIES = tuple(m.STUDY for m in (hippocampus, hippocampus_levels, hippocampus_slices, phantom))
@@ -24,7 +24,7 @@ STUDIES = tuple(m.STUDY for m in (hippocampus, hippocampus_levels, hippocampus_s
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; the exit status. Raises `UserError` where a stored table is missing."""
-    parser = cli.Parser(prog="python -m experiments.findings", description=__doc__)
+    parser = cli.Parser(prog="python -m ssl3d.study findings", description=__doc__)
     default = Path("results")
     parser.add_argument("--results", type=cli.path, default=default, help="default: %(default)s")
     file = parser.parse_args(arguments).results / "README.md"

@@ -5,8 +5,8 @@ python -m experiments.hippocampus --data=DIR --output=DIR [--budget=20]
 DIR as python -m ssl3d.prepare --layout=msd --source=Task04_Hippocampus writes it.
 """
 
-from experiments import protocol
-from experiments.engine import study
+from ssl3d.experiments import protocol
+from ssl3d.experiments.engine import study
 
 STUDY = study.load(__file__)
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from experiments import hippocampus, protocol
-from experiments.engine import study
-from experiments.engine.grid import digest
 from ssl3d.data import store
 from ssl3d.errors import UserError
+from ssl3d.experiments import hippocampus, protocol
+from ssl3d.experiments.engine import study
+from ssl3d.experiments.engine.grid import digest
 
 LEVELS = ("in front", "anterior", "posterior", "behind")
 PARTS = ("Anterior", "Posterior")  # classes of Task04, label values 1 and 2

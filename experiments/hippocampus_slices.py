@@ -8,8 +8,8 @@ forty fresh repetitions, planned before the run.
 
 import dataclasses
 
-from experiments import hippocampus, protocol
-from experiments.engine.study import SCRATCH_2D
+from ssl3d.experiments import hippocampus, protocol
+from ssl3d.experiments.engine.study import SCRATCH_2D
 
 STUDY = dataclasses.replace(
     hippocampus.STUDY,

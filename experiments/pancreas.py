@@ -6,8 +6,8 @@ DIR as python -m ssl3d.prepare --layout=msd --source=Task07_Pancreas writes it; 
 cases are pretrained on too.
 """
 
-from experiments import protocol
-from experiments.engine import study
+from ssl3d.experiments import protocol
+from ssl3d.experiments.engine import study
 
 STUDY = study.load(__file__)
 

@@ -3,8 +3,8 @@
 python -m experiments.phantom [--output=DIR] [--budget=20]
 """
 
-from experiments import protocol
-from experiments.engine import study
+from ssl3d.experiments import protocol
+from ssl3d.experiments.engine import study
 
 STUDY = study.load(__file__)
 

@@ -15,15 +15,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from experiments.analysis import report, results_table
-from experiments.analysis.results_table import Record
-from experiments.analysis.templates import sentences
-from experiments.engine import budget, grid, runs
-from experiments.engine.grid import Cell, Size
-from experiments.engine.study import METHODS, Study, StudyData, check, label_fraction
 from ssl3d import cli, cluster, processes
 from ssl3d.data import store
 from ssl3d.errors import RunError, UserError
+from ssl3d.experiments.analysis import report, results_table
+from ssl3d.experiments.analysis.results_table import Record
+from ssl3d.experiments.analysis.templates import sentences
+from ssl3d.experiments.engine import budget, grid, runs
+from ssl3d.experiments.engine.grid import Cell, Size
+from ssl3d.experiments.engine.study import METHODS, Study, StudyData, check, label_fraction
 from ssl3d.training import cases as sources
 
 MODES = ("finetune", "frozen")
@@ -34,7 +34,7 @@ _TEMPORARY = (grid.CELLS, grid.PRETRAINING, "data", budget.PROBE)
 def parser(study: Study) -> cli.Parser:
     """The options of a study's command."""
     about = f"{study.title}.\n\n{__doc__}"
-    result = cli.Parser(prog=f"python -m experiments.{study.name}", description=about)
+    result = cli.Parser(prog=f"python -m ssl3d.study {study.name}", description=about)
     add = result.add_argument
     add("--data", type=cli.path, help="prepared data; of a phantom: default OUTPUT/data")
     add("--output", type=cli.path, default=Path("runs") / study.name, help="default: %(default)s")

@@ -5,8 +5,8 @@ python -m experiments.retina --data=DIR --output=DIR [--pretrain-data=FUNDUS]
 DIR and FUNDUS as python -m ssl3d.prepare --layout=images writes them.
 """
 
-from experiments import protocol
-from experiments.engine import study
+from ssl3d.experiments import protocol
+from ssl3d.experiments.engine import study
 
 STUDY = study.load(__file__)
 

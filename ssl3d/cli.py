@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import ml_collections
 from absl import flags
@@ -22,11 +22,21 @@ from ml_collections import config_flags
 from ssl3d import bounds
 from ssl3d.errors import RunError, UserError
 
+# What is typed before the name of a command.
+_AS_MODULE = "python -m ssl3d."
+
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises `UserError` and accepts no abbreviated options."""
+    """An argument parser that raises `UserError` and accepts no abbreviated options.
 
-    def __init__(self, **kwargs: Any) -> None:
+    Attributes:
+      prefix: stands in for "python -m ssl3d." in the help; the console script has its own.
+    """
+
+    prefix: ClassVar[str] = _AS_MODULE
+
+    def __init__(self, prog: str, **kwargs: Any) -> None:
+        kwargs["prog"] = prog.replace(_AS_MODULE, self.prefix)
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
 
@@ -85,11 +95,15 @@ def disk_errors(place: Path | str = "") -> Iterator[None]:
 
 CONFIG_HELP = """\
 the config:
-  --config=FILE[:DATASET[,VARIANT]]   e.g. configs/rpl3d.py:hippocampus
+  --config=NAME[:DATASET[,VARIANT]]   one that is shipped, e.g. rpl3d:hippocampus
+  --config=FILE[:DATASET[,VARIANT]]   one of your own, e.g. configs/rpl3d.py:hippocampus
   --config.KEY=VALUE                  overrides one value, e.g. --config.steps=1000
                                       (configs/default.py explains every key)
   --config.batch_size=auto            the preset's, rounded up to a multiple of the devices
 """
+
+# Of the installed package, or of the checkout through a link.
+_SHIPPED = Path(__file__).with_name("configs")
 
 _AUTOMATIC = "--config.batch_size=auto"
 
@@ -119,10 +133,10 @@ def parse_with_config(
             parser.error(f"unrecognized argument {argument}{hint}")
     if len(paths) != 1:
         parser.error("give one --config=FILE[:DATASET[,VARIANT]], e.g. --config=configs/rpl3d.py")
-    file = paths[0].removeprefix("--config=").partition(":")[0]
-    if not Path(file).is_file():
-        raise UserError(f"--config: no file {file!r}; the shipped ones are in configs/")
-    _make_importable(Path(file).resolve())
+    name, colon, argument = paths[0].removeprefix("--config=").partition(":")
+    file = config_file(name)
+    _make_importable(file.resolve())
+    paths = [f"--config={file}{colon}{argument}"]
     shipped = _leaves(_load(paths))
     # The last one of a key counts; ml_collections would string tuples together.
     overrides = list({override.partition("=")[0]: override for override in overrides}.values())
@@ -164,17 +178,32 @@ def _expand_homes(config: ml_collections.ConfigDict) -> None:
             config[key] = os.path.expanduser(value)
 
 
-def _make_importable(file: Path) -> None:
-    """Lets a config import `configs`, and what lies beside it, from wherever the command is called.
+def shipped_configs() -> dict[str, Path]:
+    """The files of the shipped configs by name."""
+    return {file.stem: file for file in sorted(_SHIPPED.glob("*[23]d.py"))}
 
-    The repository comes first: a user's file may lie in a folder called configs too.
+
+def config_file(name: str) -> Path:
+    """The file of `--config=NAME`: the shipped config of this name, else a path.
+
+    Raises:
+      UserError: neither; near names are listed.
     """
-    repository = Path(__file__).resolve().parents[1]
-    if (repository / "configs").is_dir() and str(repository) not in sys.path:
-        sys.path.insert(0, str(repository))
+    shipped, file = shipped_configs(), Path(name)
+    if name in shipped or file.is_file():
+        return shipped.get(name, file)
+    kind = "file" if file.suffix or file.name != name else "shipped config"
+    near = difflib.get_close_matches(file.stem, shipped) or list(shipped)
+    if Path(f"{name}.py").is_file():
+        near = [f"{name}.py"]
+    raise UserError(f"--config: no {kind} {name!r}; choose --config={' or '.join(near)}")
+
+
+def _make_importable(file: Path) -> None:
+    """Lets a config of one's own import what lies beside it, wherever the command is called."""
     for folder in (file.parent, file.parent.parent):
-        # Not the repository's own configs/, whose `datasets` would pass for the library.
-        if folder != repository / "configs" and str(folder) not in sys.path:
+        # Not the shipped configs/, whose `datasets` would pass for the library.
+        if file.parent != _SHIPPED.resolve() and str(folder) not in sys.path:
             sys.path.append(str(folder))
 
 
@@ -186,6 +215,8 @@ def _load(paths: Sequence[str]) -> ml_collections.ConfigDict:
     except Exception as error:  # a config is a program: anything can go wrong in it
         # ml_collections wraps the whole traceback; its last line is what happened.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "configs":
+            reason += "; import the shipped configs from ssl3d.configs"
         raise UserError(f"{paths[0]}: the config cannot be loaded ({reason})") from None
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(f"{paths[0]}: no config; the file must have a function get_config(arg)")

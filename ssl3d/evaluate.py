@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from ssl3d import cli
 from ssl3d.data import store
-from ssl3d.downstream import evaluate_split, predictor
+from ssl3d.downstream.options import add_options
 
 
 def parser() -> cli.Parser:
@@ -35,13 +35,15 @@ def parser() -> cli.Parser:
         action="store_false",
         help="tables only, e.g. for a grid of many runs",
     )
-    predictor.add_options(result)
+    add_options(result)
     return result
 
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the command. Raises `UserError`."""
     options = parser().parse_args(arguments)
+    from ssl3d.downstream import evaluate_split  # JAX, which --help does without
+
     options.output = options.output or options.workdir / "evaluation"
     with cli.disk_errors(options.output):
         print(evaluate_split.evaluate(**vars(options)))

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from ssl3d import cli
 from ssl3d.data.layouts import LAYOUTS
-from ssl3d.downstream import predict_files, predictor
+from ssl3d.downstream.options import add_options
 
 
 def parser() -> cli.Parser:
@@ -42,13 +42,15 @@ def parser() -> cli.Parser:
     )
     add("--probabilities", action="store_true", help="segmentation: write these too")
     add("--on-error", choices=("stop", "skip"), default="stop", help="skip: leave out bad files")
-    predictor.add_options(result)
+    add_options(result)
     return result
 
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the command. Raises `UserError`."""
     options = parser().parse_args(arguments)
+    from ssl3d.downstream import predict_files  # JAX, which --help does without
+
     with cli.disk_errors(options.output):
         print(predict_files.predict(**vars(options)))
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from ssl3d import commands
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("ssl3d", "configs", "experiments")
-COMMANDS = ("evaluate", "inspect", "main", "predict", "prepare", "probe")
+COMMANDS = commands.find("ssl3d")
 
 
 def modules(*folders):

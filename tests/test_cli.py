@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from configs import rpl3d
 from ssl3d import bounds, cli
+from ssl3d.configs import rpl3d
 from ssl3d.errors import RunError, UserError
 
 CONFIG = "--config=configs/rpl3d.py"
@@ -37,6 +37,18 @@ def test_data_set_and_variant_follow_the_colon(parse):
     assert config.data.preset == "hippocampus"
     assert config.task.queries == 1
     assert config.name == "rpl3d_hippocampus_paper"
+
+
+def test_a_shipped_config_goes_by_its_name(parse, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert parse("--config=rpl3d")[1].name == "rpl3d_phantom"
+    assert parse("--config=rpl3d:hippocampus,paper")[1].name == "rpl3d_hippocampus_paper"
+    (tmp_path / "mine.py").write_text("from ssl3d.configs.rpl3d import get_config\n")
+    assert parse("--config=mine.py:ukb")[1].name == "rpl3d_ukb"
+    with pytest.raises(UserError, match=r"no shipped config 'mine'; choose --config=mine\.py$"):
+        parse("--config=mine")
+    assert set(cli.shipped_configs()) >= {"rpl3d", "joint2d", "segment3d", "classify2d"}
+    assert not {"default", "datasets"} & set(cli.shipped_configs())
 
 
 def test_values_are_of_the_keys_type(parse):
@@ -96,8 +108,11 @@ def test_what_is_parsed_is_the_arguments_and_not_the_command_line(parse, monkeyp
         ([CONFIG, "somewhere"], r"somewhere"),
         ([], r"give one --config=FILE"),
         ([CONFIG, CONFIG], r"give one --config=FILE"),
-        (["--config=configs/rpl4d.py"], r"no file 'configs/rpl4d\.py'"),
-        (["--config=/nowhere.py"], r"no file '/nowhere\.py'"),
+        (["--config=configs/rpl4d.py"], r"no file 'configs/rpl4d\.py'; choose --config=rpl3d or "),
+        (["--config=/nowhere.py"], r"no file '/nowhere\.py'; choose --config=classify2d or "),
+        (["--config=rlp3d:brats"], r"no shipped config 'rlp3d'; choose --config=rpl3d or rpl2d"),
+        (["--config=default"], r"no shipped config 'default'"),
+        (["--config="], r"no shipped config ''"),
         ([f"{CONFIG}:brain"], r"no such data set; choose phantom, .*brats"),
         ([f"{CONFIG}:phantom,papr"], r"variant 'papr'; choose paper or original"),
     ],
@@ -125,7 +140,7 @@ def test_a_config_file_that_is_no_config_is_named(parse, tmp_path, monkeypatch, 
 def test_a_config_of_ones_own_may_lie_anywhere(parse, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
-        "from configs import rpl3d\n\n\n"
+        "from ssl3d.configs import rpl3d\n\n\n"
         "def get_config(arg='phantom'):\n"
         "    config = rpl3d.get_config(arg)\n"
         "    config.steps = 11\n"
@@ -135,7 +150,7 @@ def test_a_config_of_ones_own_may_lie_anywhere(parse, tmp_path):
 
 
 COUSIN = """
-from configs import rpl3d
+from ssl3d.configs import rpl3d
 from neighbour import STEPS
 
 
@@ -156,6 +171,13 @@ def as_typed_in(folder, *arguments):
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])},
     )
+
+
+def test_the_checkouts_configs_are_the_packages_own(in_repository):
+    code = "import configs, ssl3d.configs; from configs import datasets as ours; "
+    code += "from ssl3d.configs import datasets; assert ours is datasets; "
+    code += "assert configs is ssl3d.configs"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("call_from", ["beside", "above"])
@@ -325,7 +347,7 @@ def home(tmp_path, monkeypatch):
 def test_a_tilde_is_the_home_folder_in_every_key_that_names_a_place(parse, home):
     file = home / "mine.py"
     file.write_text(
-        "from configs import segment3d\n"
+        "from ssl3d.configs import segment3d\n"
         "def get_config(arg='phantom'):\n"
         "    config = segment3d.get_config(arg)\n    config.init.encoder = '~/run'\n"
         "    return config\n"

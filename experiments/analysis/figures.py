@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments.analysis import statistics
-from experiments.analysis.findings import Findings, Key
-from experiments.engine.study import DOUBLES, METHODS, SCRATCH, Study
 from ssl3d.atomic import atomic_write
+from ssl3d.experiments.analysis import statistics
+from ssl3d.experiments.analysis.findings import Findings, Key
+from ssl3d.experiments.engine.study import DOUBLES, METHODS, SCRATCH, Study
 
 _BAND: dict[str, Any] = {"alpha": 0.12, "linewidth": 0}
 # 2D or not, frozen or not.

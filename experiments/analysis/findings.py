@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from experiments.analysis import statistics
-from experiments.analysis.results_table import Record
-from experiments.analysis.statistics import Comparison, Estimate
-from experiments.engine.study import DOUBLES, METHODS, SCRATCH, SCRATCH_2D, Study, scratch_of
+from ssl3d.experiments.analysis import statistics
+from ssl3d.experiments.analysis.results_table import Record
+from ssl3d.experiments.analysis.statistics import Comparison, Estimate
+from ssl3d.experiments.engine.study import DOUBLES, METHODS, SCRATCH, SCRATCH_2D, Study, scratch_of
 
 # At a plateau, doubling the steps of scratch moves its score by less than this.
 PLATEAU = 0.005

@@ -5,12 +5,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.analysis import figures, findings, tables
-from experiments.analysis.results_table import Record
-from experiments.analysis.templates import render, sentences
-from experiments.engine.study import Study, StudyData
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
+from ssl3d.experiments.analysis import figures, findings, tables
+from ssl3d.experiments.analysis.results_table import Record
+from ssl3d.experiments.analysis.templates import render, sentences
+from ssl3d.experiments.engine.study import Study, StudyData
 
 _FOLDERS = ("--data", "--output", "--pretrain-data", "--source")
 
@@ -53,4 +53,4 @@ def as_typed(study: Study, arguments: Sequence[str]) -> str:
         "DIR" if before in _FOLDERS else re.sub(f"^({'|'.join(_FOLDERS)})=.*", r"\1=DIR", text)
         for before, text in zip(["", *typed], typed, strict=False)
     ]
-    return " ".join([f"python -m experiments.{study.name}", *shown])
+    return " ".join([f"python -m ssl3d.study {study.name}", *shown])

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from experiments.engine import worker
-from experiments.engine.grid import CELLS, PRETRAINING
 from ssl3d import documents
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
+from ssl3d.experiments.engine import worker
+from ssl3d.experiments.engine.grid import CELLS, PRETRAINING
 
 RESULTS, CASES = "results.csv", "cases.csv"
 # The files, and what tells their rows apart. A score is a column of the study or "predicted".

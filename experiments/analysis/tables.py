@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from experiments.analysis.findings import Findings, Place
-from experiments.analysis.published import TABLES, Published
-from experiments.analysis.results_table import Record
-from experiments.analysis.templates import sentences
-from experiments.engine.study import DOUBLES, Study
+from ssl3d.experiments.analysis.findings import Findings, Place
+from ssl3d.experiments.analysis.published import TABLES, Published
+from ssl3d.experiments.analysis.results_table import Record
+from ssl3d.experiments.analysis.templates import sentences
+from ssl3d.experiments.engine.study import DOUBLES, Study
 
 NONE = "–"
 PAPER = "paper"

@@ -5,9 +5,9 @@ from typing import Any
 
 import jinja2
 
-from experiments.analysis.findings import PLATEAU
-from experiments.engine.study import DOUBLES, METHODS
 from ssl3d.data import store
+from ssl3d.experiments.analysis.findings import PLATEAU
+from ssl3d.experiments.engine.study import DOUBLES, METHODS
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),

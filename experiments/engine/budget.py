@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.engine import grid, runs, worker
-from experiments.engine.grid import Job, Size
-from experiments.engine.runs import Connect
-from experiments.engine.study import StudyData
 from ssl3d import documents
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
+from ssl3d.experiments.engine import grid, runs, worker
+from ssl3d.experiments.engine.grid import Job, Size
+from ssl3d.experiments.engine.runs import Connect
+from ssl3d.experiments.engine.study import StudyData
 
 FILE, PROBE = "plan.json", "probe"
 VALIDATIONS = 8  # per downstream run, where time is short

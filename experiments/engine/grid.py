@@ -14,14 +14,21 @@ from typing import Any, NamedTuple
 from flax.traverse_util import flatten_dict
 
 import ssl3d
-from experiments.engine.study import DOUBLES, METHODS, Column, Settings, StudyData, label_fraction
 from ssl3d import bounds
 from ssl3d.data import pipeline, store
 from ssl3d.errors import UserError
+from ssl3d.experiments.engine.study import (
+    DOUBLES,
+    METHODS,
+    Column,
+    Settings,
+    StudyData,
+    label_fraction,
+)
 from ssl3d.training.cases import choose_cases
 from ssl3d.training.checkpoint import NEUTRAL
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(ssl3d.__file__).parents[1]  # of the checkout
 PRETRAINING, CELLS = "pretraining", "cells"
 PRETRAINING_VALIDATIONS = 5
 # Keys outside a run's hash. The pretraining enters it by its own hash, not by its folder.
@@ -64,7 +71,7 @@ class Job:
     @property
     def command(self) -> str:
         """The same training as a command, for the output's folder."""
-        config = f"--config=configs/{self.config}.py:{self.argument}".removesuffix(":")
+        config = f"--config={self.config}:{self.argument}".removesuffix(":")
         options = [f"--config.{key}={value}" for key, value in self.overrides.items()]
         return " ".join(["python -m ssl3d.main", f"--workdir={self.name}/run", config, *options])
 
@@ -171,7 +178,7 @@ def cell_job(data: StudyData, cell: Cell, needs: Job | None) -> Job:
 
 def load_config(file: str, argument: str, overrides: Settings) -> Any:
     """The config of configs/FILE.py with overrides and what follows from them, or `UserError`."""
-    config = importlib.import_module(f"configs.{file}").get_config(argument)
+    config = importlib.import_module(f"ssl3d.configs.{file}").get_config(argument)
     try:
         config.update_from_flattened_dict(dict(overrides))
     except (KeyError, TypeError, ValueError) as error:

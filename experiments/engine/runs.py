@@ -24,7 +24,7 @@ from ssl3d.errors import RunError, UserError
 if TYPE_CHECKING:
     from distributed import Future
 
-    from experiments.engine.grid import Job
+    from ssl3d.experiments.engine.grid import Job
 
 Connect = Callable[[], contextlib.AbstractContextManager[Any]]  # `cluster.connect` to a client
 JOB, RESULT, LOG = "job.json", "result.json", "log.txt"
@@ -147,4 +147,5 @@ def _spent(folder: Path) -> float:
 
 def launch(output: Path, name: str, log: TextIO) -> subprocess.Popen:
     """Starts the process of a run."""
-    return processes.start("experiments.engine.worker", name, output, log, cluster.environment())
+    module = "ssl3d.experiments.engine.worker"
+    return processes.start(module, name, output, log, cluster.environment())

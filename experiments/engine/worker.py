@@ -1,6 +1,6 @@
 """One job in a process of its own: trains, evaluates, writes `result.json`.
 
-    python -m experiments.engine.worker FOLDER
+    python -m ssl3d.experiments.engine.worker FOLDER
 
 Started by `experiments.engine.runs` in the output's folder, with FOLDER/job.json. A process per job
 frees all compiled code and memory, and its peak memory is that of the job. It saves a checkpoint
@@ -22,12 +22,12 @@ import filelock
 import numpy as np
 import pandas as pd
 
-from experiments.engine.grid import load_config
-from experiments.engine.runs import JOB, RESULT, STOPPED
-from experiments.engine.study import as_tuples
 from ssl3d import cli, documents, evaluate, hardware
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
+from ssl3d.experiments.engine.grid import load_config
+from ssl3d.experiments.engine.runs import JOB, RESULT, STOPPED
+from ssl3d.experiments.engine.study import as_tuples
 from ssl3d.training import loop, run_log
 from ssl3d.training.problem import open_problem
 

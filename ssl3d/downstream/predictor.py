@@ -19,7 +19,7 @@ import numpy as np
 from flax.errors import FlaxError
 from flax.traverse_util import flatten_dict
 
-from ssl3d import cli, documents, limits, tasks, xla
+from ssl3d import documents, limits, tasks, xla
 from ssl3d.data import geometry, pipeline, store
 from ssl3d.downstream import sliding_window
 from ssl3d.errors import UserError
@@ -38,23 +38,6 @@ class Predictor(NamedTuple):
 
     model: trained_model.Model
     forward: Callable[[np.ndarray], jax.Array]
-
-
-def add_options(parser: cli.Parser) -> None:
-    """Adds the options that every command with predictions has."""
-    add = parser.add_argument
-    add(
-        "--model",
-        choices=trained_model.KINDS,
-        default="best",
-        help="the one of the best validation score, or of the run's end (default: best)",
-    )
-    add("--mirror", action="store_true", help="average over images mirrored as in training")
-    add(
-        "--overlap",
-        type=float,
-        help="of neighbouring sliding windows, in [0, 1) (default: as in the run's config)",
-    )
 
 
 def load(

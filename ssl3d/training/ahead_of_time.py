@@ -14,11 +14,11 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from ssl3d import tasks, xla
+from ssl3d import accelerators, tasks, xla
 from ssl3d.data import loader, pipeline, store
 from ssl3d.errors import UserError
 from ssl3d.phantoms import dataset as phantom
-from ssl3d.training import hlo, problem, sharding, targets, transfer
+from ssl3d.training import hlo, problem, sharding, transfer
 from ssl3d.training.cases import labels_of
 from ssl3d.training.step import make_initial, make_optimizers, make_step
 
@@ -213,7 +213,7 @@ def run_compiler(lowered: Any, platform: str) -> tuple[list[hlo.Operation], floa
         reason = (text.splitlines() or [""])[0][:200]
         raise UserError(
             f"the compiler for this target fails ({reason}); is all of "
-            f"{targets.install(platform)} installed?"
+            f"{accelerators.install_line(platform)} installed?"
         ) from None
     sizes = compiled.memory_analysis()
     memory = (

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from ssl3d import hardware, xla
+from ssl3d import cli, hardware, xla
 from ssl3d.errors import RunError
 from ssl3d.models import encoders
 from ssl3d.training import loop, problem, run_log, sharding
@@ -152,10 +152,10 @@ def suite(options: Sequence[str], show: bool) -> list[Benchmark]:
       RunError: one of them failed.
     """
     (given,) = (option for option in options if option.startswith("--config="))
-    path, _, dataset = given.removeprefix("--config=").partition(":")
+    name, _, dataset = given.removeprefix("--config=").partition(":")
     rest = [option for option in options if option not in (given, "--json")]
     found = []
-    for file in sorted(Path(path).parent.glob("*[23]d.py")):
+    for file in sorted(cli.config_file(name).parent.glob("*[23]d.py")):
         own = f"--config={file}" + f":{dataset}" * bool(dataset)
         command = [sys.executable, "-m", "ssl3d.benchmark", own, *rest, "--json"]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)

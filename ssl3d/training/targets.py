@@ -15,6 +15,7 @@ import re
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, NamedTuple
 
+from ssl3d import accelerators
 from ssl3d.errors import UserError
 
 if TYPE_CHECKING:
@@ -177,11 +178,6 @@ def check_installed(target: Target) -> None:
     module = {"tpu": "libtpu", "gpu": "jax_cuda12_plugin"}[platform]
     if importlib.util.find_spec(module) is None:
         raise UserError(
-            f"--target={target.name}: its compiler is not installed; in the repository run "
-            f"{install(platform)} (no device is needed)"
+            f"--target={target.name}: its compiler is not installed; run "
+            f"{accelerators.install_line(platform)} (no device is needed)"
         )
-
-
-def install(platform: str) -> str:
-    """The command that installs the compiler for a platform."""
-    return f"pip install '.[{ {'tpu': 'tpu', 'gpu': 'cuda'}[platform] }]'"

@@ -23,11 +23,11 @@ from ssl3d import documents
 from ssl3d.data import store
 from ssl3d.models import export
 from ssl3d.training import run_log
+from ssl3d.training.model_kinds import KINDS
 from ssl3d.training.problem import Problem
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
-KINDS = ("best", "last")
 _REMEDY = "restore the folder model/, or train again"
 
 # Keys of a line of `metrics.jsonl` beside the scores.

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from configs import datasets
 from ssl3d import main
+from ssl3d.configs import datasets
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import datasets, default
 from ssl3d import bounds, tasks, xla
+from ssl3d.configs import datasets, default
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
 from ssl3d.tasks import joint
@@ -56,7 +56,7 @@ def test_every_preset_and_variant_builds_and_no_norm_sees_fewer_than_8_voxels(na
 @pytest.mark.parametrize("file", ["segment3d", "segment2d", "classify2d", "classify3d"])
 def test_every_downstream_preset_builds(file):
     labels = tasks.Labels(tuple("abcd"), (1, 2, 3, 4))
-    module = importlib.import_module(f"configs.{file}")
+    module = importlib.import_module(f"ssl3d.configs.{file}")
     for preset in PRESETS:
         config = module.get_config(preset)
         if len(config.data.crop) != config.rank or (

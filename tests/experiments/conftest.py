@@ -2,8 +2,8 @@
 
 import pytest
 
-from experiments import protocol
 from ssl3d import cluster
+from ssl3d.experiments import protocol
 from tests.support.small_study import tiny, use_stand_in
 
 

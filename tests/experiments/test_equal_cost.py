@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from experiments import equal_cost
 from ssl3d.errors import UserError
+from ssl3d.experiments import equal_cost
 
 
 @pytest.fixture

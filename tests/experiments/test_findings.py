@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import findings
 from ssl3d.errors import UserError
+from ssl3d.experiments import findings
 
 RESULTS = Path(__file__).parents[2] / "results"
 

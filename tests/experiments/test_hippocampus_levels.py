@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.engine.study import StudyData, check
-from experiments.hippocampus_levels import EVERY, LEVELS, STUDY, levels, write_slices
 from ssl3d import prepare
 from ssl3d.data import store
 from ssl3d.errors import UserError
+from ssl3d.experiments.engine.study import StudyData, check
+from ssl3d.experiments.hippocampus_levels import EVERY, LEVELS, STUDY, levels, write_slices
 from tests.support.long_axis import ANTERIOR, GRADES, POSTERIOR, label_map, write_hippocampi
 
 

@@ -7,11 +7,11 @@ import shutil
 import pandas as pd
 import pytest
 
-from experiments import protocol
-from experiments.analysis import report, results_table
-from experiments.hippocampus import STUDY
 from ssl3d.data import pipeline
 from ssl3d.errors import UserError
+from ssl3d.experiments import protocol
+from ssl3d.experiments.analysis import report, results_table
+from ssl3d.experiments.hippocampus import STUDY
 from tests.support.small_study import STUDIES, done, rows, tiny
 
 CELLS = 6 * 2 * 2
@@ -67,7 +67,7 @@ def test_the_report_names_the_command_and_no_folder(call, tmp_path):
         text = (call.output / file).read_text()
         assert str(tmp_path) not in text
     text = (call.output / "tables.md").read_text()
-    command = "python -m experiments.hippocampus --data=DIR --output=DIR --methods=scratch,rpl3d"
+    command = "python -m ssl3d.study hippocampus --data=DIR --output=DIR --methods=scratch,rpl3d"
     assert f"- to continue: {command} --repetitions=2\n" in text
     call("--methods=scratch,rpl3d", "--report-only", "--repetitions=2")
     assert f"- to continue: {command} --repetitions=2\n" in (call.output / "tables.md").read_text()
@@ -82,7 +82,7 @@ def test_the_report_names_the_command_and_no_folder(call, tmp_path):
     ],
 )
 def test_commands_are_shown_without_folders(study, typed, shown):
-    command = f"python -m experiments.hippocampus {shown}".strip()
+    command = f"python -m ssl3d.study hippocampus {shown}".strip()
     assert report.as_typed(study, typed) == command
 
 

@@ -9,10 +9,10 @@ from collections import Counter
 
 import pytest
 
-from experiments import brats, hippocampus_levels, pancreas, phantom, protocol, retina
 from ssl3d import prepare
 from ssl3d.data import store
 from ssl3d.errors import UserError
+from ssl3d.experiments import brats, hippocampus_levels, pancreas, phantom, protocol, retina
 from tests.support import source_files
 from tests.support.long_axis import write_hippocampi
 from tests.support.small_study import tiny

@@ -12,8 +12,8 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 
-from configs import cpc3d
 from ssl3d import tasks, xla
+from ssl3d.configs import cpc3d
 from ssl3d.models import heads
 from ssl3d.tasks import cpc
 from ssl3d.tasks.grid import patch_grid

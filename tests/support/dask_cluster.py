@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from experiments.engine.grid import ROOT
+from ssl3d.experiments.engine.grid import ROOT
 
 
 class Cluster:

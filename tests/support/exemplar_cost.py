@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
-from configs import exemplar3d
 from ssl3d import xla
+from ssl3d.configs import exemplar3d
 from ssl3d.tasks import exemplar
 from tests.support.steps_timed import in_turns, load
 

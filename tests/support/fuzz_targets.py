@@ -17,9 +17,6 @@ import SimpleITK as sitk
 from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from experiments.analysis import results_table
-from experiments.engine import budget, worker
-from experiments.engine.grid import Size
 from ssl3d.data import layouts, readers, store
 from ssl3d.data.layouts.listing import Options
 from ssl3d.data.preparation import progress, splits
@@ -28,6 +25,9 @@ from ssl3d.data.preparation.recipes import RECIPES
 from ssl3d.data.readers import dicom
 from ssl3d.downstream import predictor
 from ssl3d.errors import UserError
+from ssl3d.experiments.analysis import results_table
+from ssl3d.experiments.engine import budget, worker
+from ssl3d.experiments.engine.grid import Size
 from ssl3d.models import export
 from ssl3d.training import checkpoint, run_log, trained_model
 from tests.support import source_files

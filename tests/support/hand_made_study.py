@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from experiments.analysis.published import TABLES, Published
-from experiments.analysis.results_table import Record
+from ssl3d.experiments.analysis.published import TABLES, Published
+from ssl3d.experiments.analysis.results_table import Record
 
 PUBLISHED = Published(
     source="Figure 0",

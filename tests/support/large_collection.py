@@ -67,8 +67,8 @@ def memory():
 
 def measure(folder, start):
     """Step -> (seconds, MB) of opening the manifest and, with `start`, of a run's start."""
-    from configs import rotation3d
     from ssl3d import tasks
+    from ssl3d.configs import rotation3d
     from ssl3d.training import cases as training_cases
     from ssl3d.training import crop_fit, problem
 

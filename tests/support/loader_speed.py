@@ -30,7 +30,7 @@ WINDOWS, SECONDS = 3, 1.0
 def loader(name, folder, threads, side):
     """Training batches of a config on the data in `folder`, and its batch size."""
     module, _, argument = name.partition(":")
-    config = importlib.import_module(f"configs.{module}").get_config(argument)
+    config = importlib.import_module(f"ssl3d.configs.{module}").get_config(argument)
     config.data.path, config.data.threads = str(folder), threads
     if side < 128:
         config.data.crop = (side,) * 3

@@ -8,8 +8,8 @@ nine patches where one encodes two. Prints the time of both steps and their rati
 
 import sys
 
-from configs import jigsaw3d, rpl3d
 from ssl3d import tasks, xla
+from ssl3d.configs import jigsaw3d, rpl3d
 from tests.support.steps_timed import in_turns, load, step_of
 
 PAIRS = ((jigsaw3d, "puzzles", 1.3), (rpl3d, "queries", 5.0))

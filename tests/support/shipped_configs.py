@@ -3,8 +3,8 @@
 import importlib
 import itertools
 
-from configs import datasets, default
 from ssl3d import tasks
+from ssl3d.configs import datasets, default
 from ssl3d.errors import UserError
 
 PROXY = [name for name in tasks.TASKS if not hasattr(tasks.module_of(name), "NEEDS")]
@@ -16,7 +16,7 @@ PRESETS = ("phantom", *datasets.PRESETS)
 
 
 def get_config(name, argument):
-    return importlib.import_module(f"configs.{name}").get_config(argument)
+    return importlib.import_module(f"ssl3d.configs.{name}").get_config(argument)
 
 
 def variants(name):

@@ -13,8 +13,8 @@ import sys
 
 import numpy as np
 
-from configs import rotation3d
 from ssl3d import tasks, xla
+from ssl3d.configs import rotation3d
 from tests.support.steps_timed import in_turns, load, step_of
 
 SIZES = {

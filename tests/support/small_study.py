@@ -11,17 +11,17 @@ import subprocess
 import sys
 from collections import Counter
 
-from experiments import protocol
-from experiments.engine import runs
-from experiments.engine.grid import ROOT
-from experiments.engine.study import Column
-from experiments.hippocampus import STUDY
 from ssl3d import cluster
+from ssl3d.experiments import protocol
+from ssl3d.experiments.engine import runs
+from ssl3d.experiments.engine.grid import ROOT
+from ssl3d.experiments.engine.study import Column
+from ssl3d.experiments.hippocampus import STUDY
 from tests.support import stand_in
 
 # By the file of experiments/ that holds it.
 STUDIES = {
-    name: importlib.import_module(f"experiments.{name}").STUDY
+    name: importlib.import_module(f"ssl3d.experiments.{name}").STUDY
     for name in (
         "brats",
         "hippocampus",

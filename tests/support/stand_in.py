@@ -1,4 +1,4 @@
-"""A made-up training in place of `experiments.engine.worker`, as a function and as a command."""
+"""A made-up training in place of that of `experiments.engine.worker`: a function, a command."""
 
 import json
 import os

@@ -59,7 +59,7 @@ def tiny_config(name, path="", argument="phantom", **overrides):
 
     Overrides are written with __ for the dot: optimizer__ema=0.5.
     """
-    config = importlib.import_module(f"configs.{name}").get_config(argument)
+    config = importlib.import_module(f"ssl3d.configs.{name}").get_config(argument)
     chosen = {key.replace("__", "."): value for key, value in overrides.items()}
     config.update_from_flattened_dict(tiny_overrides(name) | {"data.path": str(path)} | chosen)
     return config

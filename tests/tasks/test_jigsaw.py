@@ -130,7 +130,9 @@ def test_in_the_original_no_layer_lies_between_encoder_and_head(tiny, rank):
 
 
 def default_code(rank):
-    return importlib.import_module(f"configs.jigsaw{rank}d").get_config("ukb,original").task.code
+    return (
+        importlib.import_module(f"ssl3d.configs.jigsaw{rank}d").get_config("ukb,original").task.code
+    )
 
 
 def test_targets_name_the_orders():

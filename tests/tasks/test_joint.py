@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import joint3d
 from ssl3d import bounds, tasks
+from ssl3d.configs import joint3d
 from ssl3d.data import pipeline
 from ssl3d.errors import UserError
 from ssl3d.tasks import joint

@@ -90,7 +90,7 @@ def test_shipped_tasks_stay_at_chance(tiny, scans, name):
 @pytest.mark.parametrize("name", AUDITED)
 def test_every_shipped_config_stays_at_chance(request, tmp_path, name, preset):
     """One interval of twenty misses chance; then noise of another seed decides."""
-    config = importlib.import_module(f"configs.{name}").get_config(preset)
+    config = importlib.import_module(f"ssl3d.configs.{name}").get_config(preset)
     config.data.path = str(tmp_path / "data")
     if preset == "hippocampus":
         from ssl3d import prepare
@@ -170,7 +170,7 @@ def test_a_collection_too_small_for_the_task_is_refused_in_one_line(tiny, scans,
 
 
 def test_the_jitter_follows_the_fitted_crop(scans):
-    config = importlib.import_module("configs.rpl3d").get_config("folder")
+    config = importlib.import_module("ssl3d.configs.rpl3d").get_config("folder")
     config.update_from_flattened_dict(
         {"data.path": str(scans.path), "data.coverage": 1.0, "encoder.depth": 2}
     )

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from configs import default
 from ssl3d.bounds import Config, at_least, bounded
+from ssl3d.configs import default
 from ssl3d.errors import UserError
 from ssl3d.training import config_checks, loop
 

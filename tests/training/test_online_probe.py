@@ -159,7 +159,7 @@ def test_windows_of_label_maps(tiny, volumes, name):
 
 def test_windows_grow_with_the_run(tiny):
     def size(name, argument="phantom", **overrides):
-        config = importlib.import_module(f"configs.{name}").get_config(argument)
+        config = importlib.import_module(f"ssl3d.configs.{name}").get_config(argument)
         config.update_from_flattened_dict(overrides)
         return online_probe.window_size(config)
 
@@ -168,7 +168,7 @@ def test_windows_grow_with_the_run(tiny):
     assert size("rpl3d", "brats", steps=10) == (24, 24, 24)
     assert size("rpl2d") == (64, 64)
     # Six levels: the deepest norm needs a larger window.
-    config = importlib.import_module("configs.rotation2d").get_config()
+    config = importlib.import_module("ssl3d.configs.rotation2d").get_config()
     window = online_probe.window_size(config)
     assert encoders.smallest_norm(config.encoder, window) >= 8
 
@@ -241,7 +241,7 @@ def test_intensities_find_what_is_bright(tiny, volumes):
 
 @pytest.mark.parametrize(("steps", "expected"), [(3, 1), (200, 50), (1000, 250), (100_000, 5000)])
 def test_a_run_is_probed_four_times_or_more_often(tiny, steps, expected):
-    config = importlib.import_module("configs.rpl3d").get_config()
+    config = importlib.import_module("ssl3d.configs.rpl3d").get_config()
     config.steps = steps
     bounds.derive(config)
     assert config.probe_every == expected
@@ -250,5 +250,5 @@ def test_a_run_is_probed_four_times_or_more_often(tiny, steps, expected):
 def test_only_proxy_tasks_have_a_probe():
     downstream = ("segment3d", "segment2d", "classify3d", "classify2d")
     for name in (*PROXY_CONFIGS, *downstream):
-        config = importlib.import_module(f"configs.{name}").get_config()
+        config = importlib.import_module(f"ssl3d.configs.{name}").get_config()
         assert ("probe_every" in config) == ("probe" in config) == (name in PROXY_CONFIGS)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.analysis import findings
+from ssl3d.experiments.analysis import findings
 from tests.support.hand_made_study import record_of, result
 from tests.support.small_study import tiny
 

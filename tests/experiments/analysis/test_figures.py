@@ -1,6 +1,6 @@
 import pandas as pd
 
-from experiments.analysis import figures, findings
+from ssl3d.experiments.analysis import figures, findings
 from tests.support.hand_made_study import record_of, result
 
 

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from experiments.analysis import findings, tables
-from experiments.analysis.results_table import Record
-from experiments.analysis.templates import sentences
-from experiments.engine.study import Column, scratch_of
+from ssl3d.experiments.analysis import findings, tables
+from ssl3d.experiments.analysis.results_table import Record
+from ssl3d.experiments.analysis.templates import sentences
+from ssl3d.experiments.engine.study import Column, scratch_of
 from tests.support.hand_made_study import record_of, result, rows_of, with_2d, with_rows
 
 

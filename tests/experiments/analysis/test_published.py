@@ -1,7 +1,7 @@
 import pytest
 
-from experiments.analysis.published import TABLES
-from experiments.engine.study import METHODS
+from ssl3d.experiments.analysis.published import TABLES
+from ssl3d.experiments.engine.study import METHODS
 
 
 @pytest.mark.parametrize(

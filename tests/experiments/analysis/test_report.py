@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
-from experiments import protocol
-from experiments.analysis import findings, tables
-from experiments.analysis.templates import sentences
+from ssl3d.experiments import protocol
+from ssl3d.experiments.analysis import findings, tables
+from ssl3d.experiments.analysis.templates import sentences
 from tests.support.hand_made_study import record_of, result, rows_of, with_2d
 from tests.support.small_study import tiny
 

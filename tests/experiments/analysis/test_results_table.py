@@ -5,9 +5,9 @@ import csv
 import pandas as pd
 import pytest
 
-from experiments.analysis import results_table
-from experiments.analysis.results_table import Record
 from ssl3d.errors import UserError
+from ssl3d.experiments.analysis import results_table
+from ssl3d.experiments.analysis.results_table import Record
 
 RESULTS = [{"cell": name, "pretraining": "rpl3d-x" * (name == "b")} for name in ("a", "b")]
 PRETRAINING = [{"pretraining": "rpl3d-x"}]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
-from experiments.analysis import statistics
+from ssl3d.experiments.analysis import statistics
 
 
 def scores(values):

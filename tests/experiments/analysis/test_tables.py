@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments.analysis import figures, findings, tables, templates
-from experiments.analysis.published import TABLES
-from experiments.engine.study import Column
+from ssl3d.experiments.analysis import figures, findings, tables, templates
+from ssl3d.experiments.analysis.published import TABLES
+from ssl3d.experiments.engine.study import Column
 from tests.support.hand_made_study import PUBLISHED, record_of, rows_of, with_rows
 
 MARKDOWN = """\

@@ -6,12 +6,12 @@ import math
 
 import pytest
 
-from experiments.engine import budget, grid, runs
-from experiments.engine.budget import Budget, Cost
-from experiments.engine.grid import Job, Size
-from experiments.engine.study import StudyData
 from ssl3d import cluster, processes
 from ssl3d.errors import UserError
+from ssl3d.experiments.engine import budget, grid, runs
+from ssl3d.experiments.engine.budget import Budget, Cost
+from ssl3d.experiments.engine.grid import Job, Size
+from ssl3d.experiments.engine.study import StudyData
 from tests.support.small_study import done, rows, tiny
 
 FULL = Size(("scratch", "untrained-frozen", "rpl3d", "rotation3d"), ("2", "8", "all"), 3, ("a",))

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments import hippocampus_slices
-from experiments.engine import grid
-from experiments.engine.grid import Cell, Size, case_hash
-from experiments.engine.study import METHODS, StudyData, check, label_fraction
 from ssl3d.data import store
 from ssl3d.errors import UserError
+from ssl3d.experiments import hippocampus_slices
+from ssl3d.experiments.engine import grid
+from ssl3d.experiments.engine.grid import Cell, Size, case_hash
+from ssl3d.experiments.engine.study import METHODS, StudyData, check, label_fraction
 from ssl3d.training.cases import choose_cases
 from tests.support.small_study import STUDIES, tiny
 

@@ -10,11 +10,11 @@ import time
 import psutil
 import pytest
 
-from experiments.engine import grid, runs, worker
-from experiments.engine.grid import ROOT, Cell, Job
-from experiments.engine.study import StudyData
 from ssl3d import cluster
 from ssl3d.errors import RunError, UserError
+from ssl3d.experiments.engine import grid, runs, worker
+from ssl3d.experiments.engine.grid import ROOT, Cell, Job
+from ssl3d.experiments.engine.study import StudyData
 from tests.support import dask_cluster
 from tests.support.small_study import done, rows, start, tiny
 
@@ -140,8 +140,8 @@ def test_a_study_on_a_cluster(volumes, tmp_path):
 
 CODE = """
 import functools, pathlib, sys
-from experiments.engine import runs
-from experiments.engine.grid import Job
+from ssl3d.experiments.engine import runs
+from ssl3d.experiments.engine.grid import Job
 from ssl3d import cluster
 job = Job(*{about!r}, columns={columns!r})
 runs.work(pathlib.Path(sys.argv[1]), [job], functools.partial(cluster.connect, sys.argv[2]))

@@ -7,9 +7,9 @@ import sys
 import filelock
 import pytest
 
-from experiments.engine import worker
-from experiments.engine.grid import ROOT
 from ssl3d.errors import UserError
+from ssl3d.experiments.engine import worker
+from ssl3d.experiments.engine.grid import ROOT
 
 
 def write_evaluation(folder, task, summary, rows):
@@ -94,7 +94,7 @@ def test_without_its_parent_it_ends(tmp_path):
     """Its standard input closes when the process that started it is gone."""
     job = {"row": {}, "config": "", "argument": "", "overrides": {}}
     (tmp_path / worker.JOB).write_text(json.dumps(job))
-    command = [sys.executable, "-m", "experiments.engine.worker", str(tmp_path)]
+    command = [sys.executable, "-m", "ssl3d.experiments.engine.worker", str(tmp_path)]
     with filelock.FileLock(tmp_path / ".lock"):  # as another worker, which this one waits for
         process = subprocess.Popen(command, stdin=subprocess.PIPE, cwd=ROOT)
         with pytest.raises(subprocess.TimeoutExpired):
