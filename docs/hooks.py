@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: the site has pages of the repository's root, and their links lead to the site."""
+"""Hooks of MkDocs: the site has pages of the root too, and their links lead to the site."""
 
 from __future__ import annotations
 

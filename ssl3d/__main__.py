@@ -19,7 +19,8 @@ def main() -> None:
 
 def choose(arguments: Sequence[str]) -> None:
     """Runs the command that is named. Raises `UserError`."""
-    commands.call("ssl3d", arguments, "ssl3d", "Self-supervised pretraining on medical images.")
+    about = "Self-supervised pretraining on medical images."
+    commands.call("ssl3d", arguments, "ssl3d", "command", about)
 
 
 if __name__ == "__main__":

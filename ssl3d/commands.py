@@ -32,11 +32,12 @@ def find(package: str) -> dict[str, str]:
     }
 
 
-def call(package: str, arguments: Sequence[str], prog: str, about: str) -> None:
+def call(package: str, arguments: Sequence[str], prog: str, kind: str, about: str) -> None:
     """Runs the command that the first argument names, as `python -m PACKAGE.COMMAND` would.
 
     Args:
       prog: what was typed before the command's name.
+      kind: what the commands are called.
       about: for the help, which lists the commands.
 
     Raises:
@@ -47,16 +48,16 @@ def call(package: str, arguments: Sequence[str], prog: str, about: str) -> None:
     listed = "\n".join(f"  {name:{width}}  {line}" for name, line in known.items())
     parser = cli.Parser(
         prog=prog,
-        usage=f"{prog} COMMAND ...",
-        description=f"{about}\n\n{listed}\n\n{prog} COMMAND --help explains each.",
+        usage=f"{prog} {kind.upper()} ...",
+        description=f"{about}\n\n{listed}\n\n{prog} {kind.upper()} --help explains each.",
     )
     parser.add_argument("--version", action="version", version=f"ssl3d {ssl3d.__version__}")
     name = (*arguments, "")[0]
     if not name or name.startswith("-"):
         parser.parse_args(arguments)
-        parser.error("give a command")
+        parser.error(f"give a {kind}")
     if name not in known:
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        parser.error(f"no command {name!r}; the nearest is {nearest}")
+        parser.error(f"no {kind} {name!r}; the nearest is {nearest}")
     sys.argv[1:] = arguments[1:]
     runpy.run_module(f"{package}.{name}", run_name="__main__", alter_sys=True)

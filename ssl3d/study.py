@@ -1,6 +1,6 @@
 """The paper's studies and their reports, by name.
 
-python -m ssl3d.study NAME ...
+python -m ssl3d.study STUDY ...
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ssl3d import cli, commands
 def main(arguments: Sequence[str]) -> None:
     """Runs a study's command. Raises `UserError`."""
     about = "The paper's studies: methods compared over amounts of labels and repetitions."
-    commands.call("ssl3d.experiments", arguments, f"{cli.Parser.prefix}study", about)
+    commands.call("ssl3d.experiments", arguments, f"{cli.Parser.prefix}study", "study", about)
 
 
 if __name__ == "__main__":

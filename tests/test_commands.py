@@ -20,7 +20,7 @@ def test_what_runs_as_a_program_is_a_command():
     studies = commands.find("ssl3d.experiments")
     assert {"brats", "phantom", "equal_cost"} <= set(studies)
     assert not {"protocol", "engine"} & set(studies)
-    assert all(line.endswith((".", ":")) for line in studies.values())
+    assert all(studies.values())
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -48,7 +48,7 @@ def test_help_lists_the_commands_with_what_they_do(as_typed):
         (__main__.choose, ["mian"], "no command 'mian'; the nearest is main"),
         (__main__.choose, [], "give a command (see ssl3d --help)"),
         (__main__.choose, ["--hlep"], "--hlep (see ssl3d --help)"),
-        (study.main, ["brast"], "no command 'brast'; the nearest is brats"),
+        (study.main, ["brast"], "no study 'brast'; the nearest is brats"),
     ],
 )
 def test_a_wrong_name_is_one_line(call_command, main, arguments, message):

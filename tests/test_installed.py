@@ -2,14 +2,17 @@
 
 import email
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ssl3d import commands
 
@@ -91,6 +94,9 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
     for name in bounded:
         (own,) = (line for line in required if line.startswith(f"{name}<"))
         assert ">=" in own
+    # The extras ask for the same versions of jax.
+    jax = [re.sub(r"\[.*\]|;.*", "", line).strip() for line in required]
+    assert len({line for line in jax if re.match(r"jax\W", line)}) == 1
 
 
 def test_shipped_configs_are_found_by_name(scripts, elsewhere):
@@ -152,3 +158,36 @@ def test_a_run_and_a_study_from_any_folder(scripts, elsewhere):
     options = ("--output=study", "--budget=0.5", "--repetitions=1")
     said = in_folder(elsewhere, scripts / "ssl3d", "study", "phantom", *options)
     assert (elsewhere / "study" / "report.html").exists(), said
+
+
+# Containers and environments, of which no test can build the whole.
+
+
+def test_the_image_is_built_from_what_the_package_takes():
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    assert lines[0] == "*"
+    assert {line[1:] for line in lines if line.startswith("!")} == set(BUILT_FROM)
+
+
+@pytest.mark.parametrize(
+    ("file", "pattern"),
+    [
+        ("Dockerfile", r"ssl3d\[(\w+)\]"),
+        ("environment.yml", r"\.\[(\w+)\]"),
+        ("docs/install.md", r"\.\[(\w+)\]"),
+    ],
+)
+def test_extras_that_are_named_exist(file, pattern):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    named = set(re.findall(pattern, (ROOT / file).read_text()))
+    assert named
+    assert named <= set(extras)
+
+
+def test_the_conda_environment_has_the_projects_python_and_the_package():
+    document = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *packages, pip = document["dependencies"]
+    assert f"python={(ROOT / '.python-version').read_text().strip()}" in packages
+    assert pip == {"pip": ["."]}
