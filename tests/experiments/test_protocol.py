@@ -293,5 +293,5 @@ def test_the_record_reads_as_it_was_written(call, tmp_path):
 @pytest.mark.parametrize(("name", "study"), STUDIES.items(), ids=STUDIES)
 def test_help(name, study, in_repository):
     text = protocol.parser(study).format_help()
-    assert f"python -m experiments.{name}" in text
+    assert text.startswith(f"usage: python -m ssl3d.study {name} ")
     assert "--scheduler" in text
