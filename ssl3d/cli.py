@@ -132,7 +132,9 @@ def parse_with_config(
             hint = "; write --config=FILE" * (argument == "--config")
             parser.error(f"unrecognized argument {argument}{hint}")
     if len(paths) != 1:
-        parser.error("give one --config=FILE[:DATASET[,VARIANT]], e.g. --config=configs/rpl3d.py")
+        parser.error(
+            "give one --config=FILE[:DATASET[,VARIANT]], or a shipped one by name, --config=rpl3d"
+        )
     name, colon, argument = paths[0].removeprefix("--config=").partition(":")
     file = config_file(name)
     _make_importable(file.resolve())
