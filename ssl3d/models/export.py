@@ -5,7 +5,9 @@
                                     SHA-256 checksum of the weights
     decoder/decoder.*               the same of the decoder, if the task's network has one
 
-Equal weights give equal bytes, whenever and wherever they are written.
+Equal weights give equal bytes, whenever and wherever they are written. A run replaces both files
+at every checkpoint. At any moment they can be read, and a kill leaves a pair that belongs together:
+while the weights are replaced, the JSON describes the ones before as well (`replaces`).
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ DESCRIPTION = "encoder.json"
 DECODER_WEIGHTS = "decoder.safetensors"
 DECODER_DESCRIPTION = "decoder.json"
 _REMEDY = "export it again"
+_CHOICES = "give the folder of a run, or its encoder/"
 
 
 def save_encoder(
@@ -56,24 +59,43 @@ def save_variables(
     variables: Mapping[str, Any],
     description: Mapping[str, Any],
 ) -> None:
-    """Writes variables as safetensors with a JSON beside them that holds their checksum."""
+    """Writes variables as safetensors with a JSON beside them that holds their checksum.
+
+    Each file is written atomically. A reader finds a matching pair before, between and after.
+    """
     flat = traverse_util.flatten_dict(dict(variables), sep="/")
     # safetensors writes the buffer as is: a transposed view would be stored wrong.
     arrays = {name: np.ascontiguousarray(leaf) for name, leaf in sorted(flat.items())}
     weights = save(arrays)
     described = dict(description) | {"sha256": hashlib.sha256(weights).hexdigest()}
-    text = json.dumps(described, indent=1, sort_keys=True) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, data in ((weights_name, weights), (description_name, text.encode())):
-        with atomic_write(folder / name) as partial:
-            partial.write_bytes(data)
+    before = _present_description(folder / description_name, folder / weights_name)
+    if before is not None:
+        _write_json(folder / description_name, described | {"replaces": before})
+    with atomic_write(folder / weights_name) as partial:
+        partial.write_bytes(weights)
+    _write_json(folder / description_name, described)
 
 
-def load_encoder(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+def _write_json(file: Path, document: Mapping[str, Any]) -> None:
+    with atomic_write(file) as partial:
+        partial.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+
+
+def _present_description(file: Path, weights: Path) -> dict[str, Any] | None:
+    """What the JSON says of the weights beside it; None if there are none, or they are damaged."""
+    try:
+        described, _ = read_described(file, weights)
+    except UserError:
+        return None
+    return {key: value for key, value in described.items() if key != "replaces"}
+
+
+def load_encoder(given: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """Rebuilds an exported encoder.
 
     Args:
-      folder: a run's folder or its `encoder/`.
+      given: the folder of a run, or its `encoder/`; see `encoder_folder`.
 
     Returns:
       The module and its variables: `module.apply(variables, x).levels` for x [B, *S, C].
@@ -82,7 +104,7 @@ def load_encoder(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
       UserError: a file is missing or cannot be read, or an array is missing, unknown or of another
         shape than the description requires.
     """
-    folder = encoder_folder(folder)
+    folder = encoder_folder(given)
     file, weights = folder / DESCRIPTION, folder / WEIGHTS
     description, module = _read_description(file)
     # Any size serves: the encoder is fully convolutional.
@@ -95,7 +117,7 @@ def load_encoder(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         )
     # By the header, before an array of whatever size is read.
     check_leaves(safetensors_files.read_header(weights), wanted, weights, DESCRIPTION)
-    found = read_weights(weights, description.get("sha256"))
+    _, found = read_described(file, weights)
     return module, traverse_util.unflatten_dict(found, sep="/")
 
 
@@ -106,43 +128,61 @@ def save_decoder(
     save_variables(folder, DECODER_WEIGHTS, DECODER_DESCRIPTION, variables, description)
 
 
-def load_decoder(folder: str | Path) -> dict[str, Any]:
+def load_decoder(given: str | Path) -> dict[str, Any]:
     """The variables of the decoder beside an exported encoder.
 
     Args:
-      folder: a run's folder or its `encoder/`.
+      given: see `encoder_folder`.
 
     Raises:
       UserError: no decoder was exported, or a file cannot be read.
     """
-    weights = weights_file(folder, "decoder")
+    weights = weights_file(given, "decoder")
     file = weights.with_name(DECODER_DESCRIPTION)
-    description = documents.read_object(
-        file,
-        _REMEDY,
-        missing=f"{file}: missing; give the folder of a finished run whose task has a decoder, or "
-        "set config.transfer.decoder=False",
+    missing = (
+        f"{file}: missing; give a run whose task has a decoder, or set "
+        "config.transfer.decoder=False"
     )
-    checksum = description.get("sha256")
-    return traverse_util.unflatten_dict(read_weights(weights, checksum), sep="/")
+    return traverse_util.unflatten_dict(read_described(file, weights, missing)[1], sep="/")
 
 
-def weights_file(folder: str | Path, part: Literal["encoder", "decoder"]) -> Path:
-    """The weights of a part of a run, given the run's folder or its `encoder/`."""
-    own = encoder_folder(folder)
+def weights_file(given: str | Path, part: Literal["encoder", "decoder"]) -> Path:
+    """The weights of a part of a run; `given` as for `encoder_folder`."""
+    own = encoder_folder(given)
     return own / WEIGHTS if part == "encoder" else own.parent / part / DECODER_WEIGHTS
 
 
-def encoder_folder(folder: str | Path) -> Path:
-    """The `encoder/` of a run's folder, or the folder itself if it holds an encoder."""
-    folder = Path(folder)
-    inner = folder / "encoder"
-    return inner if not (folder / DESCRIPTION).exists() and inner.is_dir() else folder
+def encoder_folder(given: str | Path) -> Path:
+    """The folder of the encoder that a path names; all that `config.init.encoder` can be.
+
+    Args:
+      given: a run's folder, finished or not, its `encoder/`, or the `encoder.safetensors` in it.
+
+    Raises:
+      UserError: the path leads to none of them.
+    """
+    path = Path(given)
+    if path.name == WEIGHTS and path.is_file():
+        return path.parent
+    if path.is_dir() and not (path / DESCRIPTION).exists():
+        if (path / "encoder").is_dir():
+            return path / "encoder"
+        if (path / "config.json").exists():
+            raise UserError(
+                f"{path}: this run has no encoder yet; it is written at the first checkpoint"
+            )
+    if not path.is_dir():
+        what = f"no folder and no {WEIGHTS}" if path.exists() else "missing"
+        raise UserError(f"{path}: {what}; {_CHOICES}")
+    return path
 
 
-def describe_encoder(folder: str | Path) -> dict[str, Any]:
-    """The content of `encoder.json`: at least "encoder", "rank", "channels". Raises `UserError`."""
-    return _read_description(encoder_folder(folder) / DESCRIPTION)[0]
+def describe_encoder(given: str | Path) -> dict[str, Any]:
+    """The content of `encoder.json`. Raises `UserError`.
+
+    At least "encoder", "rank", "channels", and the "step" of all "steps" of the run (0: unknown).
+    """
+    return _read_description(encoder_folder(given) / DESCRIPTION)[0]
 
 
 def check_leaves(
@@ -168,31 +208,47 @@ def check_leaves(
 
 
 def _read_description(file: Path) -> tuple[dict[str, Any], nn.Module]:
-    description = documents.read_object(
-        file,
-        _REMEDY,
-        missing=f"{file}: missing; give the folder of a finished run or its encoder/",
-    )
+    description = documents.read_object(file, _REMEDY, missing=f"{file}: missing; {_CHOICES}")
     with documents.fields(file, _REMEDY):
         module = encoders.build(dict(description["encoder"]))
         rank, channels = int(description["rank"]), int(description["channels"])
         if rank not in (2, 3) or not 1 <= channels <= encoders.MOST_CHANNELS:
             raise ValueError(f"rank {rank}, {channels} channels")
-    return description | {"rank": rank, "channels": channels}, module
+        steps = int(description.get("steps", 0))
+        step = int(description.get("step", steps))  # earlier versions exported at the end alone
+    known = {"rank": rank, "channels": channels, "step": step, "steps": steps}
+    return description | known, module
 
 
-def read_weights(file: Path, checksum: object) -> dict[str, np.ndarray]:
-    """Flat name -> array of a safetensors file.
+def read_described(
+    file: Path, weights: Path, missing: str = "", remedy: str = _REMEDY
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The description of the weights in a file, and the weights: flat name -> array.
 
     Weights converted from elsewhere may come without a checksum.
 
+    Args:
+      file: the JSON beside the weights; a run may be replacing both.
+      missing: the message for no such JSON.
+      remedy: what the user can do about damaged files.
+
     Raises:
-      UserError: missing, damaged, or another file than the checksum's.
+      UserError: missing, damaged, or the two are not of one export.
     """
-    found, data = safetensors_files.read(file)
-    if checksum is not None and hashlib.sha256(data).hexdigest() != checksum:
-        raise UserError(
-            f"{file}: damaged, or from another run than the JSON beside it (the checksums "
-            "differ); export it again"
-        )
-    return found
+    description = documents.read_object(file, remedy, missing)
+    while True:
+        found, data = safetensors_files.read(weights)
+        checksum = hashlib.sha256(data).hexdigest()
+        if description.get("sha256") in (None, checksum):
+            return description, found
+        before = description.get("replaces")
+        if isinstance(before, dict) and before.get("sha256") == checksum:
+            return before, found
+        # Replaced since the JSON was read?
+        again = documents.read_object(file, remedy)
+        if again == description:
+            raise UserError(
+                f"{weights}: damaged, or from another run than the JSON beside it (the checksums "
+                f"differ); {remedy}"
+            )
+        description = again

@@ -149,7 +149,8 @@ def load(workdir: Path, kind: str = "best") -> Model:
         if (workdir / "model" / other / DESCRIPTION).exists()
         else "give the folder of a segmentation or classification run"
     )
-    about = documents.read_object(file, _REMEDY, missing=f"{file}: missing; {hint}")
+    missing = f"{file}: missing; {hint}"
+    about, found = export.read_described(file, folder / WEIGHTS, missing, _REMEDY)
     with documents.fields(file, _REMEDY):
         config = ml_collections.ConfigDict(about["config"])
         dataset = store.Dataset(
@@ -163,6 +164,5 @@ def load(workdir: Path, kind: str = "best") -> Model:
             extra=dict(about["dataset"]["extra"]),
         )
         step, trained_on = int(about["step"]), documents.names(about["trained_on"])
-    found = export.read_weights(folder / WEIGHTS, about.get("sha256"))
     variables = traverse_util.unflatten_dict(found, sep="/")
     return Model(variables, config, dataset, trained_on, step, kind)

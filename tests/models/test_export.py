@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import jax
@@ -75,6 +76,78 @@ def test_an_export_replaces_the_one_before(exported):
     doubled = jax.tree.map(lambda leaf: 2 * leaf, load_encoder(folder)[1])
     export.save_encoder(folder, doubled, describe(SETTINGS["plain"]))
     jax.tree.map(np.testing.assert_array_equal, load_encoder(folder)[1], doubled)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("killed_at", [1, 2, 3])
+def test_a_kill_while_an_export_is_replaced_leaves_a_pair(exported, monkeypatch, killed_at):
+    """Before the first, the second or the third file appears."""
+    folder, real = exported(), export.atomic_write
+    before = load_encoder(folder)[1]
+    after = jax.tree.map(lambda leaf: 2 * leaf, before)
+    written = []
+
+    @contextlib.contextmanager
+    def atomic_write(path):
+        written.append(path.name)
+        if len(written) == killed_at:
+            raise Killed
+        with real(path) as partial:
+            yield partial
+
+    description = describe(SETTINGS["plain"]) | {"step": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "atomic_write", atomic_write)
+        with pytest.raises(Killed):
+            export.save_encoder(folder, after, description)
+    expected = after if killed_at == 3 else before
+    jax.tree.map(np.testing.assert_array_equal, load_encoder(folder)[1], expected)
+    # The next export starts from there.
+    export.save_encoder(folder, before, description)
+    jax.tree.map(np.testing.assert_array_equal, load_encoder(folder)[1], before)
+    assert "replaces" not in json.loads((folder / export.DESCRIPTION).read_text())
+
+
+def test_an_export_that_is_replaced_while_it_is_read(exported, monkeypatch):
+    folder, real = exported(), export.safetensors_files.read
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, load_encoder(folder)[1])
+
+    def read(path):
+        monkeypatch.setattr(export.safetensors_files, "read", real)
+        export.save_encoder(folder, doubled, describe(SETTINGS["plain"]))
+        return real(path)
+
+    monkeypatch.setattr(export.safetensors_files, "read", read)
+    jax.tree.map(np.testing.assert_array_equal, load_encoder(folder)[1], doubled)
+
+
+def test_an_encoder_by_run_folder_or_file(exported):
+    folder = exported()
+    for given in (folder.parent, folder, folder / export.WEIGHTS):
+        assert export.encoder_folder(given) == folder
+    (folder.parent / "config.json").write_text("{}")
+    (folder / export.DESCRIPTION).rename(folder.parent / "elsewhere")
+    with pytest.raises(UserError, match=r"encoder\.json: missing"):
+        export.describe_encoder(folder.parent)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere", "nowhere: missing; give the folder of a run, or its encoder/"),
+        ("file.pth", r"file\.pth: no folder and no encoder\.safetensors"),
+        ("begun", "begun: this run has no encoder yet; it is written at the first checkpoint"),
+    ],
+)
+def test_what_is_no_encoder_is_said(tmp_path, name, message):
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.json").write_text("{}")
+    (tmp_path / "file.pth").write_bytes(b"PK")
+    with pytest.raises(UserError, match=message):
+        export.describe_encoder(tmp_path / name)
 
 
 def refused(folder, *words):

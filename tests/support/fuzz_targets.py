@@ -28,7 +28,7 @@ from ssl3d.errors import UserError
 from ssl3d.experiments.analysis import results_table
 from ssl3d.experiments.engine import budget, worker
 from ssl3d.experiments.engine.grid import Size
-from ssl3d.models import export
+from ssl3d.models import export, safetensors_files
 from ssl3d.training import checkpoint, run_log, trained_model
 from tests.support import source_files
 from tests.support.datasets import write_dataset
@@ -183,7 +183,7 @@ def _runs(folder: Path) -> Iterator[Target]:
     yield Target("encoder.json, built", path, lambda _: export.load_encoder(run), data, share=0.2)
     path = run / "encoder" / export.WEIGHTS
     data = path.read_bytes()
-    yield Target("safetensors", path, lambda path: export.read_weights(path, None), data)
+    yield Target("safetensors", path, safetensors_files.read, data)
     dataset = write_dataset(folder / "graded", 2, 3, splits={"train": 3, "val": 1})
     save_random_model(run, dataset, "classify2d")
     path = run / "model" / "best" / trained_model.DESCRIPTION
