@@ -33,14 +33,33 @@ def main(arguments: Sequence[str]) -> None:
     """Runs the command. Raises `UserError` and `RunError`."""
     parser = cli.Parser(prog="python -m ssl3d.study equal_cost", description=__doc__)
     add = parser.add_argument
-    add("--data", type=cli.path, required=True, help="prepared data, or a phantom's folder")
-    add("--output", type=cli.path, required=True)
-    add("--preset", default="phantom", help="of the configs (default: %(default)s)")
-    add("--rank", type=int, choices=(2, 3), default=3, help="default: %(default)s")
-    add("--minutes", type=float, default=5.0, help="per task (default: %(default)s)")
-    add("--tasks", type=lambda text: text.split(","), default=_PROXY, help=",".join(_PROXY))
-    add("--probe", default="segment", choices=("segment", "classify"), help="default: %(default)s")
-    add("--labels", type=float, default=0.25, help="share for the probe (default: %(default)s)")
+    add(
+        "--data",
+        type=cli.path,
+        required=True,
+        help="prepared data; of a phantom: an existing folder",
+    )
+    add("--output", type=cli.path, required=True, help="folder for the runs and the table")
+    add("--preset", default="phantom", help="preset of configs/datasets.py (default: %(default)s)")
+    add(
+        "--rank", type=int, choices=(2, 3), default=3, help="of the networks (default: %(default)s)"
+    )
+    add("--minutes", type=float, default=5.0, help="minutes for each task (default: %(default)s)")
+    every = ",".join(_PROXY)
+    add(
+        "--tasks",
+        type=lambda text: text.split(","),
+        default=_PROXY,
+        help=f"tasks to compare, of {every} (default: all)",
+    )
+    about = "downstream problem of the linear probe (default: %(default)s)"
+    add("--probe", default="segment", choices=("segment", "classify"), help=about)
+    add(
+        "--labels",
+        type=float,
+        default=0.25,
+        help="share of the labels for the probe (default: %(default)s)",
+    )
     options = parser.parse_args(arguments)
     for name in options.tasks:
         if name not in _PROXY:

@@ -28,6 +28,8 @@ def main(arguments: Sequence[str]) -> None:
     options, config = cli.parse_with_config(parser, arguments)
     if options.suite and options.profile:
         parser.error("--profile: is for one config; leave out --suite")
+    if options.profile:
+        cli.make_folder(options.profile)  # before minutes of work whose trace could not be written
     from ssl3d.training import benchmark, sharding  # JAX, which --print_config does without
 
     if options.suite:

@@ -11,7 +11,9 @@ import difflib
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -39,6 +41,21 @@ class Parser(argparse.ArgumentParser):
         kwargs["prog"] = prog.replace(_AS_MODULE, self.prefix)
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        # Before a required option is missed for which another name was typed.
+        for argument in takewhile("--".__ne__, args or ()):
+            self._check_name(argument)
+        return super().parse_known_args(args, namespace)
+
+    def _check_name(self, argument: str) -> None:
+        name = argument.partition("=")[0]
+        known = name in self._option_string_actions or name == "--config"
+        if known or not re.fullmatch(r"--\w[\w-]*", name):  # not --config.KEY
+            return
+        near = difflib.get_close_matches(name, [*self._option_string_actions, "--config"], n=1)
+        hint = f"; the nearest is {near[0]}" if near else ""
+        self.error(f"unrecognized argument {argument}{hint}")
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
@@ -74,6 +91,14 @@ def run(main: Callable[[Sequence[str]], int | None], at_once: bool = False) -> N
 def path(text: str) -> Path:
     """An option that names a place; a shell expands `~` neither behind `=` nor in quotes."""
     return Path(os.path.expanduser(text))
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder for the output if need be. Raises `UserError` if it cannot be written."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
 
 
 @contextlib.contextmanager

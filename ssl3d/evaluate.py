@@ -25,10 +25,10 @@ def parser() -> cli.Parser:
     result = cli.Parser(prog="python -m ssl3d.evaluate", description=__doc__)
     add = result.add_argument
     add("--workdir", required=True, type=cli.path, help="folder of the run")
-    add("--split", default="test", choices=store.SPLITS, help="default: test")
+    add("--split", default="test", choices=store.SPLITS, help="cases to score (default: test)")
     add("--data", type=cli.path, help="prepared data set (default: where the run had it)")
     add("--source", type=cli.path, help="folder the data set was prepared from")
-    add("--output", type=cli.path, help="default: WORKDIR/evaluation")
+    add("--output", type=cli.path, help="folder for the scores (default: WORKDIR/evaluation)")
     add(
         "--no-pictures",
         dest="pictures",

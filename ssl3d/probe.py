@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     """Runs the command. Raises `UserError`."""
     parser = cli.Parser(prog="python -m ssl3d.probe", description=__doc__, epilog=cli.CONFIG_HELP)
     add = parser.add_argument
-    add("--split", default="test", choices=store.SPLITS, help="default: test")
+    add("--split", default="test", choices=store.SPLITS, help="cases to score (default: test)")
     add("--output", type=cli.path, help="JSON file for all numbers")
     options, config = cli.parse_with_config(parser, arguments)
     from ssl3d.downstream import linear_probe  # loads jax, which --print_config does without

@@ -44,6 +44,17 @@ def test_a_trace_is_of_one_config(tiny_options, pictures, call_command, tmp_path
     assert "--profile" in error
 
 
+def test_a_trace_that_cannot_be_written_is_refused_at_once(
+    tiny_options, pictures, call_command, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(figures, "benchmark", lambda *_: pytest.fail("too late"))
+    (tmp_path / "file").write_text("")
+    options = tiny_options("rpl2d", pictures.path)
+    status, _, error = call_command(benchmark.main, *options, f"--profile={tmp_path}/file/trace")
+    assert status == 2
+    assert "file/trace: Not a directory; fix this" in error
+
+
 def test_a_config_that_fails_ends_the_suite_with_its_name(call_command, tmp_path):
     path = f"--config.data.path={tmp_path}/none"
     given = ["--config=configs/rpl3d.py:folder", path, "--suite"]

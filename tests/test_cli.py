@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ssl3d import bounds, cli
+from ssl3d import bounds, cli, plan, verify
 from ssl3d.configs import rpl3d
 from ssl3d.errors import RunError, UserError
+from ssl3d.experiments import equal_cost
 
 CONFIG = "--config=configs/rpl3d.py"
 
@@ -103,7 +104,9 @@ def test_what_is_parsed_is_the_arguments_and_not_the_command_line(parse, monkeyp
         ([CONFIG, "--config.data.crop=(1,"], r"--config\.data\.crop=\(1,: "),
         ([CONFIG, "--config.head.batch_norm=perhaps"], r"--config\.head\.batch_norm=perhaps: "),
         ([CONFIG, "--config.steps"], r"--config\.steps: write --config\.KEY=VALUE"),
-        ([CONFIG, "--workdri=x"], r"--workdri=x \(see python -m ssl3d\.main --help\)"),
+        ([CONFIG, "--workdri=x"], r"--workdri=x; the nearest is --workdir \(see .*main --help\)"),
+        (["--confg=x"], r"--confg=x; the nearest is --config "),
+        ([CONFIG, "--xyz"], r"unrecognized argument --xyz \(see"),
         ([CONFIG, "--work=x"], r"--work=x"),  # options are not abbreviated
         ([CONFIG, "somewhere"], r"somewhere"),
         ([], r"give one --config=FILE"),
@@ -121,6 +124,20 @@ def test_mistakes_are_named_in_one_line(parse, arguments, message):
     with pytest.raises(UserError, match=message) as caught:
         parse(*arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "nearest"),
+    [
+        (plan, [CONFIG, "--tarket=cpu:8"], "--tarket=cpu:8; the nearest is --target "),
+        (verify, ["--hepl"], "--hepl; the nearest is --help "),
+        (equal_cost, ["--dada=x", "--output=y"], "--dada=x; the nearest is --data "),
+        (equal_cost, ["--dada", "x"], "--dada; the nearest is --data "),
+    ],
+)
+def test_a_misspelt_option_is_named_before_a_missing_one(module, arguments, nearest):
+    with pytest.raises(UserError, match=f"unrecognized argument {nearest}"):
+        module.main(arguments)
 
 
 @pytest.mark.parametrize(

@@ -19,5 +19,7 @@ def add_options(parser: cli.Parser) -> None:
     add(
         "--overlap",
         type=float,
-        help="of neighbouring sliding windows, in [0, 1) (default: as in the run's config)",
+        metavar="SHARE",
+        help="overlap of neighbouring sliding windows as a share of their side, in [0, 1) "
+        "(default: as in the run's config)",
     )

@@ -14,10 +14,11 @@ def check(config: bounds.Config) -> None:
     """Raises `UserError` for the first value that no run could use, with its key."""
     bounds.check(config)
     crop, rank = config.data.crop, config.rank
+    side = crop[0] if bounds.whole_numbers(crop[:1]) and crop else 64
     _require(
         bounds.whole_numbers(crop) and len(crop) == rank,
-        f"config.data.crop={crop!r}: must be {rank} whole numbers of voxels "
-        "(pictures need the task's 2D config)",
+        f"config.data.crop={crop!r}: must be {rank} whole numbers of voxels, e.g. "
+        f"--config.data.crop='{(side,) * rank}' (pictures need the task's 2D config)",
     )
     if "augment" in config:
         axes = config.augment.flip_axes

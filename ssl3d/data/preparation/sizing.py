@@ -197,7 +197,8 @@ def print_plan(listing: Listing, settings: PreparationSettings, workers: Workers
     recipe = settings.recipe
     entries = dict(outlines(listing, settings, workers, count_labels=True))
     names = class_names(listing.classes)
-    print(f"{listing.name}: {len(listing.cases)} cases, channels {', '.join(settings.modalities)}")
+    cases = "1 case" if len(listing.cases) == 1 else f"{len(listing.cases)} cases"
+    print(f"{listing.name}: {cases}, channels {', '.join(settings.modalities)}")
     print(f"recipe {recipe.name}: {_description(recipe)}")
     total = 0
     for index, case in enumerate(listing.cases):

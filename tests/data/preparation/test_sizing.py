@@ -26,6 +26,12 @@ def test_the_estimated_size_is_the_written_size(tmp_path, capsys):
     assert promised == pytest.approx(written, rel=0.05)
 
 
+def test_a_single_case_is_one(tmp_path, capsys):
+    source = files.write_msd(tmp_path / "source", count=1, unlabelled=0)
+    run("msd", source, tmp_path / "out", "--dry-run")
+    assert ": 1 case, channels" in capsys.readouterr().out
+
+
 def test_a_dry_run_lists_all_problems(tmp_path, capsys):
     source = files.write_msd(tmp_path / "source")
     (source / "imagesTr/case_01.nii.gz").write_bytes(b"")
