@@ -37,17 +37,37 @@ def parser(study: Study) -> cli.Parser:
     result = cli.Parser(prog=f"python -m ssl3d.study {study.name}", description=about)
     add = result.add_argument
     add("--data", type=cli.path, help="prepared data; of a phantom: default OUTPUT/data")
-    add("--output", type=cli.path, default=Path("runs") / study.name, help="default: %(default)s")
+    add(
+        "--output",
+        type=cli.path,
+        default=Path("runs") / study.name,
+        help="folder of the study (default: %(default)s)",
+    )
     add("--pretrain-data", type=cli.path, help="another prepared data set to pretrain on")
     add("--source", type=cli.path, help="source files of the data, to score on their voxel grids")
+    amounts = "amounts of labelled training subjects to compare, e.g. 5%%,32,all"
     names, labels = ",".join(study.methods), ",".join(study.labels).replace("%", "%%")
-    add("--methods", type=_names, help=f"default: {names}; all: {','.join(METHODS)}")
-    add("--fractions", type=_names, help=f"of labels, e.g. 5%%,32,all (default: {labels})")
-    add("--repetitions", type=int, default=study.repetitions, help="default: %(default)s")
-    modes = f"of {','.join(MODES)} (default: {','.join(study.modes)})"
+    add(
+        "--methods",
+        type=_names,
+        help=f"methods to compare, of {','.join(METHODS)} (default: {names})",
+    )
+    add("--fractions", type=_names, help=f"{amounts} (default: {labels})")
+    add(
+        "--repetitions",
+        type=int,
+        default=study.repetitions,
+        help="repetitions of every cell, each with other labels and weights (default: %(default)s)",
+    )
+    modes = f"what becomes of the pretrained encoders: {','.join(MODES)}, or one of the two "
+    modes += f"(default: {','.join(study.modes)})"
     add("--modes", type=_names, default=study.modes, help=modes)
-    add("--budget", type=float, help="minutes; the study is reduced to fit")
-    add("--workers", type=int, help="runs at a time (default: one, or one per accelerator)")
+    add("--budget", type=float, help="minutes to which the study is cut down")
+    add(
+        "--workers",
+        type=int,
+        help="number of runs at a time (default: one, or one per accelerator)",
+    )
     add(
         "--scheduler", default="", metavar="ADDRESS", help="run on the Dask cluster at this address"
     )
@@ -166,6 +186,12 @@ def open_dataset(study: Study, path: Path | None, output: Path) -> store.Dataset
     if dataset.rank != study.rank:
         raise UserError(
             f"{path}: holds {dataset.rank}D images, {study.name} is a study of {study.rank}D ones"
+        )
+    if study.classes and dataset.classes[1:] != study.classes:
+        raise UserError(
+            f"{path}: has the classes {', '.join(dataset.classes[1:]) or 'of no labels'}, and "
+            f"{study.name} is a study of {', '.join(study.classes)}; give the collection that "
+            f"experiments/{study.name}.py names"
         )
     return dataset
 

@@ -56,6 +56,7 @@ class Study:
     name: str  # of the command, experiments/NAME.py
     title: str  # of the report
     preset: str  # of configs/datasets.py
+    classes: tuple[str, ...] = ()  # of the prepared labels, without the background; (): any
     downstream: str = "segment"  # or "classify": with the rank, the downstream config
     rank: int = 3  # of the downstream data
     methods: tuple[str, ...]  # names of METHODS, in the order of the tables

@@ -160,6 +160,13 @@ def test_tables_of_a_killed_study(call):
     assert {name: (call.output / name).read_text() for name in whole} == whole
 
 
+@pytest.mark.parametrize("name", ["hippocampus", "hippocampus_slices"])
+def test_another_collection_is_refused(name, volumes, tmp_path):
+    arguments = [f"--data={volumes.path}", f"--output={tmp_path / 'out'}"]
+    with pytest.raises(UserError, match=r"has the classes bright, and .* Anterior, Posterior"):
+        protocol.main(STUDIES[name], arguments)
+
+
 def test_fractions_in_any_order(call):
     call("--methods=scratch", "--fractions=100%,2,50%", "--repetitions=1")
     before = done(call.output)

@@ -106,6 +106,7 @@ def tiny(**changes):
     """The hippocampus study on the tests' shared volumes, in seconds."""
     study = dataclasses.replace(
         STUDY,
+        classes=(),
         encoder={"width": 4, "depth": 2},
         labels=("2", "all"),
         repetitions=2,
