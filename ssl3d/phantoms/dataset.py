@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -110,6 +111,11 @@ def _write_case(
     )
 
 
+def default_folder(kind: str) -> Path:
+    """Where a phantom is generated unless another folder is given."""
+    return Path("data") / f"phantom_{kind}"
+
+
 def write(
     kind: str,
     folder: Path,
@@ -118,7 +124,7 @@ def write(
     seed: int = 0,
     workers: int | None = None,
 ) -> store.Dataset:
-    """Generates a data set in `folder`, or returns the one that already exists.
+    """Generates a data set in `folder`, and says so on stderr, or returns the one that exists.
 
     Args:
       kind: "brain", "abdomen" or "fundus".
@@ -156,6 +162,7 @@ def write(
                 f"{folder}: holds another data set than the requested one ({recipe}); {remedy}"
             )
         return dataset
+    print(f"generating {sum(counts.values())} {kind} phantoms in {folder}", file=sys.stderr)
     splits = [(split, rank) for split, count in counts.items() for rank in range(count)]
     write_case = functools.partial(_write_case, kind=kind, shape=shape, seed=seed, folder=folder)
     # Spawned, not forked: a fork of a process that has used JAX can hang.
@@ -165,12 +172,7 @@ def write(
         workers or os.cpu_count(), context, threadpoolctl.threadpool_limits, (1,)
     ) as pool:
         tasks = [pool.submit(write_case, i, split=split) for i, split in enumerate(splits)]
-        cases = tuple(
-            task.result()
-            for task in tqdm(
-                tasks, f"generating {kind} phantoms in {folder}", unit="case", disable=None
-            )
-        )
+        cases = tuple(task.result() for task in tqdm(tasks, unit="case", disable=None))
     dataset = store.Dataset(
         path=folder,
         name=f"phantom {kind}",

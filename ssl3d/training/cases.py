@@ -22,6 +22,8 @@ from ssl3d.phantoms import dataset as phantom
 def open_dataset(config: ml_collections.ConfigDict) -> store.Dataset:
     """The prepared data set of `config.data`; a phantom is generated on first use.
 
+    Its folder must exist then, unless it is the preset's.
+
     Raises:
       UserError: no path, no data set there, or one of the wrong rank.
     """
@@ -33,6 +35,13 @@ def open_dataset(config: ml_collections.ConfigDict) -> store.Dataset:
         )
     path = Path(data.path)
     if data.phantom.kind:
+        # A mistyped path to prepared data is no place for a phantom.
+        if not path.is_dir() and path != phantom.default_folder(data.phantom.kind):
+            raise UserError(
+                f"{path}: no such folder, and this config would generate a phantom there; for "
+                "prepared data correct the path and give a preset, e.g. "
+                f"--config=configs/rpl3d.py:folder; for a phantom, first run mkdir -p {path}"
+            )
         if jax.process_index() == 0:
             counts = {split: data.phantom[split] for split in ("train", "val", "test")}
             phantom.write(

@@ -1,8 +1,10 @@
 import dataclasses
+import importlib
 import shutil
 
 import pytest
 
+from configs.datasets import PRESETS
 from ssl3d.data import store
 from ssl3d.errors import UserError
 from ssl3d.phantoms import dataset as phantom
@@ -26,12 +28,31 @@ def test_a_phantom_is_drawn_on_first_use(tiny, tmp_path, monkeypatch):
         raise UserError("drawn")
 
     monkeypatch.setattr(phantom, "write", draw)
+    (tmp_path / "brain").mkdir()
     config = tiny("rpl3d", tmp_path / "brain", data__phantom__kind="brain", data__phantom__seed=5)
     config.data.phantom.shape = (16, 16, 16)
     with pytest.raises(UserError, match="drawn"):
         open_dataset(config)
     counts = {split: config.data.phantom[split] for split in ("train", "val", "test")}
     assert asked == [("brain", tmp_path / "brain", (16, 16, 16), counts, 5)]
+
+
+def test_a_mistyped_path_is_no_place_for_a_phantom(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(phantom, "write", lambda *_: pytest.fail("written"))
+    config = tiny("rpl3d", tmp_path / "hipocampus", data__phantom__kind="brain")
+    with pytest.raises(UserError, match=r"hipocampus: no such folder, .*rpl3d\.py:folder; .*mkdir"):
+        open_dataset(config)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if "phantom" in name])
+def test_the_folder_of_a_preset_is_made(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(phantom, "write", lambda *_: None)
+    config = importlib.import_module("configs.rpl2d").get_config(name)
+    with pytest.raises(UserError, match="no prepared data set"):  # as nothing was written
+        open_dataset(config)
 
 
 @pytest.mark.parametrize(
