@@ -1,7 +1,7 @@
 """Classification of pictures, from scratch or from a pretrained encoder.
 
 python -m ssl3d.main --config=configs/classify2d.py[:DATASET]
-    [--config.init.encoder=RUN --config.transfer.mode=finetune] [--config.data.label_fraction=0.1]
+    [--config.init.encoder=RUN] [--config.data.label_fraction=0.1]
 
 Built-in fundus, from scratch, one CPU core: 137 s, quadratic kappa 0.899.
 """

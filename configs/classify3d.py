@@ -1,7 +1,7 @@
 """Classification of volumes, from scratch or from a pretrained encoder.
 
 python -m ssl3d.main --config=configs/classify3d.py:folder --config.data.path=DIR
-    [--config.init.encoder=RUN --config.transfer.mode=finetune] [--config.data.label_fraction=0.1]
+    [--config.init.encoder=RUN] [--config.data.label_fraction=0.1]
 """
 
 from ssl3d.bounds import Config

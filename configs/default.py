@@ -162,8 +162,8 @@ def get_config(
     config.probe.cases = bounded(8 if rank == 3 else 32, at_least(1))
     config.probe.data = ""  # another prepared data set, with labels
 
-    # A pretraining run, whose encoder replaces config.encoder; a proxy task goes on from its
-    # weights.
+    # A run, finished or not, or its encoder/: its encoder replaces config.encoder, and training
+    # starts from its weights, of proxy tasks too.
     config.init = Config()
     config.init.encoder = ""
 
@@ -190,7 +190,9 @@ def downstream(config: Config) -> None:
     config.validation.repeats = 1
 
     config.transfer = Config()
-    config.transfer.mode = "random"  # ignores its weights; or frozen, finetune
+    # What becomes of the weights of config.init.encoder: they are trained too (finetune, where one
+    # is given), kept as they are (frozen) or not used (random).
+    config.transfer.mode = derived(config, _transfer_mode)
     # finetune: steps before the encoder is trained too.
     config.transfer.warmup_steps = bounded(0, at_least(0))
 
@@ -212,6 +214,10 @@ def downstream(config: Config) -> None:
     config.augment.flip = derived(config, functools.partial(_flip, dict(augmentation)))
 
     config.predict = Config()
+
+
+def _transfer_mode(config: Config) -> str:
+    return "finetune" if config.init.encoder else "random"
 
 
 def _quarter_of_the_run(config: Config) -> int:

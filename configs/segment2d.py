@@ -1,7 +1,7 @@
 """Segmentation in 2D, on the slices of volumes, from scratch or from a pretrained encoder.
 
 python -m ssl3d.main --config=configs/segment2d.py[:DATASET]
-    [--config.init.encoder=RUN --config.transfer.mode=finetune] [--config.data.label_fraction=0.1]
+    [--config.init.encoder=RUN] [--config.data.label_fraction=0.1]
 """
 
 from ssl3d.bounds import Config

@@ -1,7 +1,7 @@
 """Segmentation in 3D, from scratch or from a pretrained encoder.
 
 python -m ssl3d.main --config=configs/segment3d.py[:DATASET]
-    [--config.init.encoder=RUN --config.transfer.mode=finetune] [--config.data.label_fraction=0.1]
+    [--config.init.encoder=RUN] [--config.data.label_fraction=0.1]
 
 Built-in brain, from scratch, one CPU core: 150 s, mean Dice 0.902.
 """

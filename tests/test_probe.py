@@ -4,6 +4,7 @@ import json
 import pytest
 
 from ssl3d import probe
+from ssl3d.downstream import linear_probe
 from tests.support.random_weights import write_encoder
 
 
@@ -44,6 +45,13 @@ def test_help(call):
     assert "--config.init.encoder=RUN" in out
 
 
+def test_the_encoder_is_checked_before_data_are_generated(call, monkeypatch):
+    monkeypatch.setattr(linear_probe, "open_dataset", lambda _: pytest.fail("too late"))
+    status, _, err = call("--config=configs/segment3d.py", "--config.init.encoder=nowhere")
+    assert status == 2
+    assert "nowhere: missing" in err
+
+
 @pytest.mark.parametrize(
     ("name", "encoder", "options", "message"),
     [
@@ -52,7 +60,12 @@ def test_help(call):
         ("classify2d", 2, ["--output=/dev/null/x/y.json"], "/dev/null/x"),
         ("classify2d", 2, ["--output=."], "is a folder"),
         ("classify2d", 2, ["--config.init.encoder="], "--config.init.encoder=DIR"),
-        ("classify2d", 2, ["--config.init.encoder=nowhere"], "nowhere/encoder.json: missing"),
+        (
+            "classify2d",
+            2,
+            ["--config.init.encoder=nowhere"],
+            "nowhere: missing; give the",
+        ),
         ("classify2d", 2, ["--config.data.path=nowhere"], "nowhere: no prepared data set"),
         ("classify2d", 2, ["--config.data.label_fraction=0.0"], "label_fraction"),
         ("classify2d", 2, ["--config.init.encode=x"], "nearest is --config.init.encoder"),

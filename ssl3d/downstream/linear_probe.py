@@ -60,6 +60,7 @@ def probe(config: ml_collections.ConfigDict, split: str) -> dict[str, Any]:
     if not config.init.encoder:
         raise UserError("config.init.encoder is empty: give a run, --config.init.encoder=DIR")
     config_checks.check(config)
+    transfer.check_encoder(config)  # before a data set is generated
     dataset = open_dataset(config)
     transfer.adopt_architecture(config, len(dataset.modalities))
     cases = Parts(*choose_cases(config, dataset), labelled(config, dataset.split(split)))

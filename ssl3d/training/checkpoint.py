@@ -48,11 +48,29 @@ NEUTRAL = (
 # Keys that a later run in the same workdir may change: they do not influence the weights.
 _FREE = (*NEUTRAL, "validate_every", "predict.overlap", "predict.mirror")
 
+# Keys of `config.json` beside the config's: the run's identity, and its lengths before it was
+# extended.
+_IDENTITY, _LENGTHS = "identity", "steps_before"
+
+
+class Known(NamedTuple):
+    """What `config.json` tells of a run.
+
+    Attributes:
+      identity: a digest of all that determined the run's weights when it began, but for its length.
+      extended: its length before this start made it longer; 0: as long as before.
+    """
+
+    identity: str
+    extended: int
+
 
 def check_config(
     config: ml_collections.ConfigDict, workdir: Path, data: Mapping[str, Any] | None = None
-) -> None:
+) -> Known:
     """Writes `config.json`, after comparing it with that of an earlier run in `workdir`.
+
+    A run may be extended: `config.steps` may grow.
 
     Args:
       data: what else affects the result, the cases and how they are sampled; kept in the same
@@ -63,25 +81,14 @@ def check_config(
     """
     file = workdir / "config.json"
     now = json.loads(config.to_json()) | dict(data or {})
-    if file.exists():
-        before = flatten_dict(documents.read_object(file, "use another --workdir"), sep=".")
-        after = flatten_dict(now, sep=".")
-        for key in sorted(before.keys() | after.keys()):
-            old, new = before.get(key), after.get(key)
-            if key == DRAWS and old != new:
-                raise UserError(
-                    f"{workdir} holds a run of another version of the code, which samples training "
-                    "data differently: finish it with that version, or start in another folder"
-                )
-            if key not in before and new == "":
-                continue  # an earlier version did not have it
-            if old != new and key not in _FREE:
-                longer = f", --config.init.encoder={workdir} to go on from its weights"
-                raise UserError(
-                    f"{workdir} holds a run with {key}={old!r}, this one has {new!r}: "
-                    f"give another --workdir{longer if key == 'steps' else ''}, or the same value "
-                    "to go on"
-                )
+    before = documents.read_object(file, "use another --workdir") if file.exists() else {}
+    if before:
+        _compare(before, now, workdir)
+    lengths, identity = before.get(_LENGTHS, []), before.get(_IDENTITY)
+    extended = before["steps"] if before and before.get("steps") != now.get("steps") else 0
+    with documents.fields(file, "use another --workdir"):
+        lengths = [int(steps) for steps in lengths] + [extended] * bool(extended)
+    now |= {_IDENTITY: str(identity or _identify(now))} | ({_LENGTHS: lengths} if lengths else {})
     if jax.process_index() == 0:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
@@ -91,6 +98,41 @@ def check_config(
             raise UserError(
                 f"{workdir}: cannot be written ({error}); give another --workdir"
             ) from None
+    return Known(now[_IDENTITY], extended)
+
+
+def _compare(before: Mapping[str, Any], now: Mapping[str, Any], workdir: Path) -> None:
+    """Raises `UserError` for the first key whose value makes `now` another run than `before`."""
+    old_values, new_values = (flatten_dict(dict(found), sep=".") for found in (before, now))
+    for key in sorted(old_values.keys() | new_values.keys()):
+        old, new = old_values.get(key), new_values.get(key)
+        if key == DRAWS and old != new:
+            raise UserError(
+                f"{workdir} holds a run of another version of the code, which samples training "
+                "data differently: finish it with that version, or start in another folder"
+            )
+        if old == new or key in (*_FREE, _IDENTITY, _LENGTHS):
+            continue
+        if key not in old_values and new == "":
+            continue  # an earlier version did not have it
+        if key == "steps" and isinstance(old, int) and new > old:
+            continue
+        if key == "steps":
+            raise UserError(
+                f"{workdir} holds a run of {old} steps, which can become longer, not shorter: give "
+                f"--config.steps={old} or more, --stop_at={new} to end early, or another --workdir"
+            )
+        raise UserError(
+            f"{workdir} holds a run with {key}={old!r}, this one has {new!r}: give another "
+            "--workdir, or the same value to go on"
+        )
+
+
+def _identify(document: Mapping[str, Any]) -> str:
+    """A digest of the values that influence the weights, without the length of the run."""
+    values = flatten_dict(dict(document), sep=".")
+    rows = sorted((key, value) for key, value in values.items() if key not in (*_FREE, "steps"))
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
 def open_manager(workdir: Path) -> ocp.CheckpointManager:
@@ -131,12 +173,17 @@ class _QuietHook:
 
 
 def save(
-    manager: ocp.CheckpointManager, step: int, state: Any, window: Sequence[Metrics] = ()
+    manager: ocp.CheckpointManager,
+    step: int,
+    state: Any,
+    window: Sequence[Metrics] = (),
+    identity: str = "",
 ) -> None:
     """Saves the state after `step` steps, unless it is saved already.
 
     Args:
       window: the metrics of the steps since the last log point.
+      identity: of the run, see `Known`.
 
     Raises:
       RunError: it, or the one before it, cannot be written.
@@ -144,7 +191,11 @@ def save(
     if step in manager.all_steps():
         return
     rows = [jax.tree.map(float, row) for row in window]
-    data = {"next_index": step, "window": rows, "sha256": _digests(state, rows)}
+    digests = _digests(state, rows)
+    data: dict[str, Any] = {"next_index": step, "window": rows, "sha256": digests}
+    if identity:
+        data["run"] = identity
+        digests["run"] = _digest(identity)
     items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
     with _writing(manager):
         manager.wait_until_finished()
@@ -191,7 +242,7 @@ class Restored(NamedTuple):
     window: list[Metrics]
 
 
-def restore(manager: ocp.CheckpointManager, like: Any) -> Restored | None:
+def restore(manager: ocp.CheckpointManager, like: Any, identity: str = "") -> Restored | None:
     """The newest sound checkpoint; None without checkpoints.
 
     One that cannot be read, or whose content is not what was saved, is named and moved to
@@ -199,8 +250,10 @@ def restore(manager: ocp.CheckpointManager, like: Any) -> Restored | None:
 
     Args:
       like: a state of the same structure, with the shapes, types and shardings to restore.
+      identity: of the run, see `Known`.
 
     Raises:
+      UserError: a checkpoint of another run.
       RunError: there are checkpoints, but none is sound.
     """
     steps = sorted(manager.all_steps(), reverse=True)
@@ -208,6 +261,9 @@ def restore(manager: ocp.CheckpointManager, like: Any) -> Restored | None:
     damaged: dict[int, str] = {}
     for step in steps:
         try:
+            # First, as the state of another run may have other shapes.
+            about = manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))
+            _check_identity(f"{manager.directory}/{step}", about["data"], identity)
             restored = manager.restore(
                 step,
                 args=ocp.args.Composite(
@@ -216,6 +272,8 @@ def restore(manager: ocp.CheckpointManager, like: Any) -> Restored | None:
             )
             state, data = restored["state"], restored["data"]
             _verify(step, state, data)
+        except UserError:
+            raise
         except Exception as error:  # whatever a damaged file makes Orbax or zarr raise
             reason = (str(error).splitlines() or [""])[0][:200]
             damaged[step] = f"{type(error).__name__}: {reason}"
@@ -237,9 +295,26 @@ def restore(manager: ocp.CheckpointManager, like: Any) -> Restored | None:
     return None
 
 
+def _check_identity(place: str, data: Mapping[str, Any], identity: str) -> None:
+    """Raises `UserError` for a checkpoint of another run; earlier versions kept no identity."""
+    if not identity or "run" not in data:
+        return
+    if data["sha256"]["run"] != _digest(data["run"]):
+        raise ValueError("damaged: run")
+    if data["run"] != identity:
+        raise UserError(
+            f"{place}: a checkpoint of another run, whose config or data differ from those in "
+            "config.json; restore this run's checkpoints, or give another --workdir"
+        )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _digests(state: Any, window: Any) -> dict[str, str]:
     """SHA-256 by array, and that of the metrics."""
-    found = {"window": hashlib.sha256(json.dumps(window).encode()).hexdigest()}
+    found = {"window": _digest(json.dumps(window))}
     for path, leaf in jax.tree.leaves_with_path(state):
         array = np.asarray(jax.device_get(leaf))
         digest = hashlib.sha256(f"{array.dtype} {array.shape} ".encode() + array.tobytes())
@@ -254,7 +329,8 @@ def _verify(step: int, state: Any, data: Mapping[str, Any]) -> None:
         raise ValueError(f"its step is {numbers}")
     if data.keys() == {"next_index"}:
         return  # of a version that kept no digests
-    wrong = dict(_digests(state, data["window"]).items() ^ data["sha256"].items())
+    kept = {name: digest for name, digest in data["sha256"].items() if name != "run"}
+    wrong = dict(_digests(state, data["window"]).items() ^ kept.items())
     if wrong:
         raise ValueError(f"damaged: {', '.join(sorted(wrong))}")
 

@@ -39,6 +39,7 @@ from ssl3d.training.step import (
     Variables,
     encoder_variables,
     init_state,
+    learning_rates,
     make_evaluation,
     make_optimizers,
     make_step,
@@ -53,7 +54,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
     """Trains what `config` describes, or resumes the run in `workdir`.
 
     Args:
-      workdir: holds checkpoints, metrics, and at the end the exported encoder.
+      workdir: holds checkpoints, metrics, and the exported encoder of the last checkpoint.
       stop_at: save and end after this many steps (0: train to the end); schedules do not change.
 
     Returns:
@@ -83,19 +84,24 @@ def _train(
     cases = fingerprint(
         config, given.dataset, given.train_cases, given.validation_cases, given.left_out
     )
-    checkpoint.check_config(config, workdir, cases | {checkpoint.DRAWS: pipeline.DRAW_VERSION})
+    known = checkpoint.check_config(
+        config, workdir, cases | {checkpoint.DRAWS: pipeline.DRAW_VERSION}
+    )
 
     optimizers = make_optimizers(config)
     state = init_state(config, task, optimizers, record, mesh)
     untrained = encoder_variables(state)
     manager = checkpoint.open_manager(workdir)
-    restored, transfer_message = _restore_or_transfer(manager, state, config, pretrained)
+    restored, transfer_message = _restore_or_transfer(
+        manager, state, config, pretrained, known.identity
+    )
     state, begin = restored.state, restored.step
     del pretrained  # the state holds a copy
     end = min(stop_at or config.steps, config.steps)
     log = run_log.RunLog(workdir, config.steps, begin, task.headline, task.shown)
     log.say(_introduction(given, state, begin, mesh))
-    for note in (remark, *given.notes, transfer_message):
+    extended = _extension(config, known.extended, begin)
+    for note in (remark, *given.notes, extended, transfer_message):
         if note:
             log.say(note)
 
@@ -138,7 +144,8 @@ def _train(
             stopping = stop.received(step)
             last = stopping or step == end
             if step % config.log_every == 0 or step == config.steps:
-                log.log(step, "train", window.means() | clock.window(config.batch_size))
+                figures = window.means() | clock.window(config.batch_size)
+                log.log(step, "train", figures | learning_rates(config, step))
             with clock.time("pause"):
                 if step % config.validate_every == 0 or step == config.steps:
                     window.fetch()  # refuses weights that are not finite, before any is kept
@@ -147,11 +154,12 @@ def _train(
                     window.fetch()
                     probe_and_log(step, state)
                 if step % config.checkpoint_every == 0 or last:
-                    checkpoint.save(manager, step, state, window.fetch())
+                    checkpoint.save(manager, step, state, window.fetch(), known.identity)
+                    _export(given, state, workdir, step)
         if keeper is not None:
             keeper.save_last(step, variables_of(state))
-        if step == config.steps:
-            _export(given, state, workdir)
+        if begin >= end:
+            _export(given, state, workdir, step)  # of a run that failed behind its last checkpoint
         log.say(_summary(given, workdir, step, stop.name, time.monotonic() - started))
     return step >= end
 
@@ -161,13 +169,14 @@ def _restore_or_transfer(
     state: State,
     config: ml_collections.ConfigDict,
     pretrained: transfer.Pretrained | None,
+    identity: str,
 ) -> tuple[checkpoint.Restored, str]:
     """What to go on from: the last checkpoint, or `state` with the pretrained encoder at step 0.
 
     Returns:
       It, and what to print about the encoder ("": nothing).
     """
-    restored = checkpoint.restore(manager, state)
+    restored = checkpoint.restore(manager, state, identity)
     if restored is not None:
         return restored, transfer.explain(config)
     if pretrained is None:
@@ -221,7 +230,8 @@ def _probing(
 
     def probe_and_log(step: int, state: State) -> None:
         begun = time.monotonic()
-        score = probe.score(encoder_variables(state)) if step else probe.untrained
+        scored = step > 0 or transfer.loads(given.config)
+        score = probe.score(encoder_variables(state)) if scored else probe.untrained
         seconds = time.monotonic() - begun if step else prepared
         scores = {probe.metric: score, "untrained": probe.untrained}
         scores |= {"intensities": probe.intensities, "seconds": seconds}
@@ -304,7 +314,19 @@ def _introduction(given: Problem, state: State, begin: int, mesh: Mesh) -> str:
     )
 
 
-def _export(given: Problem, state: State, workdir: Path) -> None:
+def _extension(config: ml_collections.ConfigDict, before: int, begin: int) -> str:
+    """What to say of a run that is longer now than `before` (0: it is not)."""
+    if not before:
+        return ""
+    rate = learning_rates(config, begin + 1)["learning_rate"]
+    return (
+        f"extended from {before} to {config.steps} steps: the learning rate follows the cosine of "
+        f"the new length, at step {begin + 1} it is {rate:.3g}"
+    )
+
+
+def _export(given: Problem, state: State, workdir: Path, step: int) -> None:
+    """Writes the encoder, and the decoder if there is one, as they are after `step` steps."""
     if jax.process_index() != 0:
         return
     config, dataset = given.config, given.dataset
@@ -315,6 +337,7 @@ def _export(given: Problem, state: State, workdir: Path) -> None:
         "modalities": list(dataset.modalities),
         "task": config.task.name,
         "dataset": dataset.name,
+        "step": step,
         "steps": config.steps,
     }
     variables = jax.device_get(variables_of(state))
@@ -335,6 +358,6 @@ def _summary(given: Problem, workdir: Path, step: int, signal_name: str, seconds
         text += f", validation {run_log.describe(lines[-1], task.headline, task.shown)}"
         untrained = lines[0].get(task.headline)
         if lines[0]["step"] == 0 and untrained is not None:
-            text += f", untrained {untrained:.3f}"
+            text += f", {'at step 0' if transfer.loads(config) else 'untrained'} {untrained:.3f}"
     result = "model" if task.best_by else "encoder"
     return f"{text}; {seconds:.0f} s; {result} in {workdir / result}"

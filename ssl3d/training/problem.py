@@ -72,6 +72,7 @@ def open_problem(
     Raises:
       UserError: config, data or encoder do not fit together.
     """
+    transfer.check_encoder(config)  # before a data set is generated
     dataset = open_dataset(config)
     pretrained = transfer.adopt_architecture(config, len(dataset.modalities))
     train_cases, validation_cases = choose_cases(config, dataset)
@@ -83,7 +84,8 @@ def open_problem(
         train_cases, validation_cases = fitted.train_cases, fitted.validation_cases
         left_out = fitted.left_out
         notes = tuple(note for note in (adapted, fitted.message) if note)
-    task = tasks.build(config, labels_of(dataset, train_cases))
+    with transfer.naming_encoder(config):
+        task = tasks.build(config, labels_of(dataset, train_cases))
     found = Problem(config, dataset, train_cases, validation_cases, task, left_out, notes)
     return found, pretrained
 

@@ -54,7 +54,9 @@ class State(TypedDict):
 def schedule(config: ml_collections.ConfigDict, start: int = 0) -> optax.Schedule:
     """The learning rate: linear warm-up, then cosine decay to zero at `config.steps`.
 
-    The first step has 1 / `warmup_steps` of the peak, not zero: no step is lost.
+    The first step has 1 / `warmup_steps` of the peak, not zero: no step is lost. The rate depends
+    on the step and `config.steps` alone: a run that is extended goes on on the longer cosine, with
+    a higher rate than it had, as in a warm restart (Loshchilov & Hutter 2017), and not warmed up.
 
     Args:
       start: the step at which an optimiser starts: it warms up from there, then joins the cosine.
@@ -67,6 +69,16 @@ def schedule(config: ml_collections.ConfigDict, start: int = 0) -> optax.Schedul
         return rising * cosine(jnp.maximum(count + start - warmup, 0))
 
     return rate
+
+
+def learning_rates(config: ml_collections.ConfigDict, step: int) -> dict[str, float]:
+    """The rates of a step, counted from 1, by name; the encoder's own where it thaws in the run."""
+    rates = {"learning_rate": float(schedule(config)(step - 1))}
+    thaw = transfer.frozen_steps(config)
+    if thaw:
+        own = float(schedule(config, thaw)(step - 1 - thaw)) if step > thaw else 0.0
+        rates["learning_rate_encoder"] = own
+    return rates
 
 
 def make_optimizers(config: ml_collections.ConfigDict) -> Optimizers:

@@ -3,18 +3,19 @@
 Taleb et al. 2020, appendix A: weights are random, pretrained and frozen, or pretrained and
 fine-tuned after a warm-up in which only the new layers learn.
 
-    config.init.encoder     the pretraining run; its encoder's architecture is always adopted.
-                            A proxy task that has one goes on from its weights
-    config.transfer.mode    random: its weights are not used; frozen: they are used and stay bit
-                            for bit as they are; finetune: they are used and trained as well,
-                            after `warmup_steps`
+    config.init.encoder     a run, finished or not, or its `encoder/`; its encoder's architecture is
+                            always adopted. A proxy task that has one goes on from its weights
+    config.transfer.mode    finetune, the default where there is an encoder: its weights are used
+                            and trained as well, after `warmup_steps`; frozen: they are used and
+                            stay bit for bit as they are; random: they are not used
     config.transfer.decoder segmentation: whether the weights of the run's decoder are used as well,
                             except its last projections; it is trained from the start in every mode
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -61,6 +62,37 @@ def explain(config: ml_collections.ConfigDict) -> str:
     return ""
 
 
+def check_encoder(config: ml_collections.ConfigDict) -> dict[str, Any] | None:
+    """The description of the encoder in `config.init.encoder`, if there is one; reads no data.
+
+    Raises:
+      UserError: the mode needs an encoder and none is given, it cannot be read, or it has another
+        rank.
+    """
+    mode, folder = _transfer(config)["mode"], config.init.encoder
+    if mode not in MODES:
+        raise UserError(f"config.transfer.mode={mode!r}: choose one of {', '.join(MODES)}")
+    if not folder:
+        remedy = "give a pretraining run, --config.init.encoder=DIR"
+        if mode == "finetune":
+            raise UserError(f"config.transfer.mode=finetune: {remedy}")
+        if _transfer(config).get("decoder", False):
+            raise UserError(f"config.transfer.decoder=True: {remedy}")
+        return None
+    about = export.describe_encoder(folder)
+    if about["rank"] != config.rank:
+        raise UserError(
+            f"config.init.encoder={folder}: an encoder of {about['rank']}D images does not fit a "
+            f"{config.rank}D network; pretrain with a {config.rank}D config"
+        )
+    return about
+
+
+def _transfer(config: ml_collections.ConfigDict) -> Mapping[str, Any]:
+    """`config.transfer`; a proxy task goes on with the weights of a pretraining, or has none."""
+    return config.get("transfer", {"mode": "finetune" if config.init.encoder else "random"})
+
+
 def adopt_architecture(config: ml_collections.ConfigDict, channels: int) -> Pretrained | None:
     """Replaces `config.encoder` by the settings of the encoder in `config.init.encoder`.
 
@@ -75,30 +107,11 @@ def adopt_architecture(config: ml_collections.ConfigDict, channels: int) -> Pret
       config.transfer.decoder the decoder's. Damaged ones are refused before anything is written.
 
     Raises:
-      UserError: the mode needs an encoder and none is given, it cannot be read, or it has another
-        rank or more channels.
+      UserError: as `check_encoder`, or the encoder has more channels.
     """
-    # A proxy task goes on with the weights of another pretraining, or has none.
-    given = config.get("transfer", {"mode": "finetune" if config.init.encoder else "random"})
-    mode, folder = given["mode"], config.init.encoder
-    if mode not in MODES:
-        raise UserError(f"config.transfer.mode={mode!r}: choose one of {', '.join(MODES)}")
-    if not folder:
-        if mode == "finetune":
-            raise UserError(
-                "config.transfer.mode=finetune: give a pretraining run, --config.init.encoder=DIR"
-            )
-        if given.get("decoder", False):
-            raise UserError(
-                "config.transfer.decoder=True: give a pretraining run, --config.init.encoder=DIR"
-            )
+    about, folder = check_encoder(config), config.init.encoder
+    if about is None:
         return None
-    about = export.describe_encoder(folder)
-    if about["rank"] != config.rank:
-        raise UserError(
-            f"config.init.encoder={folder}: an encoder of {about['rank']}D images does not fit a "
-            f"{config.rank}D network; pretrain with a {config.rank}D config"
-        )
     if about["channels"] > channels:
         raise UserError(
             f"config.init.encoder={folder}: was trained on {about['channels']} channels, the data "
@@ -107,12 +120,24 @@ def adopt_architecture(config: ml_collections.ConfigDict, channels: int) -> Pret
     loaded: dict[Literal["encoder", "decoder"], Any] = {}
     if loads(config):
         loaded["encoder"] = export.load_encoder(folder)[1]
-        if given.get("decoder", False):
+        if _transfer(config).get("decoder", False):
             loaded["decoder"] = export.load_decoder(folder)
     dtype = config.encoder.dtype
     config.encoder.update(about["encoder"])
     config.encoder.dtype = dtype
     return loaded or None
+
+
+@contextlib.contextmanager
+def naming_encoder(config: ml_collections.ConfigDict) -> Iterator[None]:
+    """Adds to errors about the encoder's settings that they are those of a pretrained encoder."""
+    try:
+        yield
+    except UserError as error:
+        if config.init.encoder and "encoder." in str(error):
+            whose = f"the encoder is that of config.init.encoder={config.init.encoder}"
+            raise UserError(f"{error} ({whose})") from None
+        raise
 
 
 def load_into(
@@ -137,6 +162,7 @@ def load_into(
     """
     merged: dict[str, Any] = dict(traverse_util.flatten_dict(variables, sep="/"))
     rest, sentences = set(merged), []
+    about = export.describe_encoder(folder)
     for part, tree in loaded.items():
         file = export.weights_file(folder, part)
         found = _transferred(tree)
@@ -154,7 +180,11 @@ def load_into(
             place = name.replace("/", f"/{part}/", 1)
             merged[place] = jax.device_put(jnp.asarray(found[name]), leaf.sharding)
             rest.remove(place)
-        sentences.append(f"all {len(wanted)} arrays of the {part} loaded from {file.parent}")
+        unfinished = about["step"] < about["steps"]
+        reached = f", step {about['step']} of {about['steps']}" if unfinished else ""
+        sentences.append(
+            f"all {len(wanted)} arrays of the {part} loaded from {file.parent}{reached}"
+        )
         if repeated:
             sentences[-1] += f" ({', '.join(repeated)} repeated over the channels)"
     # without the name of the collection

@@ -122,6 +122,29 @@ def test_no_flipped_bit_is_restored(saved, tmp_path, capsys):
     assert fell_back > 10
 
 
+def test_an_identity_is_kept_and_compared(workdir):
+    manager = checkpoint.open_manager(workdir)
+    checkpoint.save(manager, 4, state(4), identity="one")
+    manager.wait_until_finished()
+    for own in ("one", ""):  # the others are of a version that kept none
+        assert checkpoint.restore(manager, state(0), own).step == 4
+    with pytest.raises(UserError, match=r"checkpoints/4: a checkpoint of another run"):
+        checkpoint.restore(manager, {"params": jnp.zeros(7), "step": jnp.int32(0)}, "two")
+    assert (workdir / "checkpoints/4").exists()
+    manager.close()
+
+
+def test_a_damaged_identity_is_no_other_run(workdir, capsys):
+    manager = checkpoint.open_manager(workdir)
+    checkpoint.save(manager, 4, state(4), identity="one")
+    manager.wait_until_finished()
+    file = next((workdir / "checkpoints" / "4" / "data").rglob("metadata"))
+    file.write_text(file.read_text().replace('"one"', '"onf"'))
+    assert checkpoint.restore(manager, state(0), "one").step == 3
+    assert "checkpoint 4 is damaged" in capsys.readouterr().out
+    manager.close()
+
+
 def test_a_folder_of_another_step_is_damaged(workdir, capsys):
     (workdir / "checkpoints" / "3").rename(workdir / "checkpoints" / "7")
     manager = checkpoint.open_manager(workdir)
@@ -164,6 +187,7 @@ def config(**changes):
     values = ml_collections.ConfigDict(
         {
             "seed": 0,
+            "steps": 1000,
             "log_every": 20,
             "validate_every": 200,
             "checkpoint_every": 200,
@@ -179,7 +203,8 @@ def test_a_new_folder_gets_the_config(tmp_path):
     checkpoint.check_config(config(), tmp_path / "a" / "run")
     document = json.loads((tmp_path / "a" / "run" / "config.json").read_text())
     assert document["data"]["crop"] == [8, 8]
-    checkpoint.check_config(config(), tmp_path / "a" / "run")  # the same again is fine
+    again = checkpoint.check_config(config(), tmp_path / "a" / "run")  # the same again is fine
+    assert again == checkpoint.Known(document["identity"], extended=0)
     assert [file.name for file in (tmp_path / "a" / "run").iterdir()] == ["config.json"]
 
 
@@ -224,11 +249,31 @@ def test_a_run_goes_on_with_the_draws_that_it_began_with(tmp_path, before):
     ],
 )
 def test_what_decides_nothing_may_change(tmp_path, changes):
-    checkpoint.check_config(config(), tmp_path)
-    checkpoint.check_config(config(**changes), tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text()) == json.loads(
-        config(**changes).to_json()
-    )
+    known = checkpoint.check_config(config(), tmp_path)
+    assert checkpoint.check_config(config(**changes), tmp_path) == known
+    found = json.loads((tmp_path / "config.json").read_text())
+    assert found.pop("identity") == known.identity
+    assert found == json.loads(config(**changes).to_json())
+
+
+def test_a_run_may_become_longer_and_keeps_its_identity(tmp_path):
+    first = checkpoint.check_config(config(steps=10), tmp_path)
+    for steps, before in ((20, 10), (20, 0), (30, 20)):
+        assert checkpoint.check_config(config(steps=steps), tmp_path) == (first.identity, before)
+    assert json.loads((tmp_path / "config.json").read_text())["steps_before"] == [10, 20]
+    with pytest.raises(UserError, match=r"holds a run of 30 steps, which .* --stop_at=20 to end"):
+        checkpoint.check_config(config(steps=20), tmp_path)
+
+
+def test_an_identity_is_that_of_config_and_data(tmp_path):
+    def identity(name, data, **changes):
+        return checkpoint.check_config(config(**changes), tmp_path / name, data).identity
+
+    data = {"cases.train": "abc"}
+    one = identity("one", data)
+    assert identity("two", data, data__threads=7) == one
+    assert identity("three", {"cases.train": "abd"}) != one
+    assert identity("four", data, seed=1) != one
 
 
 @pytest.mark.parametrize("text", ['{"seed": ', "", "[]"], ids=["cut short", "empty", "no object"])

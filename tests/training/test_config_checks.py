@@ -11,6 +11,7 @@ from ssl3d.training import config_checks, loop
 
 SHARE = "at least 0 and below 1"
 PROBABILITY = "between 0 and 1"
+CROP = "3 whole numbers of voxels, e.g. --config.data.crop="
 
 
 @pytest.mark.parametrize(
@@ -86,8 +87,9 @@ PROBABILITY = "between 0 and 1"
         ("rpl3d", "head.hidden", (0,), "whole numbers from 1, e.g. (256,)"),
         ("segment3d", "data.label_fraction", 0.0, "above 0 and at most 1"),
         ("segment3d", "data.label_fraction", 1.5, "above 0 and at most 1"),
-        ("rpl3d", "data.crop", (24, 24), "3 whole numbers of voxels (pictures need"),
+        ("rpl3d", "data.crop", (24, 24), f"{CROP}'(24, 24, 24)' (pictures need"),
         ("rpl3d", "data.crop", (24, 24, 0), "3 whole numbers of voxels"),
+        ("rpl3d", "data.crop", (48,), f"{CROP}'(48, 48, 48)' (pictures need"),
         ("segment3d", "augment.flip_axes", (0, 3), "different axes of 0 to 2"),
         ("segment2d", "augment.flip_axes", (0, 0), "different axes of 0 to 1"),
         ("segment3d", "data.margin", 2, "0 for downstream tasks"),

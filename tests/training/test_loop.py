@@ -61,7 +61,6 @@ def stopped(config, tmp_path_factory):
     """The folder of the same run, ended after three steps."""
     workdir = tmp_path_factory.mktemp("runs") / "stopped"
     assert loop.train(config, workdir, stop_at=3)
-    assert not (workdir / "encoder").exists()
     return workdir
 
 
@@ -147,6 +146,7 @@ def test_metrics_have_every_step_once_and_what_the_issue_asks_for(whole):
     assert all(0 < line.get("seconds", 1) < 600 for line in lines)
     for line in lines:
         assert {"step", "split", "loss", "accuracy", "chance"} <= line.keys()
+        assert (line["split"] == "train") == ("learning_rate" in line)
         assert line["chance"] == pytest.approx(1 / 8, abs=1e-5)
         assert all(np.isfinite(value) for value in line.values() if not isinstance(value, str))
         if line["split"] == "train":
@@ -190,6 +190,80 @@ def test_averaged_weights_are_exported_and_the_raw_ones_kept(whole):
     assert not all(np.array_equal(a, b) for a, b in zip(exported, raw, strict=True))
 
 
+def test_the_encoder_is_that_of_the_last_checkpoint_while_a_run_is_unfinished(
+    stopped, whole, tmp_path
+):
+    about = export.describe_encoder(stopped)
+    assert (about["step"], about["steps"]) == (3, 6)
+    assert export.describe_encoder(whole)["step"] == 6
+    _, variables = export.load_encoder(stopped)
+    averaged = raw_state(stopped, 3)["ema"]["encoder"]
+    jax.tree.map(np.testing.assert_array_equal, variables["params"], averaged)
+
+
+def test_the_encoder_is_exported_at_every_checkpoint(config, tmp_path, monkeypatch):
+    exported, real = [], export.save_encoder
+    monkeypatch.setattr(
+        export, "save_encoder", lambda *given: (exported.append(given[2]["step"]), real(*given))
+    )
+    every = config.copy_and_resolve_references()
+    every.checkpoint_every = 2
+    assert loop.train(every, tmp_path / "run", stop_at=5)
+    assert exported == [2, 4, 5]
+
+
+# A longer run.
+
+
+def test_a_finished_run_can_be_extended(config, whole, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    longer = config.copy_and_resolve_references()
+    longer.steps = 9
+    assert loop.train(longer, workdir, stop_at=8)
+    said = capsys.readouterr().out
+    assert "going on at step 6 of 9" in said
+    assert "extended from 6 to 9 steps" in said
+    lines = run_log.read_metrics(workdir)
+    assert [line["step"] for line in lines if line["split"] == "train"] == list(range(1, 9))
+    assert json.loads((workdir / "config.json").read_text())["steps_before"] == [6]
+    about = export.describe_encoder(workdir)
+    assert (about["step"], about["steps"]) == (8, 9)
+    # Resumed again, it ends as if it had not been stopped a second time.
+    assert loop.train(longer, workdir)
+    assert "extended" not in capsys.readouterr().out
+    shutil.copytree(whole, tmp_path / "at once")
+    assert loop.train(longer, tmp_path / "at once")
+    assert weights(workdir) == weights(tmp_path / "at once")
+    with pytest.raises(UserError, match=r"holds a run of 9 steps, .* not shorter: .*steps=9 or"):
+        loop.train(config, workdir)
+
+
+def test_the_rate_of_an_extended_run_is_that_of_the_longer_cosine(config, whole):
+    lines = [line for line in run_log.read_metrics(whole) if line["split"] == "train"]
+    longer = config.copy_and_resolve_references()
+    longer.steps = 12
+    for line in lines:
+        rate = steps.learning_rates(config, line["step"])["learning_rate"]
+        assert line["learning_rate"] == pytest.approx(rate, abs=1e-6)
+        assert steps.learning_rates(longer, line["step"])["learning_rate"] >= rate
+    # The last step of six has almost none, the next one of twelve half the peak.
+    after = steps.learning_rates(longer, 7)["learning_rate"]
+    assert after == pytest.approx(0.5 * config.optimizer.learning_rate, rel=0.15)
+    assert after > 5 * lines[-1]["learning_rate"]
+
+
+def test_a_checkpoint_of_another_run_is_refused(config, stopped, tmp_path):
+    other = config.copy_and_resolve_references()
+    other.seed, other.steps = 1, 4
+    assert loop.train(other, tmp_path / "other")
+    shutil.copytree(stopped, tmp_path / "run")
+    shutil.copytree(tmp_path / "other/checkpoints/4", tmp_path / "run/checkpoints/4")
+    with pytest.raises(UserError, match=r"checkpoints/4: a checkpoint of another run"):
+        loop.train(config, tmp_path / "run")
+    assert (tmp_path / "run/checkpoints/4").exists()
+
+
 def test_another_config_in_the_same_folder_is_refused_by_the_name_of_its_key(config, stopped):
     other = config.copy_and_resolve_references()
     other.optimizer.learning_rate = 0.5
@@ -215,7 +289,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_cases(tiny, pictu
     assert step <= 2  # each of the eight cases is in one of the first two batches of four
     saved = [int(path.name) for path in (tmp_path / "run" / "checkpoints").glob("[0-9]*")]
     assert all(number < step for number in saved)
-    assert not (tmp_path / "run" / "encoder").exists()
+    # That of the last checkpoint, if there is one.
+    assert (tmp_path / "run" / "encoder").exists() == bool(saved)
     assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 

@@ -1,3 +1,4 @@
+import importlib
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from ssl3d import bounds
 from ssl3d.errors import UserError
 from ssl3d.models import export
 from ssl3d.training import loop, trained_model, transfer
@@ -249,20 +251,52 @@ def test_the_warm_up_must_end(tiny, pictures, pretrained, tmp_path):
 # A proxy task goes on from the weights of another pretraining.
 
 
-def test_more_steps_are_another_run_from_the_weights(tiny, pictures, tmp_path, capsys):
-    loop.train(tiny("rpl2d", pictures.path, steps=1), tmp_path / "run")
-    with pytest.raises(UserError, match=r"steps=1, this one has 2: .*--config.init.encoder=.*run"):
-        loop.train(tiny("rpl2d", pictures.path, steps=2), tmp_path / "run")
-    longer = tiny("rpl2d", pictures.path, steps=2, init__encoder=str(tmp_path / "run"))
+def test_a_pretraining_goes_on_from_an_unfinished_one(tiny, pictures, tmp_path, capsys):
+    before = tiny("rpl2d", pictures.path, steps=4, checkpoint_every=1)
+    assert loop.train(before, tmp_path / "run", stop_at=1)
+    longer = tiny("rotation2d", pictures.path, steps=2, init__encoder=str(tmp_path / "run"))
     longer.optimizer.learning_rate = 1e-12
     longer.optimizer.weight_decay = 0.0
     assert loop.train(longer, tmp_path / "longer")
-    assert "arrays of the encoder loaded" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "arrays of the encoder loaded" in said
+    assert "step 1 of 4" in said
+    assert "at step 0" in said.splitlines()[-1]
     before, after = (
         flat(export.load_encoder(tmp_path / run)[1]["params"]) for run in ("run", "longer")
     )
     for name, leaf in before.items():
         np.testing.assert_allclose(after[name], leaf, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("cpc2d", ENCODER | {"norm": "batch"}, r"norm.*\(the encoder is that of config\.init"),
+        ("rpl2d", ENCODER | {"depth": 5}, r"encoder\.depth is 5: .* config\.init\.encoder=.*run"),
+        ("mae2d", {"kind": "densenet121", "width": 4, "depth": 5}, "no level at full resolution"),
+    ],
+)
+def test_an_encoder_that_does_not_suit_a_proxy_task(
+    tiny, pictures, tmp_path, monkeypatch, name, settings, message
+):
+    monkeypatch.setattr(loop, "init_state", lambda *_: pytest.fail("too late"))
+    write_encoder(tmp_path / "run", 2, 3, settings)
+    config = tiny(name, pictures.path, init__encoder=str(tmp_path / "run"))
+    with pytest.raises(UserError, match=message):
+        loop.train(config, tmp_path / "longer")
+
+
+@pytest.mark.parametrize(("encoder", "mode"), [("", "random"), ("runs/pretrained", "finetune")])
+@pytest.mark.parametrize("name", ["segment3d", "segment2d", "classify3d", "classify2d"])
+def test_a_pretrained_encoder_is_fine_tuned_unless_said_otherwise(name, encoder, mode):
+    config = importlib.import_module(f"configs.{name}").get_config("folder")
+    config.init.encoder = encoder
+    bounds.derive(config)
+    assert config.transfer.mode == mode
+    config.transfer.mode = "frozen"
+    bounds.derive(config)
+    assert config.transfer.mode == "frozen"
 
 
 def test_a_run_of_a_version_without_the_key_goes_on(tiny, pictures, tmp_path):
