@@ -97,6 +97,13 @@ def get_config(
     # Steps between two probes with a few labels; 0: none.
     config.probe_every = bounded(derived(config, _quarter_of_the_run), at_least(0))
 
+    config.log = Config()
+    # Steps between two pictures of what the network is shown, for TensorBoard; 0: none.
+    config.log.pictures_every = bounded(5000, at_least(0))
+    # Track the run elsewhere too: a project of Weights & Biases, an experiment of MLflow.
+    config.log.wandb = ""
+    config.log.mlflow = ""
+
     config.task = Config()
     config.task.name = task
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ssl3d import cli
 
@@ -28,7 +29,13 @@ def main(arguments: Sequence[str]) -> int:
     sharding.start()
     workdir = options.workdir or Path("runs") / config.name
     with sharding.together():
-        return 0 if loop.train(config, workdir, options.stop_at) else 1
+        return 0 if loop.train(config, workdir, options.stop_at, _draw) else 1
+
+
+def _draw(*arguments: Any) -> Any:
+    from ssl3d.figures import inspection  # Matplotlib, which most runs do without
+
+    return inspection.training_picture(*arguments)
 
 
 if __name__ == "__main__":

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ssl3d import tasks
+from ssl3d import tasks, xla
 from ssl3d.data import pipeline, store
 from ssl3d.errors import UserError
 from ssl3d.figures import slices
+from ssl3d.training import trackers
 from ssl3d.training.cases import labelled, labels_of, open_dataset
 from ssl3d.training.crop_fit import holds_crop
-from ssl3d.training.problem import open_problem
+from ssl3d.training.problem import Problem, open_problem
+from ssl3d.training.step import Variables
 
 # In units of a panel: panels per row, the side of the whole image, the height of a title.
 _COLUMNS, _LARGE, _TITLE = 9, 3, 0.3
 _INCHES = 1.5
+_WATCHED = 2  # cases of a picture while a run trains
 
 
 class Inspected(NamedTuple):
@@ -58,13 +62,46 @@ def inspect(config: ml_collections.ConfigDict, split: str, count: int, output: P
     figure(inspected, config.name, config.rank).savefig(output, dpi=100)
 
 
+def training_picture(given: Problem, variables: Variables, step: int) -> trackers.Picture:
+    """What a run shows the network and what it answers, for a few training cases of a step.
+
+    Args:
+      variables: of the network, without gradients.
+    """
+    config, cases = given.config, given.train_cases
+    chosen = [cases[(step + number) % len(cases)] for number in range(min(_WATCHED, len(cases)))]
+    variables = jax.device_get(variables)  # of several hosts, one draws
+
+    @xla.jit_once
+    def answer(inputs: Any) -> Any:
+        batch = jax.tree.map(lambda leaf: leaf[None], inputs)
+        outputs = given.task.network.apply(variables, batch, train=False)
+        return jax.tree.map(lambda leaf: leaf[0], outputs)
+
+    inspected = examples(config, given.dataset, chosen, given.task, answer, first=step)
+    canvas = FigureCanvasAgg(figure(inspected, f"{config.name}, step {step}", config.rank))
+    canvas.draw()
+    return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
+
+
 def examples(
-    config: ml_collections.ConfigDict, dataset: store.Dataset, cases: Sequence[store.Case]
+    config: ml_collections.ConfigDict,
+    dataset: store.Dataset,
+    cases: Sequence[store.Case],
+    task: tasks.Task | None = None,
+    answer: Callable[[Any], Any] | None = None,
+    first: int = 0,
 ) -> list[Inspected]:
-    """One training example per case, augmented with the config's seed."""
-    task = tasks.build(config, labels_of(dataset, dataset.cases))
+    """One training example per case, augmented with the config's seed.
+
+    Args:
+      task: if it is built already.
+      answer: the inputs of one example -> the network's outputs, to be shown too.
+      first: number of the first example; others are sampled and augmented differently.
+    """
+    task = task or tasks.build(config, labels_of(dataset, dataset.cases))
     inspected = []
-    for number, case in enumerate(cases):
+    for number, case in enumerate(cases, start=first):
         rng = np.random.default_rng((config.seed, number))
         example = pipeline.open_example(
             dataset,
@@ -78,8 +115,10 @@ def examples(
         record = pipeline.arrays(task.record(rng, example, True))
         key = jax.random.fold_in(jax.random.key(config.seed), number)
         on_device = jax.tree.map(jnp.asarray, record)
-        inputs, targets = jax.device_get(task.views(key, on_device, True))
-        inspected.append(Inspected(case, example.image, task.panels(record, inputs, targets)))
+        inputs, targets = task.views(key, on_device, True)
+        outputs = answer(inputs) if answer else None
+        panels = task.panels(record, *jax.device_get((inputs, targets, outputs)))
+        inspected.append(Inspected(case, example.image, panels))
     return inspected
 
 

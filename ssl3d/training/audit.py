@@ -122,6 +122,8 @@ def audit(
                 "validate_every": steps,
                 "checkpoint_every": steps,
                 "probe_every": 0,
+                "log.wandb": "",
+                "log.mlflow": "",
             }
         )
         with contextlib.redirect_stdout(io.StringIO()):

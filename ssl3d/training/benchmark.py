@@ -188,6 +188,7 @@ def _train(config: ml_collections.ConfigDict) -> dict[str, float]:
     """The rates of a short run of `loop.train`, without validations."""
     trial = config.copy_and_resolve_references()
     trial.optimizer.warmup_steps = 1
+    trial.log.wandb = trial.log.mlflow = ""
     if "probe_every" in trial:
         trial.probe_every = 0
     rates = dict[str, float]()

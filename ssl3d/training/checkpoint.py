@@ -36,6 +36,9 @@ DRAWS = "draws"
 # Keys without influence on any weight: where data lie, what is scored, and how often.
 NEUTRAL = (
     "log_every",
+    "log.pictures_every",
+    "log.wandb",
+    "log.mlflow",
     "checkpoint_every",
     "probe_every",
     "probe.cases",

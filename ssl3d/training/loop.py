@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from ssl3d.training import (
     run_folder,
     run_log,
     sharding,
+    trackers,
     trained_model,
     transfer,
 )
@@ -50,12 +52,19 @@ from ssl3d.training.step import (
 _BATCHES_AHEAD = 2
 
 
-def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) -> bool:
+# (problem, the network's variables, step) -> what the network is shown and answers.
+Draw = Callable[[Problem, Variables, int], trackers.Picture]
+
+
+def train(
+    config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0, draw: Draw | None = None
+) -> bool:
     """Trains what `config` describes, or resumes the run in `workdir`.
 
     Args:
       workdir: holds checkpoints, metrics, and the exported encoder of the last checkpoint.
       stop_at: save and end after this many steps (0: train to the end); schedules do not change.
+      draw: makes a picture every `config.log.pictures_every` steps, for the trackers.
 
     Returns:
       True at the end, false if a signal stopped the run before.
@@ -65,14 +74,19 @@ def train(config: ml_collections.ConfigDict, workdir: Path, stop_at: int = 0) ->
       RunError: a loss that is not finite.
     """
     with contextlib.ExitStack() as held:
-        return _train(config, workdir, stop_at, held)
+        return _train(config, workdir, stop_at, draw, held)
 
 
 def _train(
-    config: ml_collections.ConfigDict, workdir: Path, stop_at: int, held: contextlib.ExitStack
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    stop_at: int,
+    draw: Draw | None,
+    held: contextlib.ExitStack,
 ) -> bool:
     started = time.monotonic()
     config = config.copy_and_resolve_references()
+    trackers.check(config)
     mesh = problem.prepare(config)
     given, pretrained = problem.open_problem(config)
     task = given.task
@@ -98,7 +112,7 @@ def _train(
     state, begin = restored.state, restored.step
     del pretrained  # the state holds a copy
     end = min(stop_at or config.steps, config.steps)
-    log = run_log.RunLog(workdir, config.steps, begin, task.headline, task.shown)
+    log = run_log.RunLog(workdir, config, begin, task.headline, task.shown)
     log.say(_introduction(given, state, begin, mesh))
     extended = _extension(config, known.extended, begin)
     for note in (remark, *given.notes, extended, transfer_message):
@@ -120,6 +134,7 @@ def _train(
     if probe_and_log and begin == 0:
         probe_and_log(0, state)
     del untrained  # the first step takes the memory of a new run's state
+    pictures_every = config.log.pictures_every if draw else 0
     batches = problem.train_batches(given, first_batch=begin)
     window = run_log.Window([case.id for case in given.dataset.cases], restored.window)
     clock = run_log.Clock()
@@ -153,6 +168,9 @@ def _train(
                 if probe_and_log and (step % probe_every == 0 or step == config.steps):
                     window.fetch()
                     probe_and_log(step, state)
+                if draw and pictures_every and step % pictures_every == 0:
+                    seen = functools.partial(draw, given, variables_of(state), step)
+                    log.picture(step, "inspect", seen)
                 if step % config.checkpoint_every == 0 or last:
                     checkpoint.save(manager, step, state, window.fetch(), known.identity)
                     _export(given, state, workdir, step)

@@ -1,4 +1,4 @@
-"""What a run reports: printed lines, a progress bar, `metrics.jsonl`, TensorBoard event files."""
+"""What a run reports: printed lines, a progress bar, `metrics.jsonl`, and the trackers."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from ssl3d import documents, intervals
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import RunError, UserError
+from ssl3d.training import trackers
 
 # How many steps the host may be ahead of the device: one to hide the dispatch, and a spare.
 _STEPS_AHEAD = 2
@@ -32,25 +33,36 @@ class RunLog:
 
     Args:
       workdir: where `metrics.jsonl` and the event files go.
-      steps: the length of the whole run.
+      config: of the run.
       step: where this run begins; later lines of an earlier run are dropped, as their steps are
         repeated.
       headline, shown: the metrics to print, see `tasks.Task`.
+
+    Raises:
+      UserError: a tracker that the config names does not start.
     """
 
     def __init__(
-        self, workdir: Path, steps: int, step: int, headline: str, shown: Sequence[str] = ()
+        self,
+        workdir: Path,
+        config: ml_collections.ConfigDict,
+        step: int,
+        headline: str,
+        shown: Sequence[str] = (),
     ) -> None:
         self._headline, self._shown = headline, shown
+        self._steps = config.steps
+        self._begun: tuple[int, float] | None = None  # step and time
         self._active = jax.process_index() == 0
         self._metrics = workdir / "metrics.jsonl"
         if not self._active:
             return
         _truncate(self._metrics, step)
-        self._events = SummaryWriter(str(workdir), purge_step=step + 1)
+        score = f"val/{headline}"
+        self._trackers = trackers.Trackers(config, workdir, step, score, self.say)
         self._terminal = sys.stderr.isatty()
         self._bar = tqdm(
-            total=steps,
+            total=config.steps,
             initial=step,
             unit="step",
             dynamic_ncols=True,
@@ -67,6 +79,16 @@ class RunLog:
     def advance(self, step: int) -> None:
         if self._active:
             self._bar.update(step - self._bar.n)
+            # From the end of the first step on, which compiles.
+            self._begun = self._begun or (step, time.monotonic())
+
+    def _left(self, step: int) -> str:
+        """The time left at the mean speed so far, validations included; "" before it is known."""
+        if self._begun is None or step <= self._begun[0] or step >= self._steps:
+            return ""
+        first, since = self._begun
+        seconds = (time.monotonic() - since) / (step - first) * (self._steps - step)
+        return f", {tqdm.format_interval(seconds)} left"
 
     def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Writes one line to `metrics.jsonl`, the event files, and the screen."""
@@ -77,8 +99,7 @@ class RunLog:
         file = os.open(self._metrics, os.O_WRONLY | os.O_APPEND)
         with os.fdopen(file, "w") as opened:
             opened.write(line)
-        for name, value in values.items():
-            self._events.add_scalar(f"{split}/{name}", value, step)
+        self._trackers.scalars(step, {f"{split}/{name}": v for name, v in values.items()})
         if split == "probe":
             line = describe_probe(values)
         else:
@@ -86,11 +107,16 @@ class RunLog:
         if self._terminal and split == "train":
             self._bar.set_postfix_str(line)
         else:
-            self.say(f"step {step:>6} {split:<5} {line}")
+            self.say(f"step {step:>6} {split:<5} {line}{self._left(step) * (split == 'train')}")
+
+    def picture(self, step: int, name: str, make: Callable[[], trackers.Picture]) -> None:
+        """Makes a picture, and shows it where the run is tracked."""
+        if self._active:
+            self._trackers.picture(step, name, make())
 
     def close(self) -> None:
         if self._active:
-            self._events.close()
+            self._trackers.close()
             self._bar.close()
 
 
@@ -178,8 +204,14 @@ class Clock:
 
 def as_json(values: Mapping[str, float]) -> dict[str, float | None]:
     """Rounded numbers; None for an undefined score, as JSON has no NaN."""
-    rounded = {name: round(float(value), 6) for name, value in values.items()}
-    return {name: value if math.isfinite(value) else None for name, value in rounded.items()}
+    return {name: _rounded(float(value)) for name, value in values.items()}
+
+
+def _rounded(value: float) -> float | None:
+    if not math.isfinite(value):
+        return None
+    # Learning rates are small: six decimals would leave nothing of them.
+    return round(value, 6) if abs(value) >= 1e-3 else float(f"{value:.4g}")
 
 
 def describe(values: Mapping[str, float | None], headline: str, shown: Sequence[str] = ()) -> str:

@@ -7,6 +7,8 @@ import pytest
 from ssl3d.data import store
 from ssl3d.errors import UserError
 from ssl3d.figures import inspection
+from ssl3d.training import loop
+from tests.support.event_files import summaries
 
 
 @pytest.mark.parametrize(
@@ -51,6 +53,27 @@ def test_the_same_seed_gives_the_same_picture(tiny, pictures, tmp_path):
     np.testing.assert_array_equal(first, again)
     assert first.std() > 0.05
     assert other.shape != first.shape or (other != first).any()
+
+
+@pytest.mark.parametrize("name", ["mae2d", "rpl2d"])
+def test_a_run_draws_what_it_shows_and_is_answered(tiny, pictures, tmp_path, name):
+    config = tiny(name, pictures.path, steps=2, log__pictures_every=2)
+    drawn = []
+
+    def draw(given, variables, step):
+        shown = inspection.training_picture(given, variables, step)
+        drawn.append((step, shown, inspection.training_picture(given, variables, step + 1)))
+        return shown
+
+    assert loop.train(config, tmp_path, draw=draw)
+    ((step, shown, other),) = drawn
+    assert step == 2
+    assert shown.dtype == np.uint8
+    assert shown.std() > 10
+    assert other.shape == shown.shape  # of other cases
+    assert (other != shown).any()
+    (logged,) = [value for at, value in summaries(tmp_path) if value.tag == "inspect"]
+    assert (logged.image.height, logged.image.width) == shown.shape[:2]
 
 
 def test_a_split_without_cases_is_refused(tiny, pictures, volumes, tmp_path):

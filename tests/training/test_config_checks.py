@@ -24,6 +24,7 @@ CROP = "3 whole numbers of voxels, e.g. --config.data.crop="
                 ("rpl3d", "steps", 1),
                 ("rpl3d", "batch_size", 1),
                 ("rpl3d", "log_every", 1),
+                ("rpl3d", "log.pictures_every", 0),
                 ("rpl3d", "validate_every", 1),
                 ("rpl3d", "checkpoint_every", 1),
                 ("rpl3d", "data.margin", 0),

@@ -1,16 +1,25 @@
 import json
+import types
 
+import ml_collections
+import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event
 
 from ssl3d.errors import UserError
 from ssl3d.training import run_log
+from tests.support.event_files import summaries
 
 TRAIN = {"loss": 2.0, "accuracy": 0.25, "chance": 0.125, "volumes_per_second": 3.25}
 
 
-def write(workdir, steps, begin=0, split="train", length=10):
-    log = run_log.RunLog(workdir, length, begin, "accuracy")
+def settings(steps=10, **log):
+    return ml_collections.ConfigDict(
+        {"name": "a run", "steps": steps, "log": {"wandb": "", "mlflow": ""} | log}
+    )
+
+
+def write(workdir, steps, begin=0, split="train"):
+    log = run_log.RunLog(workdir, settings(), begin, "accuracy")
     for step in steps:
         log.log(step, split, TRAIN | {"loss": 1.0 * step})
     log.close()
@@ -50,16 +59,7 @@ def test_a_folder_without_metrics_has_no_lines(tmp_path):
 
 
 def events(workdir):
-    """(tag, step, value) of all event files, read without TensorFlow."""
-    found = []
-    for file in sorted(workdir.glob("events.out.tfevents.*")):
-        data, at = file.read_bytes(), 0
-        while at < len(data):
-            length = int.from_bytes(data[at : at + 8], "little")
-            event = Event.FromString(data[at + 12 : at + 12 + length])
-            found += [(v.tag, event.step, v.simple_value) for v in event.summary.value]
-            at += 16 + length
-    return found
+    return [(value.tag, step, value.simple_value) for step, value in summaries(workdir)]
 
 
 def test_event_files_hold_the_same_numbers(tmp_path):
@@ -76,6 +76,33 @@ def test_without_a_terminal_plain_lines_are_printed(tmp_path, capsys):
     assert said.out.splitlines() == [
         "step      7 train loss 7.000 accuracy 0.250 (chance 0.125) 3.2 volumes/s"
     ]
+
+
+def test_plain_lines_tell_the_time_left(tmp_path, capsys, monkeypatch):
+    """Two seconds a step after the first one, whose time is that of the compiler."""
+    now = iter([100.0, 104.0, 2000.0])
+    clock = types.SimpleNamespace(monotonic=lambda: next(now))
+    monkeypatch.setattr(run_log, "time", clock)
+    log = run_log.RunLog(tmp_path, settings(steps=1803), 0, "accuracy")
+    for step in (1, 2, 3):
+        log.advance(step)
+        if step != 2:
+            log.log(step, "train", TRAIN)
+    log.log(3, "val", TRAIN)
+    log.log(1803, "train", TRAIN)
+    log.close()
+    first, third, validation, last = capsys.readouterr().out.splitlines()
+    assert third.endswith("3.2 volumes/s, 1:00:00 left")
+    assert not any("left" in line for line in (first, validation, last))
+
+
+def test_a_picture_is_made_and_shown(tmp_path):
+    log = run_log.RunLog(tmp_path, settings(), 0, "accuracy")
+    log.picture(4, "inspect", lambda: np.zeros((5, 7, 3), np.uint8))
+    log.close()
+    (shown,) = [value for step, value in summaries(tmp_path) if step == 4]
+    assert shown.tag == "inspect"
+    assert (shown.image.height, shown.image.width) == (5, 7)
 
 
 def test_numbers_are_described_with_their_interval_and_baselines():
@@ -100,7 +127,7 @@ def test_numbers_are_described_with_their_interval_and_baselines():
 
 
 def test_a_probe_in_all_places(tmp_path, capsys):
-    log = run_log.RunLog(tmp_path, 10, 0, "accuracy")
+    log = run_log.RunLog(tmp_path, settings(), 0, "accuracy")
     scores = {"dice": 0.52, "untrained": 0.31, "intensities": 0.05}
     log.log(5, "probe", scores | {"seconds": 0.25})
     log.close()
