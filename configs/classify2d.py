@@ -6,7 +6,9 @@ python -m ssl3d.main --config=configs/classify2d.py[:DATASET]
 Built-in fundus, from scratch, one CPU core: 137 s, quadratic kappa 0.899.
 """
 
-from ssl3d.bounds import Config, at_least, bounded
+import functools
+
+from ssl3d.bounds import Config, at_least, bounded, derived, one_of
 from ssl3d.configs import default
 
 
@@ -20,6 +22,16 @@ def configure(arg: str, rank: int) -> Config:
     default.downstream(config)
     config.task.head = "softmax"  # or ordinal: one output per grade but the first, is it reached?
     config.task.class_weights = "none"  # or balanced: inverse to a class's training cases
+    # The validation score that selects the best model: quadratic kappa for grades, which have an
+    # order, balanced accuracy or AUROC for classes without one, as those of a preset may be.
+    rule = functools.partial(_select_by, default.preset_of(config).ordered)
+    config.task.select_by = bounded(
+        derived(config, rule), one_of("kappa", "balanced_accuracy", "auroc")
+    )
     config.predict.batch = bounded(16, at_least(1))  # images at once
     config.predict.mirror = False  # average over mirrored images, as in configs/segment3d.py
     return config
+
+
+def _select_by(ordered: bool, config: Config) -> str:
+    return "kappa" if ordered or config.task.head == "ordinal" else "balanced_accuracy"

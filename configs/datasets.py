@@ -54,6 +54,7 @@ class Preset(NamedTuple):
         side, both axes of a fundus photograph (the left eye mirrors the right one, and lesions
         lie anywhere).
       encoders: the published encoders, by rank and variant.
+      ordered: whether classes of whole images are grades, which have an order.
     """
 
     about: str
@@ -62,6 +63,7 @@ class Preset(NamedTuple):
     kinds: Mapping[str, Ranks] = {}
     augment: Mapping[str, Any] = {}
     encoders: Mapping[int, Mapping[str, Settings]] = {3: UNETS, 2: UNETS}
+    ordered: bool = True
 
 
 def both_ranks(settings: Settings) -> Ranks:
@@ -241,6 +243,7 @@ PRESETS: dict[str, Preset] = {
         "any prepared data set; set config.data.crop where 128 voxels per side do not suit it",
         PAPER,
         kinds=PAPER_KINDS,
+        ordered=False,
     ),
 }
 

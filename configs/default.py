@@ -216,7 +216,7 @@ def downstream(config: Config) -> None:
     config.augment.intensity = bounded(0.2, PROBABILITY)  # of a random monotone intensity change
     # Largest deviation of the Gaussian noise, in units of the image's deviation.
     config.augment.noise = bounded(0.05, at_least(0))
-    augmentation = _augmentation(config)
+    augmentation = preset_of(config).augment
     config.augment.update(augmentation)
     config.augment.flip = derived(config, functools.partial(_flip, dict(augmentation)))
 
@@ -232,11 +232,11 @@ def _quarter_of_the_run(config: Config) -> int:
     return min(max(config.steps // 4, 1), 5000)
 
 
-def _augmentation(config: Config) -> datasets.Settings:
-    """What the data set's preset knows of `config.augment`."""
+def preset_of(config: Config) -> datasets.Preset:
+    """The entry of the config's data set."""
     name = config.data.preset
     entry = name if name in datasets.PRESETS else f"phantom_{config.data.phantom.kind}"
-    return datasets.PRESETS[entry].augment
+    return datasets.PRESETS[entry]
 
 
 def _flip(augmentation: datasets.Settings, config: Config) -> float:

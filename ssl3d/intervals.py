@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypedDict
 
 import numpy as np
 from jaxtyping import Float, Int, Real, Shaped
 
 # A statistic's value for each of R rows of weights; a number for a single row.
 PerDraw = Float[np.ndarray, "*R"] | np.floating
+
+
+class Interval(TypedDict):
+    """A score with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
 
 BOOTSTRAP_DRAWS = 2000
 # Draws evaluated together: bounds the memory to this many times the number of cases.

@@ -31,8 +31,9 @@ from ssl3d.training.checkpoint import NEUTRAL
 ROOT = Path(ssl3d.__file__).parents[1]  # of the checkout
 PRETRAINING, CELLS = "pretraining", "cells"
 PRETRAINING_VALIDATIONS = 5
-# Keys outside a run's hash. The pretraining enters it by its own hash, not by its folder.
-_UNHASHED = (*NEUTRAL, "name", "init.encoder")
+# Keys outside a run's hash. The pretraining enters it by its own hash, not by its folder, and the
+# tested model is the last one, however the best is selected.
+_UNHASHED = (*NEUTRAL, "name", "init.encoder", "task.select_by")
 _LENGTHS = ("steps", "optimizer.warmup_steps", "transfer.warmup_steps")  # scaled by a budget
 
 

@@ -14,7 +14,7 @@ from jax import Array
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from ssl3d import metrics
+from ssl3d import class_metrics, metrics
 from ssl3d.atomic import atomic_write
 from ssl3d.data import store
 from ssl3d.data.preparation import case as preparation
@@ -116,6 +116,8 @@ def probe(
     grades = Parts(*(np.array([case.grade for case in part]) for part in cases))
     counts = np.bincount(grades.train, minlength=classes)
     selection = Selection(None, None, None)
+    selected_by = classification.select_by(config)
+    select = class_metrics.SELECTIONS[selected_by]
     if encode is None:
         outputs = np.tile(counts / counts.sum(), (len(cases.test), 1))
     else:
@@ -124,26 +126,21 @@ def probe(
         weights = classification.class_weights(tuple(counts.tolist()), config.task.class_weights)
         equations.add(features.train, np.eye(classes)[grades.train], weights[grades.train])
         readouts = equations.solve()
-        kappas = [
-            metrics.quadratic_kappa(
-                grades.validation,
-                readout(features.validation).argmax(-1),
-                classes,
-                np.ones(len(grades.validation)),
-            )
-            for readout in readouts
-        ]
-        best = int(np.argmax(np.nan_to_num(kappas, nan=-1.0)))
+        once = np.ones(len(grades.validation))
+        answers = [readout(features.validation) for readout in readouts]
+        found = [float(select(grades.validation, x.argmax(-1), x, once)) for x in answers]
+        best = int(np.argmax(np.nan_to_num(found, nan=-1.0)))
         outputs = readouts[best](features.test)
-        selection = Selection(features.train.shape[1], readouts[best].penalty, float(kappas[best]))
+        selection = Selection(features.train.shape[1], readouts[best].penalty, found[best])
     predicted = outputs.argmax(-1)
     subjects = [case.subject for case in cases.test]
-    found = scores.scores_of(grades.test, predicted, outputs, subjects)
+    scored = scores.scores_of(grades.test, predicted, outputs, subjects)
+    first = (selected_by, *(name for name in scores.TITLES if name != selected_by))
     return ProbeRow(
         name,
         selection,
-        {scores.TITLES[key]: found[key] for key in ("kappa", "accuracy", "auroc")},
-        lambda weights: metrics.quadratic_kappa(grades.test, predicted, classes, weights),
+        {scores.TITLES[name]: scored[name] for name in first},
+        lambda weights: select(grades.test, predicted, outputs, weights),
         {"confusion": metrics.confusion_matrix(predicted, grades.test, classes).tolist()},
     )
 

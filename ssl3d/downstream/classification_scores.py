@@ -7,13 +7,18 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from ssl3d import metrics, reference_scores
+from ssl3d import class_metrics, metrics, reference_scores
 from ssl3d.data import store
 from ssl3d.downstream import predictor
-from ssl3d.downstream.contract import Interval
 from ssl3d.downstream.predictor import Predictor
+from ssl3d.intervals import Interval, PerDraw, bootstrap_interval
 
-TITLES = {"accuracy": "accuracy", "kappa": "quadratic kappa", "auroc": "AUROC"}
+TITLES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "kappa": "quadratic kappa",
+    "auroc": "AUROC",
+}
 
 
 class CaseRow(TypedDict):
@@ -30,13 +35,15 @@ class Summary(TypedDict):
     """The part of `summary.json` about scores.
 
     Attributes:
-      scores: accuracy, kappa, auroc.
+      scores: those of `TITLES`.
+      by_class: sensitivity and specificity of each class against the rest, by its name.
       largest_class_share: accuracy of the constant prediction that is right most often.
       confusion: cases by true (row) and predicted grade (column).
       reference: the original code's scores.
     """
 
     scores: dict[str, Interval]
+    by_class: dict[str, class_metrics.ClassScores]
     largest_class_share: float
     confusion: list[list[int]]
     reference: dict[str, float]
@@ -71,15 +78,23 @@ def scores_of(
     probabilities: np.ndarray,
     subjects: Sequence[str],
 ) -> dict[str, Interval]:
-    """Accuracy, quadratic kappa and AUROC with bootstrap intervals over subjects.
+    """The scores of `TITLES`, in its order, with bootstrap intervals over subjects.
 
     Grades and predicted int [B], probabilities [B, K], subjects [B].
     """
     lines = metrics.classification_scores(grades, predicted, probabilities, subjects)
-    return {
+    found: dict[str, Interval] = {
         line["score"]: {"value": line["value"], "low": line["low"], "high": line["high"]}
         for line in lines
     }
+
+    def balanced(weights: np.ndarray) -> PerDraw:
+        return class_metrics.balanced_accuracy(grades, predicted, probabilities.shape[1], weights)
+
+    low, high = bootstrap_interval(balanced, np.asarray(subjects))
+    value = float(balanced(np.ones(len(grades))))
+    found["balanced_accuracy"] = {"value": value, "low": low, "high": high}
+    return {name: found[name] for name in TITLES}
 
 
 def summarise(rows: Sequence[CaseRow], classes: Sequence[str]) -> Summary:
@@ -93,8 +108,10 @@ def summarise(rows: Sequence[CaseRow], classes: Sequence[str]) -> Summary:
     probabilities = np.stack([row["probability"] for row in rows])
     bits = (grades[:, None] >= np.arange(len(classes))).astype(float)
     reached = np.cumsum(probabilities[:, ::-1], axis=1)[:, ::-1]
+    subjects = [row["subject"] for row in rows]
     return {
-        "scores": scores_of(grades, predicted, probabilities, [row["subject"] for row in rows]),
+        "scores": scores_of(grades, predicted, probabilities, subjects),
+        "by_class": class_metrics.scores_by_class(grades, predicted, classes, subjects),
         "largest_class_share": float(np.max(np.bincount(grades)) / len(grades)),
         "confusion": metrics.confusion_matrix(predicted, grades, len(classes)).tolist(),
         "reference": reference_scores.reference_ordinal_scores(bits, reached),
@@ -107,5 +124,10 @@ def headline(summary: Mapping[str, Any]) -> str:
         f"{TITLES[key]} {score['value']:.3f} (95 % {score['low']:.3f} to {score['high']:.3f})"
         for key, score in summary["scores"].items()
     ]
+    classes = (
+        f"{name} {each['sensitivity']['value']:.3f} / {each['specificity']['value']:.3f}"
+        for name, each in summary["by_class"].items()
+    )
+    parts.append(f"sensitivity / specificity: {', '.join(classes)}")
     parts.append(f"the largest class is {summary['largest_class_share']:.3f} of the cases")
     return ", ".join(parts)

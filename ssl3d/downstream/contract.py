@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypedDict, TypeVar, cast
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
 import ml_collections
 import numpy as np
@@ -22,7 +22,7 @@ from ssl3d.data.preparation import case as preparation
 from ssl3d.downstream.predictor import Predictor
 from ssl3d.downstream.voxel_features import Encode
 from ssl3d.errors import UserError
-from ssl3d.intervals import PerDraw
+from ssl3d.intervals import Interval, PerDraw
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -61,14 +61,6 @@ class Parts(NamedTuple, Generic[T_co]):
     train: T_co
     validation: T_co
     test: T_co
-
-
-class Interval(TypedDict):
-    """A score with its 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Selection(NamedTuple):

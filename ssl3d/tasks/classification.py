@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Float32, Int, Integer, PRNGKeyArray, Real
 
-from ssl3d import augment, losses, metrics
+from ssl3d import augment, class_metrics, losses
 from ssl3d.data.pipeline import Example, crop
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
@@ -115,6 +115,11 @@ def loss(
     return entropy * jnp.asarray(weights, jnp.float32)[grade], counts
 
 
+def select_by(config: ml_collections.ConfigDict) -> str:
+    """The metric that selects the best model; kappa for models from before there was a choice."""
+    return config.task.get("select_by", "kappa")
+
+
 def class_weights(counts: tuple[int, ...], how: str) -> Float[np.ndarray, " K"]:
     """Class weights with mean 1 over the training cases.
 
@@ -162,10 +167,14 @@ def build(config: ml_collections.ConfigDict, labels: Labels | None) -> Task:
         subjects: Integer[np.ndarray, " M"],
         repeats: Integer[np.ndarray, " M"],
     ) -> Scores:
+        one = np.ones(1)
         grades = collected["grade"]
         answers = grade_of(collected["probability"], ordinal)
-        kappa = metrics.quadratic_kappa(grades, answers, len(classes), np.ones(len(grades)))
-        return {"kappa": (np.asarray([kappa]), np.ones(1))}
+        once = np.ones(len(grades))
+        return {
+            name: (np.asarray([score_of(grades, answers, collected["probability"], once)]), one)
+            for name, score_of in class_metrics.SELECTIONS.items()
+        }
 
     return Task(
         record=record,
@@ -178,10 +187,10 @@ def build(config: ml_collections.ConfigDict, labels: Labels | None) -> Task:
         loss=lambda logits, targets: loss(logits, targets, weights, ordinal, chance),
         panels=panels,
         headline="accuracy",
-        shown=("kappa",),
+        shown=(select_by(config),),
         spatial=("volume",),
         collect=collect,
         score=score,
-        best_by="kappa",
+        best_by=select_by(config),
         predict=lambda logits: probabilities(logits, ordinal),
     )

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl3d import tasks
+from configs import classify2d
+from ssl3d import bounds, tasks
 from ssl3d.errors import UserError
 from ssl3d.tasks import classification
 from ssl3d.training import loop, run_log
@@ -79,6 +80,38 @@ def test_the_score_is_kappa_over_all_cases_at_once(tiny):
     chance = np.outer(table.sum(1), table.sum(0)) / 30
     expected = 1 - (penalty * table).sum() / (penalty * chance).sum()
     assert total.sum() / count.sum() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("argument", "head", "expected"),
+    [
+        ("folder", "softmax", "balanced_accuracy"),
+        ("folder", "ordinal", "kappa"),
+        ("phantom", "softmax", "kappa"),
+        ("retina", "softmax", "kappa"),
+    ],
+)
+def test_classes_without_an_order_are_not_selected_by_kappa(argument, head, expected):
+    config = classify2d.get_config(argument)
+    config.task.head = head
+    bounds.derive(config)
+    assert config.task.select_by == expected
+
+
+@pytest.mark.parametrize("name", ["kappa", "balanced_accuracy", "auroc"])
+def test_the_best_model_is_that_of_the_chosen_score(tiny, name):
+    task = tasks.build(tiny("classify2d", task__select_by=name), LABELS)
+    assert task.best_by == name
+    assert task.shown == (name,)
+    rng = np.random.default_rng(0)
+    collected = {"probability": rng.dirichlet(np.ones(3), 30), "grade": rng.integers(0, 3, 30)}
+    assert name in task.score(collected, np.arange(30), np.zeros(30, int))
+
+
+def test_a_model_from_before_the_choice_is_that_of_kappa(tiny):
+    config = tiny("classify2d")
+    del config.task.select_by
+    assert tasks.build(config, LABELS).best_by == "kappa"
 
 
 def test_augmentation_leaves_validation_alone(tiny, pictures):

@@ -85,6 +85,7 @@ CROP = "3 whole numbers of voxels, e.g. --config.data.crop="
         ("segment3d", "augment.rotate", -1.0, "0 or more"),
         ("segment3d", "augment.noise", -0.1, "0 or more"),
         ("rpl3d", "head.pool", "sum", "mean or max"),
+        ("classify3d", "task.select_by", "f1", "kappa or balanced_accuracy or auroc"),
         ("rpl3d", "head.hidden", (0,), "whole numbers from 1, e.g. (256,)"),
         ("segment3d", "data.label_fraction", 0.0, "above 0 and at most 1"),
         ("segment3d", "data.label_fraction", 1.5, "above 0 and at most 1"),

@@ -212,47 +212,6 @@ def test_the_encoder_is_exported_at_every_checkpoint(config, tmp_path, monkeypat
     assert exported == [2, 4, 5]
 
 
-# A longer run.
-
-
-def test_a_finished_run_can_be_extended(config, whole, tmp_path, capsys):
-    workdir = tmp_path / "run"
-    shutil.copytree(whole, workdir)
-    longer = config.copy_and_resolve_references()
-    longer.steps = 9
-    assert loop.train(longer, workdir, stop_at=8)
-    said = capsys.readouterr().out
-    assert "going on at step 6 of 9" in said
-    assert "extended from 6 to 9 steps" in said
-    lines = run_log.read_metrics(workdir)
-    assert [line["step"] for line in lines if line["split"] == "train"] == list(range(1, 9))
-    assert json.loads((workdir / "config.json").read_text())["steps_before"] == [6]
-    about = export.describe_encoder(workdir)
-    assert (about["step"], about["steps"]) == (8, 9)
-    # Resumed again, it ends as if it had not been stopped a second time.
-    assert loop.train(longer, workdir)
-    assert "extended" not in capsys.readouterr().out
-    shutil.copytree(whole, tmp_path / "at once")
-    assert loop.train(longer, tmp_path / "at once")
-    assert weights(workdir) == weights(tmp_path / "at once")
-    with pytest.raises(UserError, match=r"holds a run of 9 steps, .* not shorter: .*steps=9 or"):
-        loop.train(config, workdir)
-
-
-def test_the_rate_of_an_extended_run_is_that_of_the_longer_cosine(config, whole):
-    lines = [line for line in run_log.read_metrics(whole) if line["split"] == "train"]
-    longer = config.copy_and_resolve_references()
-    longer.steps = 12
-    for line in lines:
-        rate = steps.learning_rates(config, line["step"])["learning_rate"]
-        assert line["learning_rate"] == pytest.approx(rate, abs=1e-6)
-        assert steps.learning_rates(longer, line["step"])["learning_rate"] >= rate
-    # The last step of six has almost none, the next one of twelve half the peak.
-    after = steps.learning_rates(longer, 7)["learning_rate"]
-    assert after == pytest.approx(0.5 * config.optimizer.learning_rate, rel=0.15)
-    assert after > 5 * lines[-1]["learning_rate"]
-
-
 def test_a_checkpoint_of_another_run_is_refused(config, stopped, tmp_path):
     other = config.copy_and_resolve_references()
     other.seed, other.steps = 1, 4

@@ -6,7 +6,17 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from ssl3d.data.layouts import bids, brats, dicom, folder, images, msd, nnunet, ukb
+from ssl3d.data.layouts import (
+    bids,
+    brats,
+    dicom,
+    folder,
+    grades,
+    images,
+    msd,
+    nnunet,
+    ukb,
+)
 from ssl3d.data.layouts.listing import Listing, Options
 from ssl3d.errors import UserError
 
@@ -22,7 +32,9 @@ LAYOUTS: dict[str, Callable[[Path, Options], Listing]] = {
 }
 # Options that apply to some layouts only.
 LAYOUTS_WITH_LABELS = ("bids", "dicom", "folder")
-LAYOUTS_WITH_CSV = ("images",)
+# Whose files tell no grades; a table can.
+LAYOUTS_TO_GRADE = ("bids", "dicom", "folder")
+LAYOUTS_WITH_CSV = ("images", *LAYOUTS_TO_GRADE)
 LAYOUTS_WITH_PATTERNS = ("folder",)
 
 
@@ -54,4 +66,10 @@ def list_cases(layout: str, source: Path, options: Options | None = None) -> Lis
         elif layout != "folder" or not folder.is_pattern(options.labels):
             raise UserError(f"--labels={options.labels}: no such folder")
     # Resolved: `.` has no name, and labels below the source are recognised by their path.
-    return LAYOUTS[layout](source.resolve(), options)
+    source = source.resolve()
+    if options.csv is None or layout not in LAYOUTS_TO_GRADE:
+        return LAYOUTS[layout](source, options)
+    if options.labels is not None:
+        raise UserError("--labels and --csv: a data set has label maps or grades; leave one out")
+    listing = LAYOUTS[layout](source, dataclasses.replace(options, no_labels=True, classes=None))
+    return grades.graded(listing, options.csv, options.classes)

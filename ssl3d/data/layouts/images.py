@@ -6,10 +6,10 @@ import csv
 import dataclasses
 import io
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from ssl3d import documents
+from ssl3d.data.layouts import grades
 from ssl3d.data.layouts.listing import (
     Listing,
     Options,
@@ -23,9 +23,6 @@ from ssl3d.data.layouts.listing import (
 from ssl3d.data.readers import PICTURE_SUFFIXES
 from ssl3d.errors import UserError
 
-# Column names of APTOS 2019, EyePACS and IDRiD, and generic ones.
-ID_COLUMNS = ("id_code", "image", "image_id", "image name", "id", "filename", "file", "name")
-GRADE_COLUMNS = ("diagnosis", "level", "retinopathy grade", "grade", "label", "class")
 # Fellow eyes.
 EYE = re.compile(r"(.+)_(?:left|right)", re.IGNORECASE)
 # The International Clinical Diabetic Retinopathy scale.
@@ -46,7 +43,7 @@ def find(folder: Path, options: Options) -> Listing:
     indices = class_indices(classes)
     listed: set[str] = set()
     cases: list[SourceCase] = []
-    for line, name, grade in _rows(table):
+    for line, name, grade in grades.read_rows(table, grades.PICTURE_COLUMNS):
         key = name_of(Path(name))
         listed.add(key)
         try:
@@ -112,43 +109,12 @@ def _only_table(folder: Path) -> Path:
             header = next(csv.reader(io.StringIO(text, newline="")), [])
         except (UserError, csv.Error):
             continue
-        if None not in _columns(header):
+        if None not in grades.columns(header, grades.PICTURE_COLUMNS):
             tables.append(path)
     if len(tables) != 1:
         what = "no CSV" if not tables else " and ".join(path.name for path in tables)
         raise UserError(
             f"{folder}: {what} with a name and a grade per row; choose one with --csv=FILE "
-            f"(columns like {ID_COLUMNS[0]} and {GRADE_COLUMNS[0]})"
+            f"(columns like {grades.PICTURE_COLUMNS[0]} and {grades.GRADE_COLUMNS[0]})"
         )
     return tables[0]
-
-
-def _columns(header: Sequence[str]) -> tuple[str | None, str | None]:
-    """The columns of names and of grades, letter case ignored; None where missing."""
-    spelled = {name.strip().lower(): name for name in header}
-    name = next((spelled[known] for known in ID_COLUMNS if known in spelled), None)
-    grade = next((spelled[known] for known in GRADE_COLUMNS if known in spelled), None)
-    return name, grade
-
-
-def _rows(table: Path) -> list[tuple[int, str, str]]:
-    """[(line, name, grade)]. Raises `UserError`: unreadable, a column missing, or no rows."""
-    if not table.exists():
-        raise UserError(f"--csv={table}: no such file")
-    text = documents.read_text(table, "correct the table")
-    try:
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        columns = reader.fieldnames or []
-        lines = [(reader.line_num, row) for row in reader]
-    except csv.Error as error:
-        raise UserError(f"{table}: cannot be read as a CSV ({error})") from None
-    name, grade = _columns(columns)
-    if name is None or grade is None:
-        raise UserError(
-            f"{table}: needs a column of names ({', '.join(ID_COLUMNS)}) and one of grades "
-            f"({', '.join(GRADE_COLUMNS)}); it has {', '.join(columns) or 'nothing'}"
-        )
-    rows = [(line, (row[name] or "").strip(), (row[grade] or "").strip()) for line, row in lines]
-    if not rows:
-        raise UserError(f"{table}: no rows below the header")
-    return rows

@@ -86,7 +86,7 @@ class Options:
 
     Attributes:
       labels: folder of label files (`folder`, `dicom`, `bids`), or a pattern of them (`folder`).
-      csv: file of grades (`images`).
+      csv: file of grades (`images`, `folder`, `dicom`, `bids`).
       modalities: names, in the order of the channels.
       classes: label value (or grade) -> name.
       subject_pattern: regular expression; its first group, searched in a case id, is the subject.

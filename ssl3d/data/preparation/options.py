@@ -80,7 +80,8 @@ def add_options(parser: Parser) -> None:
         "--csv",
         type=path,
         metavar="FILE",
-        help="grades of pictures; default: the source's only CSV",
+        help="table with a name and a grade per image, in place of label maps; --layout=images: by "
+        "default the source's only CSV",
     )
     add("--modalities", type=_names, metavar="A,B", help="names of the channels, in order")
     add("--classes", type=_classes, metavar="0:background,1:liver", help="label values and names")
