@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ssl3d import cli, cluster, processes
+from ssl3d.configs import datasets
 from ssl3d.data import store
 from ssl3d.errors import RunError, UserError
 from ssl3d.experiments.analysis import report, results_table
@@ -189,9 +190,9 @@ def open_dataset(study: Study, path: Path | None, output: Path) -> store.Dataset
         )
     if study.classes and dataset.classes[1:] != study.classes:
         raise UserError(
-            f"{path}: has the classes {', '.join(dataset.classes[1:]) or 'of no labels'}, and "
-            f"{study.name} is a study of {', '.join(study.classes)}; give the collection that "
-            f"experiments/{study.name}.py names"
+            f"{path}: its classes are {', '.join(dataset.classes[1:]) or 'none'}, and {study.name} "
+            f"is a study of {', '.join(study.classes)}; prepare and give "
+            f"{datasets.PRESETS[study.preset].about}"
         )
     return dataset
 

@@ -32,7 +32,7 @@ def test_as_typed(tiny_options, pictures, pretrained, as_typed, tmp_path):
         "untrained encoder",
         "majority class",
     ]
-    assert "quadratic kappa" in lines[-1]
+    assert "balanced accuracy" in lines[-1]
     assert "against untrained encoder" in lines[-1]
     document = json.loads(file.read_text())
     assert document["split"] == "val"

@@ -78,13 +78,13 @@ def open_problem(
     train_cases, validation_cases = choose_cases(config, dataset)
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    if tasks.needs(config) == "image":
-        adapted = tasks.adapt(config, sample_images(config, dataset, train_cases))
-        fitted = crop_fit.fit_collection(config, train_cases, validation_cases)
-        train_cases, validation_cases = fitted.train_cases, fitted.validation_cases
-        left_out = fitted.left_out
-        notes = tuple(note for note in (adapted, fitted.message) if note)
     with transfer.naming_encoder(config):
+        if tasks.needs(config) == "image":
+            adapted = tasks.adapt(config, sample_images(config, dataset, train_cases))
+            fitted = crop_fit.fit_collection(config, train_cases, validation_cases)
+            train_cases, validation_cases = fitted.train_cases, fitted.validation_cases
+            left_out = fitted.left_out
+            notes = tuple(note for note in (adapted, fitted.message) if note)
         task = tasks.build(config, labels_of(dataset, train_cases))
     found = Problem(config, dataset, train_cases, validation_cases, task, left_out, notes)
     return found, pretrained

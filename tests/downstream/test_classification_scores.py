@@ -28,7 +28,7 @@ def test_scores_of_a_classification_by_hand(classified, pictures, capsys):
     confusion = np.array(summary["confusion"])
     assert np.trace(confusion) == sum(hits)
     assert confusion.sum(1).tolist() == np.bincount([case.grade for case in cases]).tolist()
-    assert set(summary["scores"]) == {"accuracy", "kappa", "auroc"}
+    assert set(summary["scores"]) == {"accuracy", "balanced_accuracy", "kappa", "auroc"}
     assert "reference_qw_kappa_kaggle" in summary["reference"]
     assert (summary["cases"], summary["subjects"]) == (8, 7)
     assert_pictures(classified / "evaluation", "confusion.png", "mistakes.png")

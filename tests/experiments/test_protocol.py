@@ -163,7 +163,7 @@ def test_tables_of_a_killed_study(call):
 @pytest.mark.parametrize("name", ["hippocampus", "hippocampus_slices"])
 def test_another_collection_is_refused(name, volumes, tmp_path):
     arguments = [f"--data={volumes.path}", f"--output={tmp_path / 'out'}"]
-    with pytest.raises(UserError, match=r"has the classes bright, and .* Anterior, Posterior"):
+    with pytest.raises(UserError, match=r"its classes are bright, and .* Anterior, Posterior"):
         protocol.main(STUDIES[name], arguments)
 
 

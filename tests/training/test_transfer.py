@@ -11,9 +11,9 @@ from flax import traverse_util
 
 from ssl3d import bounds
 from ssl3d.errors import UserError
-from ssl3d.models import export
+from ssl3d.models import encoders, export
 from ssl3d.training import loop, trained_model, transfer
-from tests.support.random_weights import ENCODER, write_encoder
+from tests.support.random_weights import ENCODER, random_variables, write_encoder
 
 
 @pytest.fixture
@@ -281,7 +281,9 @@ def test_an_encoder_that_does_not_suit_a_proxy_task(
     tiny, pictures, tmp_path, monkeypatch, name, settings, message
 ):
     monkeypatch.setattr(loop, "init_state", lambda *_: pytest.fail("too late"))
-    write_encoder(tmp_path / "run", 2, 3, settings)
+    variables = random_variables(encoders.build(settings), jnp.zeros((1, 32, 32, 3)))
+    about = {"encoder": settings, "rank": 2, "channels": 3}
+    export.save_encoder(tmp_path / "run" / "encoder", variables, about)
     config = tiny(name, pictures.path, init__encoder=str(tmp_path / "run"))
     with pytest.raises(UserError, match=message):
         loop.train(config, tmp_path / "longer")
