@@ -81,13 +81,21 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of Weights & Biases; arguments as of `MLflow`."""
+    """A run of Weights & Biases, with its files in the run's folder; arguments as of `MLflow`."""
 
     def __init__(
-        self, wandb: ModuleType, project: str, name: str, run: str, settings: Mapping[str, Any]
+        self,
+        wandb: ModuleType,
+        project: str,
+        name: str,
+        run: str,
+        settings: Mapping[str, Any],
+        workdir: Path,
     ) -> None:
         self._wandb = wandb
-        self._run = wandb.init(project=project, name=name, id=run or None, resume="allow")
+        self._run = wandb.init(
+            project=project, name=name, id=run or None, resume="allow", dir=str(workdir)
+        )
         self._run.config.update(dict(settings), allow_val_change=True)
         self.run = str(self._run.id)
 
@@ -110,10 +118,17 @@ class MLflow:
       name: of the run, for people.
       run: to go on with; "": a new one.
       settings: value by dotted key of the config.
+      workdir: the run's folder; MLflow writes nothing there.
     """
 
     def __init__(
-        self, mlflow: ModuleType, project: str, name: str, run: str, settings: Mapping[str, Any]
+        self,
+        mlflow: ModuleType,
+        project: str,
+        name: str,
+        run: str,
+        settings: Mapping[str, Any],
+        workdir: Path,
     ) -> None:
         self._mlflow = mlflow
         mlflow.set_experiment(project)
@@ -188,7 +203,7 @@ class Trackers:
                 continue
             package = _package(key, project)
             try:
-                begun = begin(package, project, config.name, runs.get(key, ""), settings)
+                begun = begin(package, project, config.name, runs.get(key, ""), settings, workdir)
             except Exception as error:  # of a network, a server, an account
                 raise UserError(
                     f"config.log.{key}={project!r}: does not start ({_reason(error)}); mend this, "

@@ -106,6 +106,7 @@ def test_wandb_is_told_the_same_and_resumed(wandb, tmp_path):
         ((_, options),) = wandb.named("init")
         assert options["id"] == expected
         assert (options["project"], options["name"]) == ("heads", "a run")
+        assert options["dir"] == str(tmp_path)
         ((given, options),) = wandb.named("config.update")
         assert given[0]["data.crop"] == "(8, 8)"
         assert options == {"allow_val_change": True}
