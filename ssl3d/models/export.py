@@ -26,7 +26,7 @@ from flax import traverse_util
 from safetensors.numpy import save
 
 from ssl3d import documents
-from ssl3d.atomic import atomic_write
+from ssl3d.atomic import atomic_write, leftovers
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, safetensors_files
 
@@ -69,6 +69,9 @@ def save_variables(
     weights = save(arrays)
     described = dict(description) | {"sha256": hashlib.sha256(weights).hexdigest()}
     folder.mkdir(parents=True, exist_ok=True)
+    for name in (weights_name, description_name):
+        for partial in leftovers(folder / name):  # of a run that was killed here
+            partial.unlink(missing_ok=True)
     before = _present_description(folder / description_name, folder / weights_name)
     if before is not None:
         _write_json(folder / description_name, described | {"replaces": before})

@@ -105,9 +105,11 @@ def test_a_kill_while_an_export_is_replaced_leaves_a_pair(exported, monkeypatch,
             export.save_encoder(folder, after, description)
     expected = after if killed_at == 3 else before
     jax.tree.map(np.testing.assert_array_equal, load_encoder(folder)[1], expected)
-    # The next export starts from there.
+    # The next export starts from there, and clears up.
+    (folder / f".123.{export.WEIGHTS}").write_bytes(b"partial")
     export.save_encoder(folder, before, description)
     jax.tree.map(np.testing.assert_array_equal, load_encoder(folder)[1], before)
+    assert sorted(path.name for path in folder.iterdir()) == [export.DESCRIPTION, export.WEIGHTS]
     assert "replaces" not in json.loads((folder / export.DESCRIPTION).read_text())
 
 
