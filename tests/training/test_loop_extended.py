@@ -23,7 +23,7 @@ def finished(config, tmp_path_factory):
     return workdir
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def longer(config):
     """The same config with seven steps."""
     longer = config.copy_and_resolve_references()
@@ -31,33 +31,37 @@ def longer(config):
     return longer
 
 
+@pytest.fixture(scope="module")
+def extended(finished, longer, tmp_path_factory):
+    """The folder of the same run, extended at once."""
+    workdir = tmp_path_factory.mktemp("runs") / "extended"
+    shutil.copytree(finished, workdir)
+    assert loop.train(longer, workdir)
+    return workdir
+
+
 def weights(workdir):
     return (workdir / "encoder" / "encoder.safetensors").read_bytes()
 
 
-def test_a_finished_run_goes_on_from_its_last_step(finished, longer, tmp_path, capsys):
+def test_a_finished_run_goes_on_from_its_last_step(finished, extended):
+    lines, before = run_log.read_metrics(extended), run_log.read_metrics(finished)
+    assert [line["step"] for line in lines if line["split"] == "train"] == list(range(1, 8))
+    assert lines[: len(before)] == before
+    assert json.loads((extended / "config.json").read_text())["steps_before"] == [4]
+    about = export.describe_encoder(extended)
+    assert (about["step"], about["steps"]) == (7, 7)
+    assert weights(extended) != weights(finished)
+
+
+def test_it_ends_the_same_however_often_it_is_stopped(finished, longer, extended, tmp_path, capsys):
     shutil.copytree(finished, tmp_path / "run")
-    assert loop.train(longer, tmp_path / "run")
+    for stop in (5, 0):
+        assert loop.train(longer, tmp_path / "run", stop_at=stop)
     said = capsys.readouterr().out
     assert "going on at step 4 of 7" in said
-    assert "extended from 4 to 7 steps: the learning rate follows the cosine" in said
-    lines = run_log.read_metrics(tmp_path / "run")
-    assert [line["step"] for line in lines if line["split"] == "train"] == list(range(1, 8))
-    before = run_log.read_metrics(finished)
-    assert lines[: len(before)] == before
-    assert json.loads((tmp_path / "run/config.json").read_text())["steps_before"] == [4]
-    about = export.describe_encoder(tmp_path / "run")
-    assert (about["step"], about["steps"]) == (7, 7)
-    assert weights(tmp_path / "run") != weights(finished)
-
-
-def test_it_ends_the_same_however_often_it_is_stopped(finished, longer, tmp_path, capsys):
-    for name, stops in (("at once", [0]), ("in pieces", [5, 6, 0])):
-        shutil.copytree(finished, tmp_path / name)
-        for stop in stops:
-            assert loop.train(longer, tmp_path / name, stop_at=stop)
-    assert capsys.readouterr().out.count("extended from 4") == 2  # each folder's first start
-    assert weights(tmp_path / "at once") == weights(tmp_path / "in pieces")
+    assert said.count("extended from 4 to 7 steps: the learning rate follows the cosine") == 1
+    assert weights(tmp_path / "run") == weights(extended)
 
 
 def test_an_unfinished_run_can_be_extended_too(config, longer, tmp_path, capsys):
@@ -67,11 +71,11 @@ def test_an_unfinished_run_can_be_extended_too(config, longer, tmp_path, capsys)
     assert export.describe_encoder(tmp_path)["step"] == 7
 
 
-def test_a_run_does_not_become_shorter(config, finished, longer, tmp_path):
-    shutil.copytree(finished, tmp_path / "run")
-    assert loop.train(longer, tmp_path / "run")
+def test_a_run_does_not_become_shorter(config, extended):
+    before = weights(extended)
     with pytest.raises(UserError, match=r"holds a run of 7 steps, .* not shorter: .*steps=7 or"):
-        loop.train(config, tmp_path / "run")
+        loop.train(config, extended)
+    assert weights(extended) == before
 
 
 def test_the_rate_follows_the_longer_cosine_at_once(config, finished):
