@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs import classify2d
 from ssl3d import bounds, tasks
+from ssl3d.configs import classify2d
 from ssl3d.errors import UserError
 from ssl3d.tasks import classification
 from ssl3d.training import loop, run_log

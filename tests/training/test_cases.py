@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from configs.datasets import PRESETS
+from ssl3d.configs.datasets import PRESETS
 from ssl3d.data import store
 from ssl3d.errors import UserError
 from ssl3d.phantoms import dataset as phantom
@@ -50,7 +50,7 @@ def test_a_mistyped_path_is_no_place_for_a_phantom(tiny, tmp_path, monkeypatch):
 def test_the_folder_of_a_preset_is_made(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(phantom, "write", lambda *_: None)
-    config = importlib.import_module("configs.rpl2d").get_config(name)
+    config = importlib.import_module("ssl3d.configs.rpl2d").get_config(name)
     with pytest.raises(UserError, match="no prepared data set"):  # as nothing was written
         open_dataset(config)
 

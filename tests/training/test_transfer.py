@@ -292,7 +292,7 @@ def test_an_encoder_that_does_not_suit_a_proxy_task(
 @pytest.mark.parametrize(("encoder", "mode"), [("", "random"), ("runs/pretrained", "finetune")])
 @pytest.mark.parametrize("name", ["segment3d", "segment2d", "classify3d", "classify2d"])
 def test_a_pretrained_encoder_is_fine_tuned_unless_said_otherwise(name, encoder, mode):
-    config = importlib.import_module(f"configs.{name}").get_config("folder")
+    config = importlib.import_module(f"ssl3d.configs.{name}").get_config("folder")
     config.init.encoder = encoder
     bounds.derive(config)
     assert config.transfer.mode == mode
