@@ -3,9 +3,11 @@
 import json
 import math
 
+import jax
 import pytest
 
 from ssl3d import benchmark
+from ssl3d.training import ahead_of_time, hlo
 from ssl3d.training import benchmark as figures
 
 
@@ -15,7 +17,13 @@ def brief(monkeypatch):
     monkeypatch.setattr(figures, "_MATRIX", {"cpu": 64})
 
 
-def test_the_figures_of_a_config_agree(brief, tiny_options, pictures, call_command, tmp_path):
+def planned_flops(config):
+    data, _ = ahead_of_time.describe(config, None, None)
+    lowered, *_ = ahead_of_time.lower_step(config, data, "cpu", jax.devices()[:1])
+    return hlo.model_flops(lowered)
+
+
+def test_the_figures_of_a_config_agree(brief, tiny, tiny_options, pictures, call_command, tmp_path):
     options = tiny_options("rpl2d", pictures.path)
     status, said, _ = call_command(benchmark.main, *options, "--json", f"--profile={tmp_path}")
     assert status == 0
@@ -30,6 +38,8 @@ def test_the_figures_of_a_config_agree(brief, tiny_options, pictures, call_comma
     assert found.step_patches == pytest.approx(4 * found.step_volumes)
     share = found.flops / found.step_seconds / found.peak_flops
     assert found.peak_share == pytest.approx(share, rel=1e-6)
+    planned = tiny("rpl2d", pictures.path, "folder", encoder__dtype="float32")
+    assert found.flops == planned_flops(planned)
     assert list(tmp_path.rglob("*.trace.json.gz")) or list(tmp_path.rglob("*.xplane.pb"))
     head, rule = figures.HEAD.splitlines()
     row = figures.line(found)

@@ -117,7 +117,7 @@ def compile_step(
         unit=sharding.unit_batch(mesh) * config.optimizer.accumulate,
         memory=memory + sum(map(_own_bytes, leaves)),
         batch_bytes=sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves),
-        model_flops=hlo.flops(hlo.operations(lowered.compiler_ir("hlo").as_hlo_text())),
+        model_flops=hlo.model_flops(lowered),
         operations=operations,
         seconds=time.monotonic() - begun,
         needs_whole_batch=task.needs_whole_batch,

@@ -20,12 +20,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
 from ssl3d import cli, hardware, xla
 from ssl3d.errors import RunError
 from ssl3d.models import encoders
-from ssl3d.training import loop, problem, run_log, sharding
+from ssl3d.training import hlo, loop, problem, run_log, sharding
 from ssl3d.training.step import init_state, make_optimizers, make_step
 
 # Seconds of each measurement, and the least number of steps or batches in it.
@@ -47,8 +46,8 @@ class Benchmark(NamedTuple):
       volumes: per second, of training as it runs.
       data_wait: share of its time spent waiting for data.
       step_seconds, compile_seconds: of the compiled step, and of compiling it.
-      flops: of the model, forward and backward, before any fusion.
-      bytes: read and written by the compiled step, by XLA's estimate.
+      flops: of the model's convolutions and matrix products, forward and backward, on all devices.
+      bytes: read and written by the compiled step, on each device.
       batch_bytes: of the batch, from the host to the device.
       peak_share: share of the machine's peak, measured by a matrix product.
       peak_flops: that peak, per second.
@@ -100,11 +99,9 @@ def benchmark(config: ml_collections.ConfigDict, profile: Path | None = None) ->
     calls: list[int] = []
     with count_inputs(calls):
         jitted: Any = make_step(config, given.task, optimizers, mesh)
-        traced = jitted.trace(state, placed)
-    # Not for a CPU, some of whose operations are library calls, into which XLA cannot look.
-    counted = traced.lower(lowering_platforms=("cuda",))
+        lowered = jitted.lower(state, placed)
     begun = time.perf_counter()
-    compiled = traced.lower().compile()
+    compiled = lowered.compile()
     compile_seconds = time.perf_counter() - begun
     carried = [state]
 
@@ -119,7 +116,7 @@ def benchmark(config: ml_collections.ConfigDict, profile: Path | None = None) ->
             for _ in range(_LEAST):
                 step()
     step_seconds = seconds / count
-    flops, peak = _cost(counted, "flops"), _matmul_peak(config.encoder.dtype)
+    flops, peak = hlo.model_flops(lowered), _matmul_peak(config.encoder.dtype)
     return Benchmark(
         config=config.name,
         machine=hardware.machine(),
@@ -133,7 +130,7 @@ def benchmark(config: ml_collections.ConfigDict, profile: Path | None = None) ->
         step_seconds=step_seconds,
         compile_seconds=compile_seconds,
         flops=flops,
-        bytes=_cost(compiled, "bytes accessed"),
+        bytes=hlo.memory_bytes(hlo.operations(compiled.as_text())),
         batch_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(batch)),
         peak_share=flops / step_seconds / (peak * jax.device_count()),
         peak_flops=peak,
@@ -224,10 +221,6 @@ def count_inputs(counts: list[int]) -> contextlib.AbstractContextManager[None]:
         return inputs
 
     return encoders.on_inputs(note)
-
-
-def _cost(stage: Any, name: str) -> float:
-    return float((stage.cost_analysis() or {}).get(name, np.nan))
 
 
 def _matmul_peak(dtype: str) -> float:

@@ -12,7 +12,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _BYTES = {
     **dict.fromkeys(("pred", "s8", "u8", "s4", "u4", "f8e4m3fn", "f8e5m2"), 1),
@@ -124,6 +124,16 @@ def operations(text: str) -> list[Operation]:
 def flops(found: Iterable[Operation]) -> float:
     """Of all operations together, each as often as it runs."""
     return sum(one.flops * one.times for one in found)
+
+
+def memory_bytes(found: Iterable[Operation]) -> float:
+    """The same for the bytes in a device's memory, without those of collectives."""
+    return sum(one.bytes * one.times for one in found if not one.collective)
+
+
+def model_flops(lowered: Any) -> float:
+    """Of a lowered program (`jax.stages.Lowered`) on all devices, before any optimisation."""
+    return flops(operations(lowered.compiler_ir("hlo").as_hlo_text()))
 
 
 def _parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:

@@ -159,7 +159,7 @@ def _measure(first: Compiled, target: targets.Target, devices: list[jax.Device])
         memory=first.memory,
         model_flops=first.model_flops,
         flops=hlo.flops(first.operations),
-        bytes=sum(row["bytes"] for kind, row in classes.items() if kind != "collectives"),
+        bytes=hlo.memory_bytes(first.operations),
         collectives=collectives,
         seconds=total,
         expected_seconds=cycles / chip.clock if chip.clock else 0.0,
