@@ -198,7 +198,7 @@ PRESETS: dict[str, Preset] = {
     "hippocampus": Preset(
         "Task04 of the Medical Segmentation Decathlon: MR, about 35 x 50 x 36 voxels of 1 mm",
         MINUTES,
-        {"batch_size": 16},
+        {"batch_size": 16, "plan.channels": 1, "plan.classes": 3},
         {
             "patches": {
                 3: {"data.crop": (33, 45, 33), "encoder.depth": 3},
@@ -217,22 +217,28 @@ PRESETS: dict[str, Preset] = {
         {"flip": 0.5, "flip_axes": (0,), **MILD},
     ),
     "ukb": Preset(
-        "UK Biobank brain MR: T1 and T2-FLAIR (paper, section 4.1)", PAPER, kinds=PAPER_KINDS
+        "UK Biobank brain MR: T1 and T2-FLAIR (paper, section 4.1)",
+        PAPER,
+        {"plan.channels": 2, "plan.classes": 2},
+        kinds=PAPER_KINDS,
     ),
     "brats": Preset(
         "BraTS 2018: four MR contrasts (paper, section 4.1)",
         PAPER,
+        {"plan.channels": 4, "plan.classes": 4},
         kinds=PAPER_KINDS,
         augment={"flip": 0.5, "flip_axes": (0,)},
     ),
     "pancreas": Preset(
         "Task07 of the Medical Segmentation Decathlon: CT (paper, section 4.2)",
         PAPER,
+        {"plan.channels": 1, "plan.classes": 3},
         kinds=PAPER_KINDS,
     ),
     "retina": Preset(
         "retinal photographs, UK Biobank or APTOS 2019 (paper, section 4.3)",
         {3: PAPER_224[3], 2: {**PAPER_224[2], "encoder.kind": "densenet121"}},
+        {"plan.channels": 3, "plan.classes": 5},
         kinds=PAPER_KINDS
         # The square inside the circle, as above.
         | {"patches": {3: {}, 2: {"data.crop": (141, 141), "data.margin": 38}}},

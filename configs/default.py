@@ -174,6 +174,11 @@ def get_config(
     config.init = Config()
     config.init.encoder = ""
 
+    # What `ssl3d.plan` assumes of images that are not prepared yet.
+    config.plan = Config()
+    config.plan.channels = bounded(1, at_least(1))
+    config.plan.classes = bounded(2, at_least(1))  # the background among them
+
     config.mesh = Config()
     # Devices that share an example: its volume, or its patches.
     config.mesh.space = bounded(1, at_least(1))

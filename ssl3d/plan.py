@@ -1,11 +1,12 @@
 """What a config needs on devices that need not be at hand: memory, time, and data per second.
 
     python -m ssl3d.plan --config=configs/rpl3d.py:DATASET --target=v5e:2x2 [--json] [--quick]
-                         [--channels=N] [--classes=N] [--config.key=value ...]
+                         [--config.key=value ...]
 
 The training step is compiled for the target and its operations are compared with the chip's peak
 rates. Targets: TPU slices by topology (v4:2x2x1, v5e:2x2, v5p:2x2x1, v6e:2x2), GPUs (h100x8,
-a100x8), CPU devices (cpu:8). Data need not be prepared.
+a100x8), CPU devices (cpu:8). Data need not be prepared: set config.plan.channels and
+config.plan.classes where the preset does not know them.
 """
 
 from __future__ import annotations
@@ -24,20 +25,14 @@ def main(arguments: Sequence[str]) -> None:
     add("--target", required=True, help="devices to plan for, e.g. v5e:2x2, h100x8, cpu:8")
     add("--json", action="store_true", help="one JSON object instead of text")
     add("--quick", action="store_true", help="compile once: no largest batch, no remedies")
-    add("--channels", type=int, help="number of image channels, if no data are prepared")
-    add("--classes", type=int, help="number of label classes, if no data are prepared")
     options, config = cli.parse_with_config(parser, arguments)
-    for name in ("channels", "classes"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name}={value}: must be 1 or more")
     from ssl3d.training import targets  # no JAX: it must find the environment
 
     target = targets.parse(options.target)
     targets.environment(target, os.environ)
     from ssl3d.training import planning
 
-    found = planning.plan(config, target, options.channels, options.classes, options.quick)
+    found = planning.plan(config, target, options.quick)
     print(json.dumps(found._asdict()) if options.json else planning.text(found))
 
 

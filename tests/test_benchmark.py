@@ -18,7 +18,7 @@ def brief(monkeypatch):
 
 
 def planned_flops(config):
-    data, _ = ahead_of_time.describe(config, None, None)
+    data, _ = ahead_of_time.describe(config)
     lowered, *_ = ahead_of_time.lower_step(config, data, "cpu", jax.devices()[:1])
     return hlo.model_flops(lowered)
 

@@ -24,12 +24,8 @@ def test_a_plan_for_eight_devices(tiny_options, as_typed, pictures):
     assert all(math.isfinite(found[key]) for key in ("host_volumes", "host_bytes"))
 
 
-@pytest.mark.parametrize(
-    ("option", "what"),
-    [("--quick", "write a TPU topology"), ("--channels=0", "must be 1 or more")],
-)
-def test_a_wrong_option_is_one_line(tiny_options, call_command, pictures, option, what):
+def test_a_wrong_target_is_one_line(tiny_options, call_command, pictures):
     options = tiny_options("rotation2d", pictures.path)
-    status, _, error = call_command(plan.main, *options, "--target=v9:1x1", option)
+    status, _, error = call_command(plan.main, *options, "--target=v9:1x1", "--quick")
     assert status == 2
-    assert what in error
+    assert "write a TPU topology" in error

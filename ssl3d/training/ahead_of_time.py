@@ -22,14 +22,6 @@ from ssl3d.training import hlo, problem, sharding, transfer
 from ssl3d.training.cases import labels_of
 from ssl3d.training.step import make_initial, make_optimizers, make_step
 
-# Channels and classes of the presets' data, where none are prepared yet.
-_PRESETS = {
-    "ukb": (2, 2),
-    "brats": (4, 4),
-    "pancreas": (1, 3),
-    "retina": (3, 5),
-    "hippocampus": (1, 3),
-}
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -66,15 +58,11 @@ class Compiled(NamedTuple):
     needs_whole_batch: bool
 
 
-def describe(
-    config: ml_collections.ConfigDict, channels: int | None, classes: int | None
-) -> tuple[Data, str]:
+def describe(config: ml_collections.ConfigDict) -> tuple[Data, str]:
     """The data of a config, and a remark on where this is from.
 
-    Prepared data adapt the config, in place, as at the start of a run; nothing is generated.
-
-    Args:
-      channels, classes: of data that are not prepared yet; None for those that the preset knows.
+    Prepared data adapt the config, in place, as at the start of a run. Of others, the phantom or
+    `config.plan` tells channels and classes; nothing is generated.
 
     Raises:
       UserError: config and data do not fit together.
@@ -84,15 +72,14 @@ def describe(
         found, _ = problem.open_problem(config)
         labels = labels_of(found.dataset, found.train_cases)
         return Data(len(found.dataset.modalities), labels), "; ".join(found.notes)
-    known = _PRESETS.get(config.data.preset, (1, 2))
+    channels, classes = config.plan.channels, config.plan.classes
     if config.data.phantom.kind:
         kind = phantom.KINDS[config.data.phantom.kind]
-        known = len(kind.modalities), len(kind.classes)
-    count, names = channels or known[0], tuple(map(str, range(classes or known[1])))
-    transfer.adopt_architecture(config, count)
+        channels, classes = len(kind.modalities), len(kind.classes)
+    transfer.adopt_architecture(config, channels)
     where = f" in {folder}" if folder else ""
-    remark = f"no data prepared{where}: {count} channel(s), {len(names)} classes assumed"
-    return Data(count, tasks.Labels(names, (1,) * len(names))), remark
+    remark = f"no data prepared{where}: {channels} channel(s), {classes} classes assumed"
+    return Data(channels, tasks.Labels(tuple(map(str, range(classes))), (1,) * classes)), remark
 
 
 def compile_step(

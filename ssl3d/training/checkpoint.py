@@ -45,6 +45,8 @@ NEUTRAL = (
     "probe.data",
     "data.path",
     "data.threads",
+    "plan.channels",
+    "plan.classes",
     "predict.batch",
     "validation.cases",
 )

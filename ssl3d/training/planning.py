@@ -80,14 +80,11 @@ class Plan(NamedTuple):
 def plan(
     config: ml_collections.ConfigDict,
     target: targets.Target,
-    channels: int | None = None,
-    classes: int | None = None,
     quick: bool = False,
 ) -> Plan:
     """Compiles a config for a target, once or, to find the largest batch, a few times.
 
     Args:
-      channels, classes: of data that are not prepared, see `ahead_of_time.describe`.
       quick: compile once, without the largest batch and remedies.
 
     Raises:
@@ -95,7 +92,7 @@ def plan(
     """
     config = config.copy_and_resolve_references()
     chip, devices = target.chip, targets.devices(target)
-    data, remark = ahead_of_time.describe(config, channels, classes)
+    data, remark = ahead_of_time.describe(config)
 
     def attempt(overrides: dict[str, Any]) -> Compiled:
         changed = config.copy_and_resolve_references()

@@ -12,9 +12,9 @@ from tests.support.examples import initial
 from tests.support.shipped_configs import PROXY_CONFIGS
 
 
-def work(config, channels=None):
+def work(config):
     """Flops of the model, and bytes of a batch."""
-    data, _ = ahead_of_time.describe(config, channels, None)
+    data, _ = ahead_of_time.describe(config)
     lowered, _, _, batch = ahead_of_time.lower_step(config, data, "cpu", jax.devices()[:1])
     sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch)]
     return hlo.model_flops(lowered), sum(sizes)
@@ -22,7 +22,7 @@ def work(config, channels=None):
 
 def test_the_shapes_are_those_of_a_run(tiny, pictures):
     config = tiny("rotation2d", pictures.path)
-    ahead_of_time.describe(config, None, None)  # adapts it, as the start of a run does
+    ahead_of_time.describe(config)  # adapts it, as the start of a run does
     task, state, batch = initial(config, pictures)
     mesh = sharding.make_mesh(1)
     step = steps.make_step(config, task, steps.make_optimizers(config), mesh)
@@ -33,7 +33,8 @@ def test_the_shapes_are_those_of_a_run(tiny, pictures):
     assert size == pytest.approx(sizes, abs=4 * 4 * len(batch))  # integers of another width
     # Twice the batch, and as many channels of data that are not prepared.
     config.batch_size, config.data.path = 2 * config.batch_size, "none"
-    assert work(config, len(pictures.modalities)) == (2 * flops, 2 * size)
+    config.plan.channels = len(pictures.modalities)
+    assert work(config) == (2 * flops, 2 * size)
 
 
 @pytest.mark.parametrize(
