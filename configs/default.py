@@ -140,6 +140,8 @@ def get_config(
     config.encoder.dropout = 0.0
     config.encoder.final_pool = "none"  # or max, as in the original code
     config.encoder.dtype = "float32"  # of the computation; bfloat16 pays on accelerators
+    # Keep less for the backward pass and compute it again, where memory is short.
+    config.encoder.remat = False
 
     config.head = Config()
     # Channels of the hidden layers (paper, appendix A: one).

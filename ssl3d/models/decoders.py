@@ -7,14 +7,15 @@ and a level like the encoder's, plain or residual, follows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
-from ssl3d.models import layers, unet
+from ssl3d.models import layers, remat, unet
 from ssl3d.models.features import DTYPES, Features
 
 # Name of the last 1x1 projection at each resolution; its outputs are the task's own.
@@ -24,7 +25,7 @@ PROJECTION = "logits_"
 class Decoder(nn.Module):
     """Features -> logits at 1 + `deep` resolutions, finest first.
 
-    `residual`, `norm`, `activation_first`, `dropout` and `dtype` are the encoder's.
+    `residual`, `norm`, `activation_first`, `dropout`, `dtype` and `remat` are the encoder's.
     """
 
     outputs: int
@@ -34,40 +35,16 @@ class Decoder(nn.Module):
     activation_first: bool = False
     dropout: float = 0.0
     dtype: str = "float32"
+    remat: bool = False
 
     @nn.compact
     def __call__(
         self, features: Features, train: bool = False
     ) -> tuple[Float32[Array, "B ... {self.outputs}"], ...]:
-        dtype = DTYPES[self.dtype]
         *skips, x = features.levels
         logits = []
-        level: unet.PlainLevel | unet.ResidualLevel
         for i, skip in reversed(list(enumerate(skips))):
-            channels = skip.shape[-1]
-            if any(2 * a < b for a, b in zip(x.shape[1:-1], skip.shape[1:-1], strict=True)):
-                # The encoder has pooled once more after its last level (`final_pool`).
-                x = layers.upsample_nearest(x)
-            # With a bias in the released code's network, which is told by its order of norms.
-            up = layers.Upsample(channels, self.activation_first, dtype, name=f"up_{i}")
-            x = up(x)
-            # An odd side was rounded up on the way down.
-            x = x[:, *(slice(0, side) for side in skip.shape[1:-1])]
-            x = jnp.concatenate([skip, x], axis=-1)
-            if self.residual:
-                level = unet.ResidualLevel(
-                    channels, self.norm, self.dropout, dtype, name=f"level_{i}"
-                )
-            else:
-                level = unet.PlainLevel(
-                    channels,
-                    self.norm,
-                    self.activation_first,
-                    self.dropout,
-                    dtype,
-                    name=f"level_{i}",
-                )
-            x = level(x, train)
+            x = remat.level(_level(i), self.remat)(self, (x, skip), train)
             if i <= self.deep:
                 # Not initialised near zero: with all classes equally likely at first, neighbouring
                 # ones (parts of an organ) are learned as one and separated only 200 steps later.
@@ -76,11 +53,41 @@ class Decoder(nn.Module):
         return tuple(reversed(logits))
 
 
+def _level(number: int) -> Callable[..., Float[Array, "B *S C"]]:
+    """A level of a decoder: the function (decoder, (features below, skip connection), train)."""
+
+    def call(
+        decoder: Decoder,
+        inputs: tuple[Float[Array, "B *half D"], Float[Array, "B *S C"]],
+        train: bool,
+    ) -> Float[Array, "B *S C"]:
+        x, skip = inputs
+        channels, dtype, name = skip.shape[-1], DTYPES[decoder.dtype], f"level_{number}"
+        if any(2 * a < b for a, b in zip(x.shape[1:-1], skip.shape[1:-1], strict=True)):
+            # The encoder has pooled once more after its last level (`final_pool`).
+            x = layers.upsample_nearest(x)
+        order = decoder.activation_first
+        # With a bias in the released code's network, which is told by its order of norms.
+        x = layers.Upsample(channels, order, dtype, name=f"up_{number}")(x)
+        # An odd side was rounded up on the way down.
+        x = x[:, *(slice(0, side) for side in skip.shape[1:-1])]
+        level: unet.PlainLevel | unet.ResidualLevel
+        if decoder.residual:
+            level = unet.ResidualLevel(channels, decoder.norm, decoder.dropout, dtype, name=name)
+        else:
+            level = unet.PlainLevel(
+                channels, decoder.norm, order, decoder.dropout, dtype, name=name
+            )
+        return level(jnp.concatenate([skip, x], axis=-1), train)
+
+    return call
+
+
 def build(encoder: Any, outputs: int, deep: int = 0, name: str | None = None) -> Decoder:
     """The decoder that continues `encoder` with levels of the same kind.
 
     Args:
-      encoder: a `UNetEncoder`, or a module with its attributes.
+      encoder: a `UNetEncoder`, or a module with its attributes; `remat` may be missing.
       name: of the submodule, where a module builds it in its `__call__`.
     """
     return Decoder(
@@ -91,5 +98,6 @@ def build(encoder: Any, outputs: int, deep: int = 0, name: str | None = None) ->
         activation_first=encoder.activation_first,
         dropout=encoder.dropout,
         dtype=encoder.dtype,
+        remat=getattr(encoder, "remat", False),
         name=name,
     )

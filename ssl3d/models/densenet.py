@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from ssl3d.errors import UserError
-from ssl3d.models import layers
+from ssl3d.models import layers, remat
 from ssl3d.models.features import DTYPES, Features
 
 BLOCKS = (6, 12, 24, 16)  # layers of each dense block
@@ -157,6 +157,7 @@ class DenseNetEncoder(nn.Module):
     Attributes:
       width: the growth rate (32 in DenseNet-121).
       depth: the stem and the dense blocks (5 in DenseNet-121); fewer drop the last blocks.
+      remat: see `ssl3d.models.remat`.
     """
 
     width: int
@@ -164,10 +165,12 @@ class DenseNetEncoder(nn.Module):
     norm: str = "group"
     dropout: float = 0.0
     dtype: str = "float32"
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "B *S C"], train: bool = False) -> Features:
         dtype = DTYPES[self.dtype]
+        dense_block = remat.level(DenseBlock, self.remat)
         levels = [x.astype(dtype)]
         x = Stem(_STEM * self.width, dtype, name="stem")(x)
         x = nn.relu(layers.Norm(self.norm, dtype=dtype, name="stem_norm")(x, train))
@@ -181,7 +184,8 @@ class DenseNetEncoder(nn.Module):
                     x.shape[-1] // 2, kernel=1, bias=False, dtype=dtype, name=f"transition_{i - 1}"
                 )
                 x = half(x)
-            block = DenseBlock(count, self.width, self.norm, self.dropout, dtype, name=f"block_{i}")
+            settings = count, self.width, self.norm, self.dropout, dtype
+            block = dense_block(*settings, name=f"block_{i}")
             x = block(x, train)
             levels.append(x)
         return Features(tuple(levels))

@@ -43,19 +43,22 @@ class Kind(NamedTuple):
 # The only place that knows encoders by name. Any other name is a module that defines `ENCODER`.
 KINDS = {
     # Plain levels, as in the paper's released code.
-    "unet": Kind(unet.plain, ("activation_first", "final_pool"), full_resolution=True),
+    "unet": Kind(unet.plain, ("activation_first", "final_pool", "remat"), full_resolution=True),
     # Residual levels with learned downsampling, the paper's in 3D.
-    "resunet": Kind(unet.residual, ("final_pool",), full_resolution=True),
+    "resunet": Kind(unet.residual, ("final_pool", "remat"), full_resolution=True),
     # The paper's for 2D pictures.
-    "densenet121": Kind(densenet.build, stem_halvings=1),
+    "densenet121": Kind(densenet.build, ("remat",), stem_halvings=1),
 }
 
 # A level halves the image, so that none has more; a kernel of so many channels takes 100 GB.
 MOST_LEVELS, MOST_CHANNELS = 16, 1 << 15
 
+# Settings without influence on the parameters and, but for rounding, on what they give.
+COMPUTATION = ("dtype", "remat")
+
 # Settings of every kind, and the value that a config holds for kinds without the setting.
 _DEFAULTS = {"norm": "group", "dropout": 0.0, "dtype": "float32"}
-_NEUTRAL = {"activation_first": False, "final_pool": "none"}
+_NEUTRAL = {"activation_first": False, "final_pool": "none", "remat": False}
 
 
 def kind_of(config: Mapping[str, Any] | ConfigDict) -> Kind:
@@ -76,8 +79,8 @@ def build(config: Mapping[str, Any] | ConfigDict, size: Sequence[int] = ()) -> n
 
     Args:
       config: `kind`; `width`, `depth`; `norm` "group" | "instance" | "batch"; `dropout`; `dtype`
-        "float32" | "bfloat16"; `activation_first` and `final_pool` "none" | "max" where the kind
-        has them.
+        "float32" | "bfloat16"; `activation_first`, `final_pool` "none" | "max" and `remat` where
+        the kind has them.
       size: *S of the inputs in voxels, to check the depth against.
 
     Raises:

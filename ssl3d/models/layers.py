@@ -25,7 +25,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Float32, Real, UInt8
 
 from ssl3d import xla
-from ssl3d.models import planes, weight_gradient
+from ssl3d.models import planes, remat, weight_gradient
 
 NORMS = ("group", "instance", "batch")
 
@@ -221,6 +221,8 @@ class Conv(nn.Module):
         shape = (*(self.kernel,) * (x.ndim - 2), x.shape[-1], self.channels)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
         y = convolve(x.astype(self.dtype), jnp.asarray(kernel, self.dtype))
+        if self.kernel > 1:
+            y = remat.kept(y)
         if self.bias:
             y += self.param("bias", nn.initializers.zeros, (self.channels,)).astype(self.dtype)
         return y
@@ -295,7 +297,7 @@ class Norm(nn.Module):
         else:
             count = groups(channels) if self.kind == "group" else channels
             moments, epsilon = _moments(values, tuple(_spatial(x)), count), _EPSILON
-        shift, mean, variance = moments
+        shift, mean, variance = map(remat.kept, moments)
         factor = scale * jax.lax.rsqrt(variance + epsilon)
         each = (x.shape[0], *(1 for _ in _spatial(x)), channels)
         terms = (jnp.broadcast_to(term, each) for term in (shift, mean, factor, bias))

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from ssl3d.errors import UserError
-from ssl3d.models import layers
+from ssl3d.models import layers, remat
 from ssl3d.models.features import DTYPES, Features
 
 
@@ -95,6 +95,7 @@ class UNetEncoder(nn.Module):
       width: channels of the first level.
       depth: levels, including the bottleneck.
       final_pool: "max" pools the bottleneck once more, as the released code does.
+      remat: see `ssl3d.models.remat`.
     """
 
     residual: bool
@@ -105,24 +106,24 @@ class UNetEncoder(nn.Module):
     dropout: float = 0.0
     final_pool: str = "none"
     dtype: str = "float32"
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "B *S C"], train: bool = False) -> Features:
         dtype = DTYPES[self.dtype]
         levels = []
-        level: PlainLevel | ResidualLevel
+        kind = remat.level(ResidualLevel if self.residual else PlainLevel, self.remat)
         for i in range(self.depth):
             channels, name = self.width * 2**i, f"level_{i}"
             if self.residual:
                 if i > 0:
                     x = layers.Downsample(channels, dtype=dtype, name=f"down_{i}")(x)
-                level = ResidualLevel(channels, self.norm, self.dropout, dtype, name=name)
+                level = kind(channels, self.norm, self.dropout, dtype, name=name)
             else:
                 if i > 0:
                     x = layers.max_pool(x)
-                level = PlainLevel(
-                    channels, self.norm, self.activation_first, self.dropout, dtype, name=name
-                )
+                order = self.activation_first
+                level = kind(channels, self.norm, order, self.dropout, dtype, name=name)
             x = level(x, train)
             levels.append(x)
         if self.final_pool == "max":

@@ -33,7 +33,8 @@ Metrics = dict[str, Any]
 # The key of `config.json` for the version of the code that samples the training data.
 DRAWS = "draws"
 
-# Keys without influence on any weight: where data lie, what is scored, and how often.
+# Keys without influence on any weight, but for rounding: where data lie, what is scored, how often,
+# and what is kept in memory.
 NEUTRAL = (
     "log_every",
     "log.pictures_every",
@@ -43,6 +44,7 @@ NEUTRAL = (
     "probe_every",
     "probe.cases",
     "probe.data",
+    "encoder.remat",
     "data.path",
     "data.threads",
     "plan.channels",

@@ -15,6 +15,7 @@ import jax
 import ml_collections
 
 from ssl3d.errors import UserError
+from ssl3d.models import encoders
 from ssl3d.training import ahead_of_time, hlo, targets
 from ssl3d.training.ahead_of_time import Compiled
 
@@ -236,7 +237,7 @@ def _remedies(
     if largest:
         yield f"--config.batch_size={largest}"
     candidates: list[dict[str, Any]] = []
-    if "remat" in config.encoder and not config.encoder.remat:
+    if "remat" in encoders.kind_of(config.encoder).settings and not config.encoder.remat:
         candidates.append({"encoder.remat": True})
     if config.encoder.dtype == "float32":
         candidates.append({"encoder.dtype": "bfloat16"})

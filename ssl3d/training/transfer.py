@@ -25,7 +25,7 @@ import numpy as np
 from flax import traverse_util
 
 from ssl3d.errors import UserError
-from ssl3d.models import decoders, export
+from ssl3d.models import decoders, encoders, export
 
 # The variables of the submodules to load, as `network.init` nests them.
 Pretrained = Mapping[Literal["encoder", "decoder"], Mapping[str, Any]]
@@ -96,8 +96,8 @@ def _transfer(config: ml_collections.ConfigDict) -> Mapping[str, Any]:
 def adopt_architecture(config: ml_collections.ConfigDict, channels: int) -> Pretrained | None:
     """Replaces `config.encoder` by the settings of the encoder in `config.init.encoder`.
 
-    Weights then fit, and random weights are compared on the same network. Only `dtype`, the type of
-    the computation, stays the config's.
+    Weights then fit, and random weights are compared on the same network. How it is computed, in
+    which type and with how much memory, stays the config's.
 
     Args:
       channels: C of the data set.
@@ -122,9 +122,8 @@ def adopt_architecture(config: ml_collections.ConfigDict, channels: int) -> Pret
         loaded["encoder"] = export.load_encoder(folder)[1]
         if _transfer(config).get("decoder", False):
             loaded["decoder"] = export.load_decoder(folder)
-    dtype = config.encoder.dtype
-    config.encoder.update(about["encoder"])
-    config.encoder.dtype = dtype
+    own = {key: config.encoder[key] for key in encoders.COMPUTATION}
+    config.encoder.update(about["encoder"] | own)
     return loaded or None
 
 

@@ -42,7 +42,8 @@ def pretend(monkeypatch):
                 raise UserError("refused")
             mesh = len(devices) // config.mesh.space
             share = config.batch_size // mesh
-            memory = 1e9 + each * share / config.mesh.space / config.optimizer.accumulate
+            memory = each * share / config.mesh.space / config.optimizer.accumulate
+            memory = 1e9 + memory * (0.7 if config.encoder.remat else 1)
             done = [operation(flops=1e12 * share), operation(bytes=1e9, collective="all-reduce")]
             size = config.batch_size
             unit = math.lcm(mesh, hosts) * config.optimizer.accumulate
@@ -107,6 +108,15 @@ def test_a_config_that_does_not_fit_says_what_would(tiny, pretend):
     text = planning.text(found)
     assert "does not fit" in text
     assert "would fit      --config.batch_size=28" in text
+
+
+def test_rematerialisation_is_proposed_where_it_is_enough(tiny, pretend):
+    pretend(each=5e9)
+    found = planned(tiny("rotation2d", batch_size=64), "h100x4")
+    assert "--config.encoder.remat=True (57.0 GB)" in found.remedies
+    pretend(each=8e9)
+    found = planned(tiny("rotation2d", batch_size=64), "h100x4")
+    assert not any("remat" in remedy for remedy in found.remedies)
 
 
 def test_where_not_even_the_least_batch_fits_it_is_said(tiny, pretend):

@@ -1,0 +1,52 @@
+"""Rematerialised levels: the same numbers with less memory."""
+
+import jax
+import numpy as np
+import pytest
+
+from ssl3d import xla
+from ssl3d.models import decoders, encoders
+from ssl3d.tasks.segmentation import Network
+from ssl3d.training import hlo
+from tests.support.oracles import normal
+
+X = normal(0, 2, 32, 32, 1)
+
+
+def gradients_of(kind, depth, remat):
+    """The compiled gradients of a network, its variables, and the flops of its model."""
+    settings = {"kind": kind, "width": 4, "depth": depth, "norm": "batch", "dropout": 0.2}
+    encoder = encoders.build(settings | {"remat": remat})
+    full = encoders.kind_of(settings).full_resolution
+    network = Network(encoder, decoders.build(encoder, 3)) if full else encoder
+    variables = xla.jit_once(network.init)(jax.random.key(1), X)
+
+    def loss(params):
+        dropout = {"dropout": jax.random.key(2)}
+        out, changed = network.apply(
+            variables | {"params": params}, X, True, mutable=["batch_stats"], rngs=dropout
+        )
+        return (jax.tree.leaves(out)[-1] ** 2).mean(), changed
+
+    lowered = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(variables["params"])
+    return lowered.compile(), variables["params"], hlo.model_flops(lowered)
+
+
+@pytest.mark.parametrize(
+    ("kind", "depth"),
+    [("resunet", 2), ("unet", 2), pytest.param("densenet121", 3, marks=pytest.mark.slow)],
+)
+def test_less_memory_for_the_same_numbers(kind, depth):
+    (plain, params, flops), (remat, others, more) = (
+        gradients_of(kind, depth, on) for on in (False, True)
+    )
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(others), strict=True):
+        np.testing.assert_array_equal(a, b)
+    expected, found = plain(params), remat(params)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected[1]))
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6 * largest)
+    one, other = (step.memory_analysis().temp_size_in_bytes for step in (plain, remat))
+    assert other < 0.85 * one
+    # No convolution but those of one voxel is computed again.
+    assert flops < more < 1.15 * flops
