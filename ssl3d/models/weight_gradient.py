@@ -3,8 +3,9 @@
 XLA:CPU takes up to ten times as long for it as for the convolution itself. The system's compiler
 ($CXX, or c++, g++, clang++) translates the source on first use; the library is kept in the user's
 cache ($XDG_CACHE_HOME/ssl3d, or ~/.cache/ssl3d) under a name that follows from everything it
-depends on, once it has given the right numbers. Without a compiler, or with SSL3D_NATIVE=0 in the
-environment, XLA's own gradient is used.
+depends on, once it has given the right numbers. Where nothing can be written there, each process
+compiles for itself. Without a compiler, or with SSL3D_NATIVE=0 in the environment, XLA's own
+gradient is used.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -38,6 +40,7 @@ from jaxtyping import Float, Float32
 
 from ssl3d import xla
 from ssl3d.atomic import atomic_write
+from ssl3d.errors import UserError
 
 SWITCH = "SSL3D_NATIVE"
 TAPS = 3
@@ -56,10 +59,28 @@ class _UnavailableError(Exception):
     """Why there is no library."""
 
 
+def switched_on() -> bool:
+    """Whether the environment allows the library. Raises `UserError` unless it says 0 or 1."""
+    value = os.environ.get(SWITCH) or "1"
+    if value not in ("0", "1"):
+        raise UserError(f"{SWITCH}={value!r}: must be 0 or 1 (the default)")
+    return value == "1"
+
+
+def leave_out() -> None:
+    """Lets this process, and those that it starts, go without the library."""
+    os.environ[SWITCH] = "0"
+    available.cache_clear()
+
+
 @functools.cache
 def available() -> bool:
-    """Whether the library can be used; compiled and tested, if need be, at the first call."""
-    if os.environ.get(SWITCH) == "0" or jax.default_backend() != "cpu":
+    """Whether the library can be used; compiled and tested, if need be, at the first call.
+
+    Raises:
+      UserError: see `switched_on`.
+    """
+    if not switched_on() or jax.default_backend() != "cpu":
         return False
     try:
         _load(_cache())
@@ -197,17 +218,34 @@ def _load(folder: Path) -> None:
     Raises `_UnavailableError`, `OSError`, `RuntimeError`.
     """
     command = _compiler()
-    library = folder / f"weight_gradient-{_key(command)}.so"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _check_owner(folder)
-    if _intact(library):
-        _register(library)
-        return
-    # Under its name only when it is right; several processes may be at it.
-    with atomic_write(library) as partial:
-        _compile(command, partial)
-        _register(partial)
-        _test()
+    name = f"weight_gradient-{_key(command)}.so"
+    with _writable(folder) as place:
+        if os.access(folder, os.F_OK):
+            _check_owner(folder)
+        if _intact(folder / name):
+            _register(folder / name)
+            return
+        # Under its name only when it is right; several processes may be at it.
+        with atomic_write(place / name) as partial:
+            _compile(command, partial)
+            _register(partial)
+            _test()
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[Path]:
+    """The folder, made if need be; a temporary one where nothing can be written to it.
+
+    A library stays loaded when its file is removed.
+    """
+    own: contextlib.AbstractContextManager[str] = contextlib.nullcontext(str(folder))
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:  # a home that is read-only, full, or not there
+        own = tempfile.TemporaryDirectory()
+    with own as place:
+        yield Path(place)
 
 
 def _compiler() -> list[str]:
@@ -260,7 +298,7 @@ def _compile(command: list[str], library: Path) -> None:
 
 def _intact(library: Path) -> bool:
     """Whether it is there as it was written: loading a damaged one could crash this process."""
-    if not library.exists():
+    if not os.access(library, os.R_OK):
         return False
     content = library.read_bytes()
     return hashlib.sha256(content[:-_DIGEST]).digest() == content[-_DIGEST:]

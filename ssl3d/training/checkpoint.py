@@ -32,6 +32,8 @@ Metrics = dict[str, Any]
 
 # The key of `config.json` for the version of the code that samples the training data.
 DRAWS = "draws"
+# The key for whether gradients come from the native library, see `models.weight_gradient`.
+NATIVE = "native_weight_gradient"
 
 # Keys without influence on any weight, but for rounding: where data lie, what is scored, how often,
 # and what is kept in memory.
@@ -66,10 +68,12 @@ class Known(NamedTuple):
     Attributes:
       identity: a digest of all that determined the run's weights when it began, but for its length.
       extended: its length before this start made it longer; 0: as long as before.
+      rounding: what to say of a difference that changes the numbers by rounding alone; "": none.
     """
 
     identity: str
     extended: int
+    rounding: str
 
 
 def check_config(
@@ -105,7 +109,17 @@ def check_config(
             raise UserError(
                 f"{workdir}: cannot be written ({error}); give another --workdir"
             ) from None
-    return Known(now[_IDENTITY], extended)
+    return Known(now[_IDENTITY], extended, _rounding(before.get(NATIVE), now.get(NATIVE)))
+
+
+def _rounding(begun: bool | None, goes_on: bool | None) -> str:
+    if begun is None or bool(begun) == bool(goes_on):
+        return ""
+    first, then = (("without", "with")[bool(state)] for state in (begun, goes_on))
+    return (
+        f"the run was begun {first} the native weight gradient and goes on {then} it: from here on "
+        "its numbers differ by rounding"
+    )
 
 
 def _compare(before: Mapping[str, Any], now: Mapping[str, Any], workdir: Path) -> None:
@@ -118,7 +132,7 @@ def _compare(before: Mapping[str, Any], now: Mapping[str, Any], workdir: Path) -
                 f"{workdir} holds a run of another version of the code, which samples training "
                 "data differently: finish it with that version, or start in another folder"
             )
-        if old == new or key in (*_FREE, _IDENTITY, _LENGTHS):
+        if old == new or key in (*_FREE, NATIVE, _IDENTITY, _LENGTHS):
             continue
         if key not in old_values and new == "":
             continue  # an earlier version did not have it
@@ -138,7 +152,8 @@ def _compare(before: Mapping[str, Any], now: Mapping[str, Any], workdir: Path) -
 def _identify(document: Mapping[str, Any]) -> str:
     """A digest of the values that influence the weights, without the length of the run."""
     values = flatten_dict(dict(document), sep=".")
-    rows = sorted((key, value) for key, value in values.items() if key not in (*_FREE, "steps"))
+    left_out = (*_FREE, NATIVE, "steps")
+    rows = sorted((key, value) for key, value in values.items() if key not in left_out)
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 

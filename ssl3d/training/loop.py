@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from ssl3d import intervals, tasks, xla
 from ssl3d.data import pipeline
 from ssl3d.errors import RunError, UserError
-from ssl3d.models import export
+from ssl3d.models import export, weight_gradient
 from ssl3d.training import (
     checkpoint,
     online_probe,
@@ -98,9 +98,9 @@ def _train(
     cases = fingerprint(
         config, given.dataset, given.train_cases, given.validation_cases, given.left_out
     )
-    known = checkpoint.check_config(
-        config, workdir, cases | {checkpoint.DRAWS: pipeline.DRAW_VERSION}
-    )
+    cases |= {checkpoint.DRAWS: pipeline.DRAW_VERSION}
+    cases |= {checkpoint.NATIVE: weight_gradient.available()}
+    known = checkpoint.check_config(config, workdir, cases)
 
     optimizers = make_optimizers(config)
     state = init_state(config, task, optimizers, record, mesh)
@@ -115,7 +115,7 @@ def _train(
     log = run_log.RunLog(workdir, config, begin, task.headline, task.shown)
     log.say(_introduction(given, state, begin, mesh))
     extended = _extension(config, known.extended, begin)
-    for note in (remark, *given.notes, extended, transfer_message):
+    for note in (remark, known.rounding, *given.notes, extended, transfer_message):
         if note:
             log.say(note)
 

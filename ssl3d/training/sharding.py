@@ -17,11 +17,12 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ssl3d import bounds
 from ssl3d.errors import RunError, UserError
-from ssl3d.models import encoders
+from ssl3d.models import encoders, weight_gradient
 
 # Where the other processes meet, how many they are, and which of them this is.
 COORDINATES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -41,6 +42,7 @@ def start() -> None:
       RunError: this process cannot join the others.
     """
     environment = os.environ
+    weight_gradient.switched_on()  # garbage is refused before anything is waited for
     if any(name in environment for name in COORDINATES):
         address, count, index = _coordinates(environment)
         if count > 1:
@@ -131,6 +133,24 @@ def _join(
         raise RunError(f"cannot join {what}: {(str(error).splitlines() or [''])[0]}") from None
     finally:
         late.cancel()
+    with together():
+        _agree()
+
+
+def _agree() -> None:
+    """Lets all processes compute alike: without the native weight gradient where one lacks it."""
+    if jax.default_backend() != "cpu":
+        return
+    having = multihost_utils.process_allgather(np.asarray(weight_gradient.available()))
+    lacking = np.flatnonzero(~having)
+    if 0 < len(lacking) < len(having):
+        weight_gradient.leave_out()
+        if jax.process_index() == 0:
+            print(
+                f"note: no native weight gradient: {len(lacking)} of {len(having)} processes have "
+                f"none, process {lacking[0]} among them",
+                flush=True,
+            )
 
 
 @contextlib.contextmanager

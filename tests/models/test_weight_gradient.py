@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 
 from ssl3d import xla
+from ssl3d.errors import UserError
 from ssl3d.models import layers, weight_gradient
+from ssl3d.training import sharding
 from tests.support.oracles import normal
 
 needs_library = pytest.mark.usefixtures("library")
@@ -121,6 +124,13 @@ def test_can_be_switched_off(unprobed, monkeypatch, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_the_switch_is_0_or_1(unprobed, monkeypatch):
+    monkeypatch.setenv(weight_gradient.SWITCH, "no")
+    for call in (weight_gradient.available, sharding.start):
+        with pytest.raises(UserError, match=r"^SSL3D_NATIVE='no': must be 0 or 1"):
+            call()
+
+
 COMPILER = """#!/bin/sh
 [ "$1" = --version ] && { echo stand-in; exit; }
 while [ "$1" != -o ]; do shift; done
@@ -152,6 +162,16 @@ def test_is_compiled_once_and_again_if_damaged(stand_in, tmp_path):
     assert [compiled(), compiled()] == [2, 2]
     library.write_bytes(b"")
     assert compiled() == 3
+
+
+def test_where_nothing_can_be_written_it_is_compiled_elsewhere(stand_in, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    for count in (1, 2):
+        weight_gradient._load(tmp_path / "file" / "cache")
+        assert len(stand_in.read_text().splitlines()) == count
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_a_compiler_that_hangs_ends_with_what_it_started(monkeypatch, tmp_path):

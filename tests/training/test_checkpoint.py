@@ -238,6 +238,18 @@ def test_a_run_goes_on_with_the_draws_that_it_began_with(tmp_path, before):
         checkpoint.check_config(config(), tmp_path, {"draws": 2})
 
 
+def test_a_run_says_that_it_goes_on_with_another_gradient(tmp_path):
+    def check(**data):
+        return checkpoint.check_config(config(), tmp_path, data)
+
+    assert check() == ""
+    assert check(native_weight_gradient=True) == ""  # an earlier version did not note it
+    assert check(native_weight_gradient=True) == ""
+    remark = check(native_weight_gradient=False)
+    assert "begun with the native weight gradient and goes on without it" in remark
+    assert check(native_weight_gradient=False) == ""
+
+
 @pytest.mark.parametrize(
     "changes",
     [

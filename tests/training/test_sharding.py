@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from ssl3d import bounds, main
+from ssl3d.models import weight_gradient
 from ssl3d.training import run_log, sharding
 from tests.support.shipped_configs import PROXY
 
@@ -141,7 +142,7 @@ def free_port():
 def test_two_processes_train_as_one_does(
     tiny, tiny_options, pictures, in_repository, tmp_path, each
 ):
-    """One process per device, or one per host of four devices."""
+    """One process per device, one of them without the native gradient, or one per host of four."""
     every = dict.fromkeys(("steps", "validate_every", "checkpoint_every", "probe_every"), 2)
     options = tiny_options("cpc2d", pictures.path, batch_size=max(4, 2 * each), **every)
     assert main.main([*options, f"--workdir={tmp_path / 'one'}"]) == 0
@@ -151,7 +152,11 @@ def test_two_processes_train_as_one_does(
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={each}",
     }
     command = ["-m", "ssl3d.main", *options, f"--workdir={tmp_path / 'two'}"]
-    processes = [python(command, **coordinator, JAX_PROCESS_ID=str(i)) for i in range(2)]
+    native = ["1", "0" if each == 1 else "1"]
+    processes = [
+        python(command, **coordinator, JAX_PROCESS_ID=str(i), SSL3D_NATIVE=native[i])
+        for i in range(2)
+    ]
     said = []
     try:
         for process in processes:
@@ -163,6 +168,11 @@ def test_two_processes_train_as_one_does(
             process.kill()
     assert f"{2 * each} cpu device(s)" in said[0]
     assert "step" not in said[1]  # one of them reports
+    disagreeing = each == 1 and weight_gradient.available()
+    agreed = "no native weight gradient: 1 of 2 processes have none, process 1 among them"
+    assert (agreed in said[0]) == disagreeing
+    about = json.loads((tmp_path / "two" / "config.json").read_text())
+    assert about["native_weight_gradient"] == (weight_gradient.available() and not disagreeing)
     lines = [run_log.read_metrics(tmp_path / name) for name in ("one", "two")]
     probes = [[line for line in part if line["split"] == "probe"] for part in lines]
     assert [line["step"] for line in probes[0]] == [0, 2]
