@@ -6,7 +6,7 @@ import concurrent.futures
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -67,8 +67,14 @@ class Pieces:
 
 # What a task's `record` makes of an example. Views of the image are copied into the batch too.
 Parts = Mapping[str, np.ndarray | Pieces]
-# The record of an example, and what stands beside it in a batch.
-Sample = tuple[Parts, Parts]
+
+
+class Sample(NamedTuple):
+    """The record of an example, what stands beside it in a batch, and its name for errors."""
+
+    record: Parts
+    beside: Parts
+    name: str
 
 
 def arrays(parts: Parts) -> Arrays:
@@ -76,13 +82,13 @@ def arrays(parts: Parts) -> Arrays:
     return {key: np.asarray(part) for key, part in parts.items()}
 
 
-def sample(record: Mapping[str, Any], beside: Mapping[str, Any]) -> Sample:
-    """Both as `read` copies them: without what a memory map costs to slice."""
+def sample(record: Mapping[str, Any], beside: Mapping[str, Any], name: str) -> Sample:
+    """An example as `read` copies it: without what a memory map costs to slice."""
     one, other = (
         {key: part if isinstance(part, Pieces) else np.asarray(part) for key, part in of.items()}
         for of in (record, beside)
     )
-    return one, other
+    return Sample(one, other, name)
 
 
 def read(
@@ -103,7 +109,8 @@ def read(
       batches: how many there are.
       buffer: bytes.
     """
-    size = rows * sum(part.nbytes for parts in example(first, 0) for part in parts.values())
+    sides = example(first, 0)[:2]
+    size = rows * sum(part.nbytes for parts in sides for part in parts.values())
     ahead = max(min(buffer // size, 2 * threads), 1)
     workers = min(threads, ahead)
     helpers = concurrent.futures.ThreadPoolExecutor(threads)
@@ -112,12 +119,12 @@ def read(
         begun = example(number, 0)
         record, beside = (
             {key: np.empty((rows, *part.shape), part.dtype) for key, part in parts.items()}
-            for parts in begun
+            for parts in begun[:2]
         )
 
         def fill(row: int, found: Sample) -> None:
-            for parts, batch in zip(found, (record, beside), strict=True):
-                _write(parts, batch, row)
+            for parts, batch in zip(found[:2], (record, beside), strict=True):
+                _write(parts, batch, row, (found.name, begun.name))
 
         def make_row(row: int) -> None:
             fill(row, example(number, row))
@@ -134,13 +141,23 @@ def read(
     yield from reader
 
 
-def _write(parts: Parts, batch: Arrays, row: int) -> None:
-    """Copies an example to a row of a batch. Raises ValueError: of another form than the first."""
+def _write(parts: Parts, batch: Arrays, row: int, names: tuple[str, str]) -> None:
+    """Copies an example to a row of a batch.
+
+    Args:
+      names: of the example, and of the first one of the batch.
+
+    Raises:
+      ValueError: the example has another form than the first one.
+    """
     for key, part in parts.items():
         out = batch[key][row, ...]
         if part.shape != out.shape or not np.can_cast(part.dtype, out.dtype, "safe"):
-            one, other = (f"{array.dtype} {array.shape}" for array in (part, out))
-            raise ValueError(f"{key}: {one} of one example, {other} of another")
+            one, other = (
+                f"{array.dtype} {array.shape} of {name}"
+                for array, name in zip((part, out), names, strict=True)
+            )
+            raise ValueError(f"{key}: {one}, {other}; all examples must have the same form")
         if isinstance(part, Pieces):
             part.write(out)
         else:

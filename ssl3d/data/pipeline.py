@@ -259,7 +259,7 @@ def train_batches(
         case = cases[order(epoch)[position]]
         with naming(dataset, case):
             example = open_example(dataset, case, rank, slice_axis, margin, rng, label_map)
-            return loader.sample(record(rng, example, True), subject(case))
+            return loader.sample(record(rng, example, True), subject(case), f"case {case.id}")
 
     examples = grain.MapDataset.range(_EXAMPLES).seed(seed).random_map(make)
 
@@ -300,6 +300,6 @@ def validation_batches(
             example = open_example(dataset, case, rank, slice_axis, margin, rng, label_map)
             valid, repeated = np.asarray(position < examples), np.asarray(repeat, np.uint32)
             own = {**subject(case), "valid": valid, "repeat": repeated}
-            return loader.sample(record(rng, example, False), own)
+            return loader.sample(record(rng, example, False), own, f"case {case.id}")
 
     return loader.read(make, rows, -(-examples // batch_size), threads, buffer)
