@@ -162,10 +162,13 @@ def test_a_table_that_was_damaged_is_refused(table, folder):
         store.read(folder)
 
 
-def test_a_large_collection_opens_and_starts_quickly(tmp_path, monkeypatch):
-    """The script of 100,000 cases on a fiftieth of them, with room for a busy machine."""
-    monkeypatch.setattr(store, "TABLE", 2000)
-    store.write_manifest(large_collection.collection(tmp_path, 2000))
+def test_a_large_collection_opens_without_reading_its_cases(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "TABLE", 300)
+    store.write_manifest(large_collection.collection(tmp_path, 300))
     assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".safetensors", ".json"]
-    found = large_collection.measure(tmp_path, start=False)
-    assert found["open"][0] < large_collection.SECONDS / 5
+    parsed, parse = [], documents.parse
+    monkeypatch.setattr(documents, "parse", lambda text: parsed.append(text) or parse(text))
+    # The fields of a row; all checks are of whole columns.
+    monkeypatch.setattr(cases._Row, "__getitem__", lambda row, column: pytest.fail(column))
+    assert len(store.read(tmp_path).cases) == 300
+    assert len(parsed) == 3  # the manifest, ids and subjects, however many cases there are

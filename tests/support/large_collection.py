@@ -21,8 +21,6 @@ from ssl3d.data import store
 from ssl3d.data.integrity import Digest
 from tests.support.steps_timed import load
 
-SECONDS = 2.0  # that 100,000 cases may take to open
-
 
 def collection(folder, count):
     """A data set of `count` cases with all that a preparation notes, and no arrays."""
@@ -65,8 +63,8 @@ def memory():
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def measure(folder, start):
-    """Step -> (seconds, MB) of opening the manifest and, with `start`, of a run's start."""
+def measure(folder):
+    """Step -> (seconds, MB) of opening the manifest and of a run's start."""
     from ssl3d import tasks
     from ssl3d.configs import rotation3d
     from ssl3d.training import cases as training_cases
@@ -81,8 +79,6 @@ def measure(folder, start):
         return kept[-1]
 
     dataset = note("open", lambda: store.read(folder))
-    if not start:
-        return found
     config = rotation3d.get_config("ukb")
     config.data.path = str(folder)
     train, val = note("choose cases", lambda: training_cases.choose_cases(config, dataset))
@@ -118,6 +114,6 @@ def main(folder, count=100_000):
 
 if __name__ == "__main__":
     if sys.argv[-1] == "--measure":
-        print(json.dumps(measure(Path(sys.argv[1]), start=True)))
+        print(json.dumps(measure(Path(sys.argv[1]))))
     else:
         sys.exit(main(Path(sys.argv[1]), *map(int, sys.argv[2:])))
