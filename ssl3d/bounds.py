@@ -93,6 +93,14 @@ NONZERO_SHARE = Bound(_nonzero_share, "above 0 and at most 1")
 COUNTS = Bound(whole_numbers, "whole numbers from 1, e.g. (256,)")
 
 
+class _Note(NamedTuple):
+    """What a `Config` knows of a key beside its value."""
+
+    bound: Bound | None = None
+    rule: Callable[[Any], Any] | None = None
+    automatic: bool = False
+
+
 class Config(ml_collections.ConfigDict):
     """A `ConfigDict` that keeps the bounds and rules of its keys, also through copies.
 
@@ -105,46 +113,41 @@ class Config(ml_collections.ConfigDict):
         def __getattr__(self, attribute: str) -> Any: ...
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        object.__setattr__(self, "_bounds", {})
-        object.__setattr__(self, "_rules", {})
-        object.__setattr__(self, "_automatic", set())
+        object.__setattr__(self, "_notes", {})
         super().__init__(*args, **kwargs)
 
     def __setitem__(self, key: str, value: Any) -> None:
+        note = _Note(self._note(key).bound)
         if isinstance(value, Bounded):
-            self._bounds[key] = value.bound
-            value = value.value
-        self._rules.pop(key, None)
-        self._automatic.discard(key)
+            note, value = _Note(value.bound), value.value
         if isinstance(value, Derived):
-            self._rules[key] = value.rule
-            value = value.value
+            note, value = note._replace(rule=value.rule), value.value
+        self._notes[key] = note
         if isinstance(value, dict | ml_collections.ConfigDict) and not isinstance(value, Config):
             value = Config(value)
         super().__setitem__(key, value)
 
     def copy_and_resolve_references(self, visit_map: dict[int, Any] | None = None) -> Config:
         copy = super().copy_and_resolve_references(visit_map)
-        copy._bounds.update(self._bounds)
-        copy._rules.update(self._rules)
-        copy._automatic.update(self._automatic)
+        copy._notes.update(self._notes)
         return copy
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._bounds.update(state["_bounds"])
-        self._rules.update(state["_rules"])
-        self._automatic.update(state["_automatic"])
+        self._notes.update(state["_notes"])
+
+    def _note(self, key: str) -> _Note:
+        return self._notes.get(key, _Note())
 
 
 def make_automatic(config: Config, key: str) -> None:
     """Marks the value of a key as the least one, which the run adapts to its devices."""
-    config._automatic.add(key)
+    config._notes[key] = config._note(key)._replace(automatic=True)
 
 
 def is_automatic(config: ml_collections.ConfigDict, key: str) -> bool:
     """Whether `make_automatic` was called since a value was assigned to the key."""
-    return isinstance(config, Config) and key in config._automatic
+    return isinstance(config, Config) and config._note(key).automatic
 
 
 def derive(config: ml_collections.ConfigDict) -> None:
@@ -161,7 +164,7 @@ def derive(config: ml_collections.ConfigDict) -> None:
 
 def rules(section: Config) -> list[tuple[str, Callable[[Any], Any]]]:
     """The derived keys of a section, each with its rule."""
-    return list(section._rules.items())
+    return [(key, note.rule) for key, note in section._notes.items() if note.rule]
 
 
 def part(config: ml_collections.ConfigDict, name: str) -> Config:
@@ -205,9 +208,8 @@ def check(config: ml_collections.ConfigDict) -> None:
 def _bounded_values(
     config: ml_collections.ConfigDict, prefix: str = ""
 ) -> Iterator[tuple[str, Any, Bound]]:
-    bounds = config._bounds if isinstance(config, Config) else {}
     for key, value in config.items():
         if isinstance(value, ml_collections.ConfigDict):
             yield from _bounded_values(value, f"{prefix}{key}.")
-        elif key in bounds:
-            yield f"{prefix}{key}", value, bounds[key]
+        elif isinstance(config, Config) and (bound := config._note(key).bound):
+            yield f"{prefix}{key}", value, bound
