@@ -25,7 +25,7 @@ from ssl3d.experiments.engine import runs
 from ssl3d.experiments.engine.grid import ROOT, Job
 
 _TIMED = 12  # steps
-_PROXY = [name for name in tasks.TASKS if not hasattr(tasks.module_of(name), "NEEDS")]
+_PROXY = tasks.proxies()
 _KEY = ["task", "rank", "preset", "minutes"]
 
 

@@ -145,9 +145,18 @@ def module_of(name: str) -> ModuleType:
     return extensions.module("config.task.name", name, choices=TASKS)
 
 
+def proxies() -> tuple[str, ...]:
+    """The names of `TASKS` that are proxy tasks, which need no labels."""
+    return tuple(name for name in TASKS if _needs(module_of(name)) == "image")
+
+
 def needs(config: ml_collections.ConfigDict) -> Needs:
     """What of a case the config's task learns from: `NEEDS` of its module, "image" by default."""
-    return getattr(module_of(config.task.name), "NEEDS", "image")
+    return _needs(module_of(config.task.name))
+
+
+def _needs(module: ModuleType) -> Needs:
+    return getattr(module, "NEEDS", "image")
 
 
 def adapt(config: ml_collections.ConfigDict, images: Sequence[np.ndarray]) -> str:

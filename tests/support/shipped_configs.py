@@ -7,7 +7,7 @@ from ssl3d import tasks
 from ssl3d.configs import datasets, default
 from ssl3d.errors import UserError
 
-PROXY = [name for name in tasks.TASKS if not hasattr(tasks.module_of(name), "NEEDS")]
+PROXY = tasks.proxies()
 PROXY_CONFIGS = [f"{task}{rank}d" for rank, task in itertools.product((2, 3), PROXY)]
 # Those with the variants `paper` and `original`.
 PUBLISHED = ("cpc", "exemplar", "jigsaw", "rotation", "rpl")
