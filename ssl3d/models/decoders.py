@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Float32
@@ -48,8 +49,7 @@ class Decoder(nn.Module):
             if i <= self.deep:
                 # Not initialised near zero: with all classes equally likely at first, neighbouring
                 # ones (parts of an organ) are learned as one and separated only 200 steps later.
-                head = nn.Dense(self.outputs, name=f"{PROJECTION}{i}")
-                logits.append(head(x.astype(jnp.float32)))
+                logits.append(Projection(self.outputs, name=f"{PROJECTION}{i}")(x))
         return tuple(reversed(logits))
 
 
@@ -81,6 +81,50 @@ def _level(number: int) -> Callable[..., Float[Array, "B *S C"]]:
         return level(jnp.concatenate([skip, x], axis=-1), train)
 
     return call
+
+
+class Projection(nn.Module):
+    """A 1x1 convolution to float32, with the parameters of `nn.Dense`.
+
+    The factors keep the type of the features: in float32, a copy of the finest level would be twice
+    as large as the level.
+    """
+
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B *S C"]) -> Float32[Array, "B *S {self.outputs}"]:
+        shape = x.shape[-1], self.outputs
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
+        return _project(x, kernel) + self.param("bias", nn.initializers.zeros, (self.outputs,))
+
+
+# jax's gradient for the kernel would convert the features after all: it multiplies them with the
+# gradient of the result, which is float32.
+@jax.custom_vjp
+def _project(x: Float[Array, "B *S C"], kernel: Float32[Array, "C K"]) -> Float32[Array, "B *S K"]:
+    return jnp.einsum(
+        "...c,ck->...k", x, kernel.astype(x.dtype), preferred_element_type=jnp.float32
+    )
+
+
+def _project_and_factors(
+    x: Float[Array, "B *S C"], kernel: Float32[Array, "C K"]
+) -> tuple[Float32[Array, "B *S K"], tuple[Array, Array]]:
+    return _project(x, kernel), (x, kernel)
+
+
+def _project_gradient(
+    factors: tuple[Array, Array], gradient: Float32[Array, "B *S K"]
+) -> tuple[Float[Array, "B *S C"], Float32[Array, "C K"]]:
+    x, kernel = factors
+    given = gradient.astype(x.dtype)
+    by_x = jnp.einsum("...k,ck->...c", given, kernel.astype(x.dtype))
+    by_kernel = jnp.einsum("...c,...k->ck", x, given, preferred_element_type=jnp.float32)
+    return by_x, by_kernel
+
+
+_project.defvjp(_project_and_factors, _project_gradient)
 
 
 def build(encoder: Any, outputs: int, deep: int = 0, name: str | None = None) -> Decoder:

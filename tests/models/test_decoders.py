@@ -1,9 +1,12 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ssl3d.models import decoders, encoders
+from ssl3d.training import hlo
+from tests.support.oracles import normal
 from tests.support.random_weights import random_variables
 
 SETTINGS = {
@@ -67,3 +70,29 @@ def test_other_decoders_have_no_such_bias(kind):
     features = jax.eval_shape(lambda x: encoder.init_with_output(jax.random.key(0), x)[0], x)
     shapes = jax.eval_shape(decoders.build(encoder, 3).init, jax.random.key(0), features)
     assert list(shapes["params"]["up_0"]) == ["kernel"]
+
+
+def test_a_projection_is_a_dense_layer_with_factors_of_the_features_type():
+    x = normal(0, 2, 6, 5, 8)
+    dense, projection = nn.Dense(3), decoders.Projection(3)
+    variables = dense.init(jax.random.key(1), x)
+    for a, b in zip(*(jax.tree.leaves(m.init(jax.random.key(1), x)) for m in (dense, projection)),
+                    strict=True):  # fmt: skip
+        np.testing.assert_array_equal(a, b)
+
+    def gradients(module, x):
+        loss = lambda v, x: jnp.sin(module.apply(v, x)).sum()  # noqa: E731
+        return jax.jit(jax.value_and_grad(loss, (0, 1)))
+
+    expected = gradients(dense, x)(variables, x)
+    found = gradients(projection, x)(variables, x)
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+    half = x.astype(jnp.bfloat16)
+    step = gradients(projection, half).lower(variables, half)
+    products = [one for one in hlo.operations(step.compiler_ir("hlo").as_hlo_text()) if one.flops]
+    assert {one.dtype for one in products} == {"bf16"}
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(step.compile()(variables, half)),
+                    strict=True):  # fmt: skip
+        np.testing.assert_allclose(b.astype(np.float32), a, rtol=0.02, atol=0.02 * np.abs(a).max())
