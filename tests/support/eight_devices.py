@@ -23,26 +23,34 @@ from ssl3d.training.cases import labels_of
 from tests.support.tiny_configs import tiny_config
 
 
+def mesh_of(count, space):
+    """A mesh over the first `count` devices."""
+    return sharding.make_mesh(min(space, count), jax.devices()[:count])
+
+
+def task_and_batches(config, dataset):
+    task = tasks.build(config, labels_of(dataset, dataset.split("train")))
+    return task, pipeline.train_batches(
+        dataset,
+        dataset.split("train"),
+        task.record,
+        rank=config.rank,
+        slice_axis=0,
+        margin=0,
+        batch_size=config.batch_size,
+        seed=0,
+        threads=1,
+        label_map=tasks.needs(config) == "label_map",
+    )
+
+
 def gradients_on(mesh, config, dataset):
     """Gradients and metrics of the same batch with the draws of three steps, over `mesh`.
 
     Also the operations of the compiled program.
     """
-    task = tasks.build(config, labels_of(dataset, dataset.split("train")))
-    batch = next(
-        pipeline.train_batches(
-            dataset,
-            dataset.split("train"),
-            task.record,
-            rank=config.rank,
-            slice_axis=0,
-            margin=0,
-            batch_size=config.batch_size,
-            seed=0,
-            threads=1,
-            label_map=tasks.needs(config) == "label_map",
-        )
-    )
+    task, batches = task_and_batches(config, dataset)
+    batch = next(batches)
     record = jax.tree.map(lambda leaf: leaf[0], batch["record"])
     state = steps.init_state(config, task, steps.make_optimizers(config), record, mesh)
     whole = sharding.replicated(mesh)
@@ -75,12 +83,8 @@ def compare(name, space, folder):
     """
     assert jax.device_count() == 8
     config = tiny_config(name, folder, batch_size=8, mesh__space=space)
-    alone = jax.make_mesh(
-        (1, 1), ("data", "space"), (jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:1]
-    )
     (one, whole), (eight, operations) = (
-        gradients_on(mesh, config, store.read(folder))
-        for mesh in (alone, sharding.make_mesh(space))
+        gradients_on(mesh_of(count, space), config, store.read(folder)) for count in (1, 8)
     )
     difference = min(relative_difference(a, b) for a, b in zip(one, eight, strict=True))
     print(name, space, difference, float(one[0][1]["loss"]), flush=True)

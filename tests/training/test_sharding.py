@@ -37,11 +37,11 @@ def python(arguments, **environment):
     )
 
 
-def ask_eight_devices(volumes, shared):
+def ask_eight_devices(volumes, shared, program="eight_devices"):
     """What a process with eight devices says, by the first word of each line."""
     flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
     process = python(
-        ["-m", "tests.support.eight_devices", volumes.path, *(f"{n},{k}" for n, k in shared)],
+        ["-m", f"tests.support.{program}", volumes.path, *(f"{n},{k}" for n, k in shared)],
         XLA_FLAGS=flags,
     )
     try:
@@ -76,6 +76,24 @@ def test_eight_devices_give_the_gradients_of_one_for_every_task(volumes):
     said = ask_eight_devices(volumes, ALL)
     for name, space in ALL:
         assert_as_one_device(said, name, space)
+
+
+def assert_twenty_losses_agree(volumes, shared):
+    said = ask_eight_devices(volumes, shared, "twenty_losses")
+    assert set(said) == {f"{name},{space}" for name, space in shared}
+    for name, differences in said.items():
+        assert max(map(float, differences.split())) < 1e-3, name
+
+
+def test_two_and_eight_devices_train_as_one_does(volumes):
+    assert_twenty_losses_agree(volumes, [("rpl2d", 1), ("rotation2d", 2)])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_two_and_eight_devices_train_as_one_does_for_every_task(volumes):
+    shared = [(f"{task}{rank}d", 1) for rank in (2, 3) for task in (*PROXY, "segment")]
+    assert_twenty_losses_agree(volumes, [*shared, ("classify3d", 1), ("cpc3d", 2)])
 
 
 def test_a_crop_that_the_devices_cannot_share_is_refused(eight_devices):
