@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> None:
     add = parser.add_argument
     add("--target", required=True, help="devices to plan for, e.g. v5e:2x2, h100x8, cpu:8")
     add("--json", action="store_true", help="one JSON object instead of text")
-    add("--quick", action="store_true", help="compile once: no largest batch, no remedies")
+    add("--quick", action="store_true", help="compile once: no largest batch, remedies, validation")
     options, config = cli.parse_with_config(parser, arguments)
     from ssl3d.training import targets  # no JAX: it must find the environment
 

@@ -1,4 +1,4 @@
-"""The training step of a config, compiled from shapes alone, for devices not at hand."""
+"""Training step and validation of a config, compiled from shapes alone, for devices not at hand."""
 
 from __future__ import annotations
 
@@ -20,16 +20,29 @@ from ssl3d.errors import UserError
 from ssl3d.phantoms import dataset as phantom
 from ssl3d.training import hlo, problem, sharding, transfer
 from ssl3d.training.cases import labels_of
-from ssl3d.training.step import make_initial, make_optimizers, make_step
+from ssl3d.training.step import (
+    make_evaluation,
+    make_initial,
+    make_optimizers,
+    make_step,
+    variables_of,
+)
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
 class Data(NamedTuple):
-    """What a network must know about the data: channels of an image, and the labels."""
+    """What a plan must know about the data.
+
+    Attributes:
+      channels: of an image.
+      labels: classes of the cases, and how often each occurs.
+      scored: cases that a validation scores.
+    """
 
     channels: int
     labels: tasks.Labels
+    scored: int
 
 
 class Compiled(NamedTuple):
@@ -71,15 +84,19 @@ def describe(config: ml_collections.ConfigDict) -> tuple[Data, str]:
     if folder and (Path(folder) / store.MANIFEST).exists():
         found, _ = problem.open_problem(config)
         labels = labels_of(found.dataset, found.train_cases)
-        return Data(len(found.dataset.modalities), labels), "; ".join(found.notes)
+        scored = len(problem.scored_cases(found))
+        return Data(len(found.dataset.modalities), labels, scored), "; ".join(found.notes)
     channels, classes = config.plan.channels, config.plan.classes
+    scored = config.validation.cases
     if config.data.phantom.kind:
         kind = phantom.KINDS[config.data.phantom.kind]
         channels, classes = len(kind.modalities), len(kind.classes)
+        scored = min(scored, config.data.phantom.val)
     transfer.adopt_architecture(config, channels)
     where = f" in {folder}" if folder else ""
     remark = f"no data prepared{where}: {channels} channel(s), {classes} classes assumed"
-    return Data(channels, tasks.Labels(tuple(map(str, range(classes))), (1,) * classes)), remark
+    labels = tasks.Labels(tuple(map(str, range(classes))), (1,) * classes)
+    return Data(channels, labels, scored), remark
 
 
 def compile_step(
@@ -120,25 +137,55 @@ def lower_step(
     """The lowered step, its task and mesh, and the shapes of a batch; see `compile_step`."""
     config = config.copy_and_resolve_references()
     with xla.compiling_for(platform):
-        mesh = problem.prepare(config, devices)
-        task = tasks.build(config, data.labels)
-        record = _record(config, task, data)
-        problem.check(config, task, record, mesh)
-        batch = _abstract_batch(config.batch_size, record, mesh, task.spatial)
-        optimizers = make_optimizers(config)
-        initial = make_initial(config, task, optimizers, record)
-        whole = sharding.replicated(mesh)
-        state = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
-            jax.eval_shape(initial, jax.random.key(0)),
-        )
+        task, mesh, batch, state = _shapes(config, data, devices, train=True)
         frozen = transfer.frozen_steps(config) >= config.steps
-        step: Any = make_step(config, task, optimizers, mesh, frozen)
+        step: Any = make_step(config, task, make_optimizers(config), mesh, frozen)
         return step.lower(state, batch), task, mesh, batch
 
 
+def compile_validation(
+    config: ml_collections.ConfigDict,
+    data: Data,
+    platform: str,
+    devices: Sequence[jax.Device],
+) -> tuple[int, list[hlo.Operation]]:
+    """How many batches a validation has, and the operations of one on a device.
+
+    Raises:
+      UserError: see `compile_step`.
+    """
+    config = config.copy_and_resolve_references()
+    with xla.compiling_for(platform):
+        task, mesh, batch, state = _shapes(config, data, devices, train=False)
+        row = batch["subject"]
+        for key, dtype in (("repeat", np.uint32), ("valid", bool)):
+            batch[key] = jax.ShapeDtypeStruct(row.shape, dtype, sharding=row.sharding)
+        evaluation: Any = make_evaluation(config, task, mesh)
+        lowered = evaluation.lower(variables_of(state), batch)
+    samples = data.scored * config.validation.repeats
+    return math.ceil(samples / config.batch_size), run_compiler(lowered, platform)[0]
+
+
+def _shapes(
+    config: ml_collections.ConfigDict, data: Data, devices: Sequence[jax.Device], train: bool
+) -> tuple[tasks.Task, Mesh, dict[str, Any], Any]:
+    """The task and the mesh of a config, which is completed in place; shapes of batch and state."""
+    mesh = problem.prepare(config, devices)
+    task = tasks.build(config, data.labels)
+    record = _record(config, task, data, train)
+    problem.check(config, task, record, mesh)
+    batch = _abstract_batch(config.batch_size, record, mesh, task.spatial)
+    initial = make_initial(config, task, make_optimizers(config), record)
+    whole = sharding.replicated(mesh)
+    state = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+        jax.eval_shape(initial, jax.random.key(0)),
+    )
+    return task, mesh, batch, state
+
+
 def _record(
-    config: ml_collections.ConfigDict, task: tasks.Task, data: Data
+    config: ml_collections.ConfigDict, task: tasks.Task, data: Data, train: bool
 ) -> dict[str, np.ndarray]:
     """The record of an image of zeros, as large as the crop."""
     shape = tuple(config.data.crop)
@@ -155,7 +202,7 @@ def _record(
     )
     image = np.zeros((*shape, data.channels), np.float16)
     example = pipeline.Example(image, case, np.zeros(shape, np.uint8))
-    return loader.arrays(task.record(np.random.default_rng(0), example, True))
+    return loader.arrays(task.record(np.random.default_rng(0), example, train))
 
 
 def _abstract_batch(

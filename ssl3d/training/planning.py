@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import jax
 import ml_collections
 
 from ssl3d.errors import UserError
@@ -47,6 +46,9 @@ class Plan(NamedTuple):
       batch_bytes: from the hosts to the devices.
       host_volumes, host_bytes: per second, what keeps the devices busy at the roofline.
       compile_seconds: on this machine.
+      validation_batches, validation_seconds: of a validation, and the roofline of each of them; 0
+        if not sought.
+      validation_share: of the time of a run, at the rooflines of both.
       remedies: overrides for a config that does not fit, and what each needs.
       notes: what a reader should know about the figures.
     """
@@ -74,6 +76,9 @@ class Plan(NamedTuple):
     host_volumes: float
     host_bytes: float
     compile_seconds: float
+    validation_batches: int
+    validation_seconds: float
+    validation_share: float
     remedies: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -86,7 +91,7 @@ def plan(
     """Compiles a config for a target, once or, to find the largest batch, a few times.
 
     Args:
-      quick: compile once, without the largest batch and remedies.
+      quick: compile once, without the largest batch, remedies and validation.
 
     Raises:
       UserError: config and target do not fit together, or the target's compiler is missing.
@@ -109,13 +114,20 @@ def plan(
         largest, found = _largest_batch(first, limit, attempt, cheap)
         if not fits:
             remedies = tuple(_remedies(config, first, largest, limit, attempt, cheap))
+    count, each, share = 0, 0.0, 0.0
+    hosts = len({device.process_index for device in devices})
+    measured = _measure(first, chip, hosts)
+    if not quick and fits:
+        count, scoring = ahead_of_time.compile_validation(config, data, chip.platform, devices)
+        each = sum(roofline(one, chip, hosts)[1] * one.times for one in scoring)
+        share = count * each / (count * each + config.validate_every * measured["seconds"])
     notes = [remark] if remark else []
     if chip.platform == "gpu":
         notes.append("cuDNN's workspaces are not part of the memory")
     if chip.platform == "cpu":
         notes.append("the chip's figures are assumed")
     return Plan(
-        **_measure(first, target, devices),
+        **measured,
         config=config.name,
         target=target.name,
         devices=len(devices),
@@ -123,15 +135,16 @@ def plan(
         fits=fits,
         largest_batch=largest,
         largest_batch_is=found,
+        validation_batches=count,
+        validation_seconds=each,
+        validation_share=share,
         remedies=remedies,
         notes=tuple(notes),
     )
 
 
-def _measure(first: Compiled, target: targets.Target, devices: list[jax.Device]) -> dict[str, Any]:
+def _measure(first: Compiled, chip: targets.Chip, hosts: int) -> dict[str, Any]:
     """What a plan says of one compiled step."""
-    chip = target.chip
-    hosts = len({device.process_index for device in devices})
     phases = dict.fromkeys(("compute", "memory", "collectives"), 0.0)
     classes = {
         kind: dict.fromkeys(("number", "seconds", "flops", "bytes"), 0.0) for kind in hlo.CLASSES
@@ -282,6 +295,10 @@ def text(found: Plan) -> str:
         sent = [f"{n} {kind}, {size / 1e6:.2f} MB" for kind, (n, size) in f.collectives.items()]
         model, own, moved = f.model_flops / 1e12, f.flops / 1e12, f.bytes / 1e9
         loaders = f"{f.host_bytes / 1e6:.0f} MB/s; {f.batch_bytes / 1e6:.1f} MB a batch"
+        scoring = (
+            f"{f.validation_batches} batches, {f.validation_seconds * ms:.2f} ms each at the "
+            f"roofline: {f.validation_share:.1%} of a run"
+        )
         lines += [
             f"step           {f.seconds * ms:.2f} ms at the roofline, a lower bound: {shares}",
             *(
@@ -293,6 +310,7 @@ def text(found: Plan) -> str:
             f"{moved:.2f} GB",
             f"collectives    {'; '.join(sent) or 'none'}",
             f"loaders        {f.host_volumes:.0f} volumes/s, {loaders}",
+            *([f"validation     {scoring}"] if f.validation_batches else []),
             "",
             "| operations | number | ms | share | GFLOP | GB |",
             "|---|---|---|---|---|---|",

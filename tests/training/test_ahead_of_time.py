@@ -37,6 +37,14 @@ def test_the_shapes_are_those_of_a_run(tiny, pictures):
     assert work(config) == (2 * flops, 2 * size)
 
 
+def test_a_validation_goes_forward_alone_through_the_cases_that_it_scores(tiny):
+    config = tiny("rotation2d", validation__cases=7, validation__repeats=2)
+    data, _ = ahead_of_time.describe(config)
+    count, found = ahead_of_time.compile_validation(config, data, "cpu", jax.devices()[:1])
+    assert count == 4  # of four samples each
+    assert work(config)[0] / 3 <= hlo.flops(found) < work(config)[0] / 2
+
+
 @pytest.mark.parametrize(
     ("name", "key", "limit"),
     [

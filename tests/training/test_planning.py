@@ -29,6 +29,9 @@ def test_an_operation_takes_what_bounds_it(one, bound, seconds):
     assert planning.roofline(one, CHIP) == (bound, pytest.approx(seconds))
 
 
+SCORING = operation(flops=1e12)
+
+
 @pytest.fixture
 def pretend(monkeypatch):
     """Pretends that a step needs so many bytes for each example of a device, and 1 GB beside."""
@@ -52,6 +55,7 @@ def pretend(monkeypatch):
             )
 
         monkeypatch.setattr(ahead_of_time, "compile_step", compile_step)
+        monkeypatch.setattr(ahead_of_time, "compile_validation", lambda *given: (5, [SCORING]))
         monkeypatch.setattr(targets, "devices", lambda target: jax.devices() * 4)
         return asked
 
@@ -70,6 +74,8 @@ def test_the_largest_batch_is_extrapolated_where_compiling_is_dear(tiny, pretend
     assert found.largest_batch_is == "extrapolated from 8 and 16"
     assert len(asked) == 2
     assert (found.share, found.bound) == (2, "compute")
+    assert (found.validation_batches, found.validation_seconds) == (5, 1e12 / CHIP.bfloat16)
+    assert found.validation_share == pytest.approx(5 / (5 + 3 * 2))  # after three steps of two
     assert found.collectives == {"all-reduce": (1, 1e9)}
     assert found.host_volumes == pytest.approx(8 / found.seconds)
     assert found.host_bytes == pytest.approx(8 * found.host_volumes)
