@@ -181,6 +181,10 @@ def get_config(
     config.plan.channels = bounded(1, at_least(1))
     config.plan.classes = bounded(2, at_least(1))  # the background among them
 
+    # On GPUs, convolutions with channels last (NDHWC) for cuDNN too; without effect elsewhere.
+    config.xla = Config()
+    config.xla.channels_last = False
+
     config.mesh = Config()
     # Devices that share an example: its volume, or its patches.
     config.mesh.space = bounded(1, at_least(1))

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 # XLA:CPU's own convolutions are several times slower than oneDNN's. jaxlib 0.12 on x86 honours
 # the option, older versions accept and ignore it, other processors have no oneDNN.
 _ONEDNN = {"xla_cpu_experimental_onednn_custom_call": True}
+# XLA:GPU's convolutions in the layout of JAX's arrays, channels last, with fewer transpositions.
+_CHANNELS_LAST = {"xla_gpu_force_conv_nhwc": True}
 # Parameters of glibc's mallopt, with their numbers in <malloc.h> and their new values.
 _MALLOC = {
     "M_MMAP_THRESHOLD": (-3, 1 << 30),  # larger blocks are mapped separately: 1 GB
@@ -66,13 +68,19 @@ def _onednn() -> bool:
     return "__onednn$convolution" in (compiled.as_text() or "")
 
 
-def jit(f: Callable, **options: Any) -> Callable:
+def jit(f: Callable, channels_last: bool = False, **options: Any) -> Callable:
     """`jax.jit` with the fastest convolutions of this machine, for outermost functions only.
 
     jax refuses compiler options for a function called inside another jitted one.
+
+    Args:
+      channels_last: on GPUs, let cuDNN's convolutions have channels last too.
     """
-    if onednn():
-        options["compiler_options"] = _ONEDNN | (options.get("compiler_options") or {})
+    own: dict[str, Any] = _ONEDNN if onednn() else {}
+    if channels_last and platform() == "gpu":
+        own = _CHANNELS_LAST
+    if own:
+        options["compiler_options"] = own | (options.get("compiler_options") or {})
     return jax.jit(f, **options)
 
 

@@ -60,6 +60,18 @@ def test_jit_keeps_the_callers_options():
     assert x.is_deleted()
 
 
+def test_convolutions_with_channels_last_are_those_of_gpus_alone(monkeypatch):
+    given = []
+    jit = jax.jit
+    monkeypatch.setattr(jax, "jit", lambda f, **options: given.append(options) or jit(f))
+    for target in ("cpu", "gpu", "tpu"):
+        with xla.compiling_for(target):
+            step = xla.jit(convolve, channels_last=True)
+    found = ["xla_gpu_force_conv_nhwc" in each.get("compiler_options", {}) for each in given]
+    assert found[-3:] == [False, True, False]
+    np.testing.assert_allclose(step(*ARRAYS), convolve(*ARRAYS), rtol=1e-5)
+
+
 def test_jit_once_computes_the_same():
     np.testing.assert_array_equal(xla.jit_once(lambda x: x * 2)(jnp.arange(3)), [0, 2, 4])
 

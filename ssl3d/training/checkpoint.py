@@ -53,6 +53,7 @@ NEUTRAL = (
     "plan.classes",
     "predict.batch",
     "validation.cases",
+    "xla.channels_last",
 )
 # Keys that a later run in the same workdir may change: they do not influence the weights.
 _FREE = (*NEUTRAL, "validate_every", "predict.overlap", "predict.mirror")

@@ -280,7 +280,8 @@ def make_step(
         return new, metrics | {"gradient_norm": optax.global_norm(grads)}
 
     whole = sharding.replicated(mesh)
-    return xla.jit(step, donate_argnums=0, out_shardings=(whole, whole))
+    options: dict[str, Any] = {"donate_argnums": 0, "out_shardings": (whole, whole)}
+    return xla.jit(step, config.xla.channels_last, **options)
 
 
 def make_evaluation(
@@ -306,4 +307,4 @@ def make_evaluation(
         collected = task.collect(inputs, outputs, targets) if task.collect else {}
         return loss, metrics, collected
 
-    return xla.jit(evaluate, out_shardings=sharding.replicated(mesh))
+    return xla.jit(evaluate, config.xla.channels_last, out_shardings=sharding.replicated(mesh))
