@@ -96,7 +96,9 @@ class Projection(nn.Module):
     def __call__(self, x: Float[Array, "B *S C"]) -> Float32[Array, "B *S {self.outputs}"]:
         shape = x.shape[-1], self.outputs
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
-        return _project(x, jnp.asarray(kernel)) + self.param("bias", nn.initializers.zeros, (self.outputs,))
+        return _project(x, jnp.asarray(kernel)) + self.param(
+            "bias", nn.initializers.zeros, (self.outputs,)
+        )
 
 
 # jax's gradient for the kernel would convert the features after all: it multiplies them with the

@@ -9,7 +9,7 @@ from ssl3d.errors import UserError
 from ssl3d.training import ahead_of_time, hlo, sharding
 from ssl3d.training import step as steps
 from tests.support.examples import initial
-from tests.support.shipped_configs import PROXY_CONFIGS
+from tests.support.shipped_configs import PROXY_CONFIGS, get_config
 
 
 def work(config):
@@ -35,6 +35,19 @@ def test_the_shapes_are_those_of_a_run(tiny, pictures):
     config.batch_size, config.data.path = 2 * config.batch_size, "none"
     config.plan.channels = len(pictures.modalities)
     assert work(config) == (2 * flops, 2 * size)
+
+
+@pytest.mark.parametrize(
+    ("name", "flops", "size"),
+    [
+        ("rpl3d", 6.704e12, 45.28e6),  # 9 patches of 27, in half precision, leave the host
+        pytest.param("rotation3d", 8.508e12, 67.11e6, marks=pytest.mark.slow),
+    ],
+)
+def test_the_work_of_a_step_at_the_papers_size_stays_what_it_was(name, flops, size):
+    """Those of docs/scaling.md; more of either is a regression that no clock would show."""
+    found = work(get_config(name, "ukb"))
+    assert found == (pytest.approx(flops, rel=1e-3), pytest.approx(size, rel=1e-3))
 
 
 def test_a_validation_goes_forward_alone_through_the_cases_that_it_scores(tiny):
