@@ -18,6 +18,7 @@ def test_a_plan_for_eight_devices(tiny_options, as_typed, pictures):
     assert found["fits"]
     assert found["memory"] < found["memory_limit"]
     assert set(found["collectives"]) == {"all-reduce"}
+    assert found["phases"]["collectives"] > 0
     assert sum(found["phases"].values()) == pytest.approx(found["seconds"])
     assert sum(row["flops"] for row in found["classes"].values()) == found["flops"]
     assert found["model_flops"] == pytest.approx(8 * found["flops"], rel=0.1)

@@ -8,18 +8,13 @@ matrix products. The body of a loop counts as often as it runs.
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-_BYTES = {
-    **dict.fromkeys(("pred", "s8", "u8", "s4", "u4", "f8e4m3fn", "f8e5m2"), 1),
-    **dict.fromkeys(("bf16", "f16", "s16", "u16"), 2),
-    **dict.fromkeys(("f32", "s32", "u32"), 4),
-    **dict.fromkeys(("f64", "s64", "u64", "c64"), 8),
-}
+from ssl3d.training.hlo_text import Computation, Instruction, Shape, parse
+
 # What costs nothing, and what only moves data, by opcode.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota"}
 _FREE |= {"partition-id", "replica-id", "opt-barrier", "add-dependency", "domain"}
@@ -38,9 +33,6 @@ COLLECTIVES = (
 # Classes of operations, in the order of a report.
 CLASSES = ("convolutions", "matrix products", "norms", "copies", "other", "collectives")
 
-_SHAPE = re.compile(r"(\w+)\[([\d,<=]*)\](\{[^}]*\})?")
-_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+)\s.*\{$|^(ENTRY )?%?([\w.\-]+) \{$")
-_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body)=%?([\w.\-]+)")
 _BRANCHES = re.compile(
     r"\bbranch_computations=\{([^}]*)\}|\b(?:true|false)_computation=%?([\w.\-]+)"
@@ -52,39 +44,11 @@ _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _WINDOW = re.compile(r"window=\{size=([\dx]+)")
 _DILATION = re.compile(r"lhs_dilate=([\dx]+)")
 _FEATURE = re.compile(r'"output_feature_dim":"(\d+)"')
-_TILED = re.compile(r"\{([\d,]*):T\(([\d,]+)\)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # `models.weight_gradient`, compiled and not: JAX's name of what it may divide among devices.
 _NATIVE = ("ssl3d_weight_gradient", "CustomSPMDPartitioning")
+_MESH = re.compile(r"replica_groups=@?mesh\[([^\]]*)\] \{([^}]*)\}")
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
-
-
-class Shape(NamedTuple):
-    """An array: its element type, sides, elements with the padding of tiles, and its place."""
-
-    dtype: str
-    sides: tuple[int, ...]
-    stored: int
-    in_memory: bool = True  # the device's main memory
-
-    @property
-    def elements(self) -> int:
-        return math.prod(self.sides)
-
-    @property
-    def bytes(self) -> int:
-        return self.stored * _BYTES.get(self.dtype, 0) * self.in_memory
-
-
-class Instruction(NamedTuple):
-    """A line of HLO; `shapes` are those of its result, several of a tuple."""
-
-    name: str
-    shapes: tuple[Shape, ...]
-    opcode: str
-    operands: tuple[str, ...]
-    attributes: str
-    root: bool
 
 
 class Operation(NamedTuple):
@@ -112,12 +76,9 @@ class Operation(NamedTuple):
     cycles: int = 0
 
 
-Computation = Mapping[str, Instruction]
-
-
 def operations(text: str) -> list[Operation]:
     """The operations of an HLO module in text form, compiled or not."""
-    computations, entry = _parse(text)
+    computations, entry = parse(text)
     return list(_operations(computations, entry, 1))
 
 
@@ -134,72 +95,6 @@ def memory_bytes(found: Iterable[Operation]) -> float:
 def model_flops(lowered: Any) -> float:
     """Of a lowered program (`jax.stages.Lowered`) on all devices, before any optimisation."""
     return flops(operations(lowered.compiler_ir("hlo").as_hlo_text()))
-
-
-def _parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
-    """Instructions by name, by computation; and the name of the entry computation."""
-    computations: dict[str, dict[str, Instruction]] = {}
-    entry, current = "", None
-    for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
-        if current is None:
-            if line.endswith("{") and not line.startswith(" ") and (found := _HEAD.match(line)):
-                name = found[2] or found[4]
-                current = computations.setdefault(name, {})
-                entry = name if found[1] or found[3] else entry
-        elif line.startswith("}"):
-            current = None
-        elif found := _INSTRUCTION.match(line):
-            instruction = _instruction(found[2], line[found.end() :], bool(found[1]))
-            current[instruction.name] = instruction
-    return computations, entry
-
-
-def _instruction(name: str, rest: str, root: bool) -> Instruction:
-    """`rest` is what follows the equals sign: type, opcode, (operands), attributes."""
-    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
-    kind, rest = rest[:end], rest[end:].lstrip()
-    opened = rest.index("(")
-    closed = _closing(rest, opened)
-    operands = tuple(
-        part.split()[-1].lstrip("%") for part in _split(rest[opened + 1 : closed]) if part.strip()
-    )
-    shapes = tuple(_shape(*found.groups()) for found in _SHAPE.finditer(kind))
-    return Instruction(name, shapes, rest[:opened], operands, rest[closed + 1 :], root)
-
-
-def _shape(dtype: str, sides: str, layout: str | None) -> Shape:
-    """`layout` is {order of the axes, minor first:T(tile)S(memory)}; TPUs pad to whole tiles."""
-    lengths = tuple(int(side.lstrip("<=")) for side in sides.split(",") if side)
-    stored = math.prod(lengths)
-    if found := _TILED.match(layout or ""):
-        order, tile = ([int(n) for n in part.split(",") if n] for part in found.groups())
-        stored = 1
-        for axis, step in itertools.zip_longest(order, tile[::-1][: len(order)], fillvalue=1):
-            stored *= -(-lengths[axis] // step) * step
-    # S(n) with n > 0 is a scratch memory on the chip.
-    return Shape(dtype, lengths, stored, not re.search(r"S\([1-4]\)", layout or ""))
-
-
-def _closing(text: str, opened: int) -> int:
-    """The place of the parenthesis that closes the one at `opened`."""
-    depth = 0
-    for place in range(opened, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[place], 0)
-        if not depth:
-            return place
-    raise ValueError(f"unbalanced parentheses: {text[:80]}")
-
-
-def _split(text: str) -> list[str]:
-    """The parts of a list, separated by commas outside brackets."""
-    parts, depth = [""], 0
-    for letter in text:
-        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(letter, 0)
-        if letter == "," and not depth:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return parts
 
 
 def _operations(
@@ -390,7 +285,11 @@ def _trips(computations: Mapping[str, Computation], one: Instruction) -> int:
 
 
 def _group(attributes: str) -> int:
-    """Devices in the first group of a collective."""
+    """Devices in the first group of a collective, which names some axes of a mesh or lists them."""
+    if found := _MESH.search(attributes):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])  # of an axis all, or a part
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes):
         return int(found[2])
     if found := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):

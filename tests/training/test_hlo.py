@@ -87,6 +87,8 @@ ENTRY %main (x: bf16[64,128], i: s32[]) -> (bf16[8,128], f32[100]) {
   %start = (f32[100]{0}, f32[100]{0}) all-reduce-start(%zeros, /*index=1*/%ones), replica_groups=[2,4]<=[8], to_apply=%add
   %done = (f32[100]{0}, f32[100]{0}) all-reduce-done(%start)
   %gathered = f32[400]{0} all-gather(%zeros), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+  %halved = f32[100]{0} all-reduce(%zeros), replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_1'}, to_apply=%add
+  %shared = f32[100]{0} all-reduce(%zeros), replica_groups=@mesh['a'=4,'b'=2] {'a':(1)2,'b'}, to_apply=%add
   %grads = f32[100]{0} get-tuple-element(%done), index=0
   ROOT %all = (bf16[8,128]{1,0}, f32[100]{0}) tuple(%crop, %grads)
 }
@@ -94,7 +96,7 @@ ENTRY %main (x: bf16[64,128], i: s32[]) -> (bf16[8,128], f32[100]) {
 
 
 def test_what_compilers_for_accelerators_write():
-    crop, copy, convolution, reduced, gathered = hlo.operations(PROGRAM)
+    crop, copy, convolution, reduced, gathered, halved, shared = hlo.operations(PROGRAM)
     assert (crop.kind, crop.bytes) == ("copies", 2 * 8 * 128 * 2 + 4)  # the slice, not the array
     assert (copy.kind, copy.bytes) == ("copies", 64 * 128 * 2)  # its result is on the chip
     assert convolution.kind == "convolutions"
@@ -102,4 +104,5 @@ def test_what_compilers_for_accelerators_write():
     assert (convolution.dtype, convolution.name) == ("bf16", "jit(step)/encoder/conv")
     assert (reduced.collective, reduced.group, reduced.bytes) == ("all-reduce", 4, 800)
     assert (gathered.collective, gathered.group, gathered.bytes) == ("all-gather", 4, 1600)
+    assert (halved.group, shared.group) == (2, 4)
     assert {one.kind for one in (reduced, gathered)} == {"collectives"}
