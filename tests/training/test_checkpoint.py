@@ -204,7 +204,7 @@ def test_a_new_folder_gets_the_config(tmp_path):
     document = json.loads((tmp_path / "a" / "run" / "config.json").read_text())
     assert document["data"]["crop"] == [8, 8]
     again = checkpoint.check_config(config(), tmp_path / "a" / "run")  # the same again is fine
-    assert again == checkpoint.Known(document["identity"], extended=0)
+    assert again == checkpoint.Known(document["identity"], extended=0, rounding="")
     assert [file.name for file in (tmp_path / "a" / "run").iterdir()] == ["config.json"]
 
 
@@ -240,7 +240,7 @@ def test_a_run_goes_on_with_the_draws_that_it_began_with(tmp_path, before):
 
 def test_a_run_says_that_it_goes_on_with_another_gradient(tmp_path):
     def check(**data):
-        return checkpoint.check_config(config(), tmp_path, data)
+        return checkpoint.check_config(config(), tmp_path, data).rounding
 
     assert check() == ""
     assert check(native_weight_gradient=True) == ""  # an earlier version did not note it
