@@ -20,40 +20,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from ssl3d.errors import UserError
-from ssl3d.models import layers, remat
+from ssl3d.models import layers, remat, strided
 from ssl3d.models.features import DTYPES, Features
 
 BLOCKS = (6, 12, 24, 16)  # layers of each dense block
 _STEM = 2  # channels of the stem, in units of the growth
 _BOTTLENECK = 4  # channels between the two convolutions of a layer, in units of the growth
-
-
-def _pairs(
-    x: Float[Array, "B *S C"], axis: int
-) -> tuple[Float[Array, "B *half C"], Float[Array, "B *half C"]]:
-    """The even and the odd voxels along `axis`, which has an even length."""
-    pairs = x.reshape(*x.shape[:axis], -1, 2, *x.shape[axis + 1 :])
-    even, odd = (jax.lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in (0, 1))
-    return even, odd
-
-
-def _pad(
-    x: Float[Array, "B *S C"], axis: int, before: int, after: int, **how: Any
-) -> Float[Array, "B *padded C"]:
-    return jnp.pad(x, [(before, after) if i == axis else (0, 0) for i in range(x.ndim)], **how)
-
-
-def mean_pool(x: Float[Array, "B *S C"]) -> Float[Array, "B *half C"]:
-    """Mean over blocks of 2^rank voxels.
-
-    Along an odd axis the last block is one voxel wide.
-    """
-    for axis in range(1, x.ndim - 1):
-        if x.shape[axis] % 2:
-            x = _pad(x, axis, 0, 1, mode="edge")  # the mean of a voxel and itself
-        even, odd = _pairs(x, axis)
-        x = (even + odd) / 2
-    return x
 
 
 def overlapping_max_pool(x: Float[Array, "B *S C"]) -> Float[Array, "B *half C"]:
@@ -63,11 +35,10 @@ def overlapping_max_pool(x: Float[Array, "B *S C"]) -> Float[Array, "B *half C"]
     """
     # Last axis first: then the first of equal voxels in memory wins, as in the library's version.
     for axis in reversed(range(1, x.ndim - 1)):
-        if x.shape[axis] % 2:
-            x = _pad(x, axis, 0, 1, constant_values=-jnp.inf)
-        centre, after = _pairs(x, axis)
-        before = _pad(after, axis, 1, 0, constant_values=-jnp.inf)
-        x = _larger(_larger(jax.lax.slice_in_dim(before, 0, -1, axis=axis), centre), after)
+        x = strided.pad(x, axis, 0, x.shape[axis] % 2, -jnp.inf)
+        centre, after = strided.pairs(x, axis)
+        before = strided.pad(after, axis, 1, -1, -jnp.inf)
+        x = _larger(_larger(before, centre), after)
     return x
 
 
@@ -179,7 +150,7 @@ class DenseNetEncoder(nn.Module):
         for i, count in enumerate(BLOCKS[: self.depth - 1], start=1):
             if i > 1:
                 # The original pools after the convolution: the same result at four times the work.
-                x = mean_pool(x)
+                x = strided.mean_pool(x, (2,) * (x.ndim - 2))
                 half = layers.Conv(
                     x.shape[-1] // 2, kernel=1, bias=False, dtype=dtype, name=f"transition_{i - 1}"
                 )

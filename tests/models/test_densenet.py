@@ -86,18 +86,6 @@ def test_overlapping_max_pool(size, ties):
     )  # fmt: skip
 
 
-@settings(max_examples=6)
-@given(sizes)
-def test_mean_pool_is_over_the_voxels_there_are(size):
-    window = (1, *(2,) * len(size), 1)
-
-    def add(x):
-        return lax.reduce_window(x, 0.0, lax.add, window, window, "SAME")
-
-    x = normal(0, 2, *size, 3)
-    agree(densenet.mean_pool, lambda x: add(x) / add(jnp.ones_like(x)), x)
-
-
 def library_densenet(variables, x, blocks):
     """The definition, operator by operator: the transition's mean comes after its product."""
     params, statistics = variables["params"], variables["batch_stats"]
