@@ -129,7 +129,8 @@ def get_config(
     config.data.phantom.seed = 0
 
     config.encoder = Config()
-    # resunet: the paper's residual levels; unet: plain levels; densenet121: the paper's in 2D.
+    # resunet: the paper's residual levels; unet: plain levels; densenet121: the paper's in 2D;
+    # resenc: nnU-Net's, with norm=instance, width=32 and depth=6 that of its presets M, L and XL.
     config.encoder.kind = "resunet"
     # Channels of the first level, doubled with each (paper: 32); densenet121: the growth rate.
     config.encoder.width = 32
@@ -139,6 +140,13 @@ def get_config(
     config.encoder.activation_first = False  # norm after the ReLU, as in the original code
     config.encoder.dropout = 0.0
     config.encoder.final_pool = "none"  # or max, as in the original code
+    # resenc: the most channels of a level, 0 for nnU-Net's 320 in 3D and 512 in 2D; then for every
+    # level its residual blocks, and per axis its stride (1, 2) and its kernel (1, 3). () for
+    # nnU-Net's 1, 3, 4, 6, 6 ... blocks, strides of 2 after the first level and kernels of 3.
+    config.encoder.max_width = 0
+    config.encoder.blocks = ()
+    config.encoder.strides = ()
+    config.encoder.kernels = ()
     config.encoder.dtype = "float32"  # of the computation; bfloat16 pays on accelerators
     # Keep less for the backward pass and compute it again, where memory is short.
     config.encoder.remat = False

@@ -129,13 +129,16 @@ def _project_gradient(
 _project.defvjp(_project_and_factors, _project_gradient)
 
 
-def build(encoder: Any, outputs: int, deep: int = 0, name: str | None = None) -> Decoder:
+def build(encoder: Any, outputs: int, deep: int = 0, name: str | None = None) -> nn.Module:
     """The decoder that continues `encoder` with levels of the same kind.
 
     Args:
-      encoder: a `UNetEncoder`, or a module with its attributes; `remat` may be missing.
+      encoder: a `UNetEncoder`, a module with its attributes (`remat` may be missing), or one with a
+        method `decoder(outputs, deep, name)` that returns a module called as `Decoder` is.
       name: of the submodule, where a module builds it in its `__call__`.
     """
+    if hasattr(encoder, "decoder"):
+        return encoder.decoder(outputs, deep, name)
     return Decoder(
         outputs=outputs,
         residual=encoder.residual,

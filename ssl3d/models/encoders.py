@@ -1,7 +1,8 @@
 """The registry of encoders: [B, *S, C] -> features at every resolution, for any rank and size.
 
 Each level halves the size and rounds odd sizes up: level i of an axis of n voxels has
-ceil(n / 2^i), and the first level has exactly the input's size.
+ceil(n / 2^i), and the first level has exactly the input's size. A kind with the setting `strides`
+may leave some axes of a level as they are.
 """
 
 import difflib
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 
 from ssl3d import extensions
 from ssl3d.errors import UserError
-from ssl3d.models import densenet, layers, unet
+from ssl3d.models import densenet, layers, resenc, unet
 from ssl3d.models.features import DTYPES, Features
 
 __all__ = ["KINDS", "Features", "Kind", "build", "kind_of", "smallest_norm"]
@@ -30,22 +31,40 @@ class Kind(NamedTuple):
         Linen module, called as (x [B, *S, C], train) -> `Features`; may raise `UserError`.
       settings: what it accepts besides.
       full_resolution: whether it computes features at the input's resolution, as segmentation
-        needs them; a decoder continues it with levels like those of `unet.UNetEncoder`.
+        needs them; `decoders.build` continues it.
       stem_halvings: how often the size is halved before the first of its `depth` levels.
+      in_torch: whether `exchange/torch_network.py` builds the same network in PyTorch.
+      nnunet_plan: the module and a rank -> keywords of nnU-Net's `ResidualEncoderUNet` for the
+        same network; may raise `UserError`. None: nnU-Net has no such network.
     """
 
     build: Callable[..., nn.Module]
     settings: tuple[str, ...] = ()
     full_resolution: bool = False
     stem_halvings: int = 0
+    in_torch: bool = False
+    nnunet_plan: Callable[..., dict[str, Any]] | None = None
 
 
 # The only place that knows encoders by name. Any other name is a module that defines `ENCODER`.
 KINDS = {
     # Plain levels, as in the paper's released code.
-    "unet": Kind(unet.plain, ("activation_first", "final_pool", "remat"), full_resolution=True),
+    "unet": Kind(
+        unet.plain,
+        ("activation_first", "final_pool", "remat"),
+        full_resolution=True,
+        in_torch=True,
+    ),
     # Residual levels with learned downsampling, the paper's in 3D.
-    "resunet": Kind(unet.residual, ("final_pool", "remat"), full_resolution=True),
+    "resunet": Kind(unet.residual, ("final_pool", "remat"), full_resolution=True, in_torch=True),
+    # nnU-Net's.
+    "resenc": Kind(
+        resenc.build,
+        ("max_width", "blocks", "strides", "kernels", "remat"),
+        full_resolution=True,
+        in_torch=True,
+        nnunet_plan=resenc.nnunet_plan,
+    ),
     # The paper's for 2D pictures.
     "densenet121": Kind(densenet.build, ("remat",), stem_halvings=1),
 }
@@ -58,7 +77,16 @@ COMPUTATION = ("dtype", "remat")
 
 # Settings of every kind, and the value that a config holds for kinds without the setting.
 _DEFAULTS = {"norm": "group", "dropout": 0.0, "dtype": "float32"}
-_NEUTRAL = {"activation_first": False, "final_pool": "none", "remat": False}
+_NEUTRAL: dict[str, Any] = {
+    "activation_first": False,
+    "final_pool": "none",
+    "remat": False,
+    "max_width": 0,
+    "blocks": (),
+    "strides": (),
+    "kernels": (),
+}
+OWN_SETTINGS = tuple(_NEUTRAL)
 
 
 def kind_of(config: Mapping[str, Any] | ConfigDict) -> Kind:
@@ -109,7 +137,8 @@ def build(config: Mapping[str, Any] | ConfigDict, size: Sequence[int] = ()) -> n
     if not isinstance(fields["dropout"], (int, float)) or not 0 <= fields["dropout"] < 1:
         raise UserError(f"encoder.dropout is {fields['dropout']!r}; it must be in [0, 1)")
     for key, neutral in _NEUTRAL.items():
-        if key not in kind.settings and fields.pop(key) != neutral:
+        # A JSON has lists for tuples.
+        if key not in kind.settings and type(neutral)(fields.pop(key)) != neutral:
             having = " or ".join(name for name, other in KINDS.items() if key in other.settings)
             raise UserError(
                 f"encoder.kind={config.get('kind')} has no encoder.{key}, set it to {neutral}; "
@@ -124,6 +153,11 @@ def build(config: Mapping[str, Any] | ConfigDict, size: Sequence[int] = ()) -> n
             "norm over one voxel answers the same to everything; use fewer levels or larger inputs"
         )
     return encoder
+
+
+def every_setting(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an encoder with those that an earlier version did not have."""
+    return {"kind": "resunet"} | _DEFAULTS | _NEUTRAL | dict(config)
 
 
 def check_full_resolution(config: Mapping[str, Any] | ConfigDict, purpose: str) -> None:
@@ -146,8 +180,16 @@ def smallest_norm(config: Mapping[str, Any] | ConfigDict, size: Sequence[int]) -
 
     A norm over one voxel outputs a constant; presets keep this at 8 or more.
     """
+    return math.prod(
+        -(-n // s) for n, s in zip(size, total_strides(config, len(size)), strict=True)
+    )
+
+
+def total_strides(config: Mapping[str, Any] | ConfigDict, rank: int) -> tuple[int, ...]:
+    """Voxels of the input per voxel of the bottleneck, along each axis."""
     halvings = config["depth"] - 1 + kind_of(config).stem_halvings
-    return math.prod(-(-n // 2**halvings) for n in size)
+    by_level = config.get("strides") or ((2,) * rank,) * halvings
+    return tuple(math.prod(level[axis] for level in by_level) for axis in range(rank))
 
 
 def on_inputs(function: Callable[[Array], Array]) -> AbstractContextManager[None]:

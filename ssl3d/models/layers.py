@@ -286,11 +286,12 @@ class Norm(nn.Module):
 
     kind: str = "group"
     dtype: DTypeLike = jnp.float32
+    initial_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "B *S C"], train: bool = False) -> Float[Array, "B *S C"]:
         channels, values = x.shape[-1], x.astype(jnp.float32)
-        scale = self.param("scale", nn.initializers.ones, (channels,))
+        scale = self.param("scale", nn.initializers.constant(self.initial_scale), (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         if self.kind == "batch":
             moments, epsilon = self._batch_statistics(values, train), _BATCH_EPSILON

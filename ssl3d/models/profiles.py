@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ssl3d.models.encoders import Kind
+from ssl3d.models.encoders import OWN_SETTINGS, Kind
 from ssl3d.models.features import Features
 
 
@@ -42,4 +42,4 @@ def build(**_: Any) -> nn.Module:
     return Profiles()
 
 
-ENCODER = Kind(build, settings=("activation_first", "final_pool"))
+ENCODER = Kind(build, settings=OWN_SETTINGS)

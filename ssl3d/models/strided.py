@@ -17,7 +17,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from ssl3d.models import layers
+from ssl3d.models import layers, remat
 
 Axes = tuple[int, ...]
 """A number for every spatial axis."""
@@ -137,6 +137,8 @@ class Conv(nn.Module):
         shape = (*self.kernel, x.shape[-1], self.channels)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
         y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.strides)
+        if math.prod(self.kernel) > 1:
+            y = remat.kept(y)
         if self.bias:
             y += self.param("bias", nn.initializers.zeros, (self.channels,)).astype(self.dtype)
         return y

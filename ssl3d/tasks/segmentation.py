@@ -127,7 +127,11 @@ def loss(
     for level, part in enumerate(logits):
         if level:
             # One voxel represents its block: labels are never interpolated.
-            label = label[:, *(slice(None, None, 2),) * (label.ndim - 1)]
+            steps = (
+                2 if side > kept else 1
+                for side, kept in zip(label.shape[1:], part.shape[1:-1], strict=True)
+            )
+            label = label[:, *(slice(None, None, step) for step in steps)]
         truth = _truth(label, belongs)
         total += 0.5**level * _loss_at(part, truth, label != OUTSIDE, exclusive=_exclusive(belongs))
         weights += 0.5**level
