@@ -5,6 +5,9 @@
                                     SHA-256 checksum of the weights
     decoder/decoder.*               the same of the decoder, if the task's network has one
 
+A JSON with the layout "torch" describes weights in PyTorch's names and layout (`torch_layout`), as
+`ssl3d.export` writes them and as checkpoints of nnU-Net and nnssl are converted.
+
 Equal weights give equal bytes, whenever and wherever they are written. A run replaces both files
 at every checkpoint. At any moment they can be read, and a kill leaves a pair that belongs together:
 while the weights are replaced, the JSON describes the ones before as well (`replaces`).
@@ -28,7 +31,7 @@ from safetensors.numpy import save
 from ssl3d import documents
 from ssl3d.atomic import atomic_write, leftovers
 from ssl3d.errors import UserError
-from ssl3d.models import encoders, safetensors_files
+from ssl3d.models import encoders, safetensors_files, torch_layout
 
 WEIGHTS = "encoder.safetensors"
 DESCRIPTION = "encoder.json"
@@ -98,7 +101,7 @@ def load_encoder(given: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """Rebuilds an exported encoder.
 
     Args:
-      given: the folder of a run, or its `encoder/`; see `encoder_folder`.
+      given: the folder of a run, its `encoder/`, or an export for PyTorch; see `encoder_folder`.
 
     Returns:
       The module and its variables: `module.apply(variables, x).levels` for x [B, *S, C].
@@ -118,9 +121,13 @@ def load_encoder(given: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         wanted = traverse_util.flatten_dict(
             jax.eval_shape(module.init, jax.random.key(0), example), sep="/"
         )
+    rank, in_torch = description["rank"], description.get("layout") == torch_layout.NAME
+    stored = torch_layout.wanted(wanted, rank) if in_torch else wanted
     # By the header, before an array of whatever size is read.
-    check_leaves(safetensors_files.read_header(weights), wanted, weights, DESCRIPTION)
+    check_leaves(safetensors_files.read_header(weights), stored, weights, DESCRIPTION)
     _, found = read_described(file, weights)
+    if in_torch:
+        found = torch_layout.from_torch(found, wanted, rank)
     return module, traverse_util.unflatten_dict(found, sep="/")
 
 
