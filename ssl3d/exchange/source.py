@@ -22,6 +22,8 @@ from ssl3d.models import encoders, export
 Part = Literal["encoder", "network"]
 
 _REMEDY = "restore the run's folder"
+# What a JSON tells of the weights beside it alone.
+_OF_THE_FILES = ("layout", "sha256", "replaces")
 
 
 class Source(NamedTuple):
@@ -121,7 +123,8 @@ def _described(about: dict[str, Any], settings: dict[str, Any], workdir: Path) -
     known = {"version": ssl3d.__version__, "preparation": _preparation(config)}
     if "data" in config:
         known["crop"] = list(config["data"]["crop"])
-    return known | about | {"encoder": settings}
+    kept = {key: value for key, value in about.items() if key not in _OF_THE_FILES}
+    return known | kept | {"encoder": settings}
 
 
 def run_config(workdir: Path) -> dict[str, Any]:

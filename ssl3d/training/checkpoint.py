@@ -135,7 +135,7 @@ def _compare(before: Mapping[str, Any], now: Mapping[str, Any], workdir: Path) -
             )
         if old == new or key in (*_FREE, NATIVE, _IDENTITY, _LENGTHS):
             continue
-        if key not in old_values and new == "":
+        if key not in old_values and new in ("", 0, []):
             continue  # an earlier version did not have it
         if key == "steps" and isinstance(old, int) and new > old:
             continue

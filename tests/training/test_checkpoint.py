@@ -231,6 +231,14 @@ def test_a_key_that_came_or_went_is_refused_too(tmp_path):
         checkpoint.check_config(more, tmp_path)
 
 
+@pytest.mark.parametrize("neutral", ["", 0, ()])
+def test_a_key_that_came_and_changes_nothing_is_none(tmp_path, neutral):
+    checkpoint.check_config(config(), tmp_path)
+    more = config()
+    more.optimizer.momentum = neutral
+    checkpoint.check_config(more, tmp_path)
+
+
 @pytest.mark.parametrize("before", [{}, {"draws": 1}])
 def test_a_run_goes_on_with_the_draws_that_it_began_with(tmp_path, before):
     checkpoint.check_config(config(), tmp_path, before)
