@@ -40,7 +40,7 @@ def upload(folder: Path, repository: str) -> str:
     try:
         hub.create_repo(repository, repo_type="model", exist_ok=True)
         return str(hub.upload_folder(repo_id=repository, folder_path=folder, repo_type="model"))
-    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
+    except Exception as error:  # of the library, its HTTP client, or the network
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"--upload={repository}: {reason}; log in with `hf auth login`; the folder is ready"
