@@ -137,8 +137,11 @@ def build(config: Mapping[str, Any] | ConfigDict, size: Sequence[int] = ()) -> n
     if not isinstance(fields["dropout"], (int, float)) or not 0 <= fields["dropout"] < 1:
         raise UserError(f"encoder.dropout is {fields['dropout']!r}; it must be in [0, 1)")
     for key, neutral in _NEUTRAL.items():
+        if key in kind.settings:
+            continue
+        value = fields.pop(key)
         # A JSON has lists for tuples.
-        if key not in kind.settings and type(neutral)(fields.pop(key)) != neutral:
+        if (tuple(value) if isinstance(value, list) else value) != neutral:
             having = " or ".join(name for name, other in KINDS.items() if key in other.settings)
             raise UserError(
                 f"encoder.kind={config.get('kind')} has no encoder.{key}, set it to {neutral}; "

@@ -248,7 +248,9 @@ def _axes(key: str, values: Any, depth: int, allowed: tuple[int, int]) -> tuple[
     levels = _per_level(key, values, depth)
     axes = tuple(tuple(level) if isinstance(level, (list, tuple)) else () for level in levels)
     if any(
-        len(level) not in (2, 3) or len(level) != len(axes[0]) or not set(level) <= set(allowed)
+        len(level) not in (2, 3)
+        or len(level) != len(axes[0])
+        or not all(value in allowed for value in level)
         for level in axes
     ):
         raise UserError(

@@ -97,6 +97,7 @@ def test_every_parameter_has_a_gradient_but_biases_before_norms():
         ({"strides": ((1, 1), (4, 2), (2, 2))}, ["encoder.strides", "1 or 2"]),
         ({"strides": ((2, 2), (2, 2), (2, 2))}, ["encoder.strides", "first level"]),
         ({"kernels": ((3, 3), (5, 3), (3, 3))}, ["encoder.kernels", "1 or 3"]),
+        ({"strides": ((1, 1), (2, (2,)), (2, 2))}, ["encoder.strides", "1 or 2"]),
         ({"kind": "resunet"}, ["encoder.blocks", "resenc"]),
     ],
 )
