@@ -58,7 +58,9 @@ def test_what_nnunet_cannot_use_is_left_out(tmp_path):
     assert not (tmp_path / "hub" / "adaptation_plan.json").exists()
 
 
-def test_an_upload_is_that_of_the_hubs_library(run, tmp_path, monkeypatch):
+def test_an_upload_is_that_of_the_hubs_library(tmp_path, monkeypatch):
+    settings = {"kind": "unet", "width": 4, "depth": 1}
+    run = exported.write_encoder(tmp_path / "run", settings, 2)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match="pip install huggingface_hub; the folder is ready"):
         folders.export(run, tmp_path / "one", "hub", upload="lab/encoder")

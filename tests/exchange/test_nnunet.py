@@ -68,7 +68,7 @@ def close(ours, theirs):
     ("settings", "size"),
     [
         pytest.param(exported.RESENC, (12, 8), id="2d", marks=pytest.mark.slow),
-        pytest.param(exported.RESENC, (11, 9), id="2d-odd"),
+        pytest.param(exported.RESENC, (11, 9), id="2d-odd", marks=pytest.mark.slow),
         pytest.param(exported.RESENC, (8, 12, 4), id="3d", marks=pytest.mark.slow),
         pytest.param(FLAT, (7, 9, 11), id="3d-anisotropic-odd"),
     ],

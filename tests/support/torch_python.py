@@ -46,3 +46,23 @@ def succeeds(*arguments):
     done = run(*arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+_CHECK = """
+import runpy, sys
+files, sys.argv = sys.argv[1:], sys.argv[:1]
+for file in files:
+    try:
+        runpy.run_path(file, run_name="__main__")
+    except SystemExit as status:
+        if status.code:
+            raise
+"""
+
+
+def check(*files):
+    """Runs the `encoder.py` or `network.py` of exports, each of which must find its outputs right.
+
+    In one process: torch takes seconds to import.
+    """
+    assert succeeds("-c", _CHECK, *files).count("largest difference") == len(files)
