@@ -5,6 +5,8 @@ python -m ssl3d.main --config=configs/contrast3d.py
 Built-in brain, one CPU core: 96 s, the right one among 32 in a share of 0.609 (chance 0.031).
 """
 
+import math
+
 from ssl3d.bounds import (
     POSITIVE,
     PROBABILITY,
@@ -24,10 +26,25 @@ SIZES: dict[str, datasets.Ranks] = {"phantom_brain": _MANY, "phantom_abdomen": _
 
 
 def _view(config: Config) -> tuple[int, ...]:
-    """Two thirds of the crop, or half of it for a grid of base crops."""
-    share = 1 / 2 if config.task.objective == "overlap" else 2 / 3
-    coarsen = config.task.coarsen
-    return tuple(max(int(side * share) // coarsen, 1) * coarsen for side in config.data.crop)
+    """Two thirds of the crop, or half of it for a grid of base crops.
+
+    Less along long axes where the zoom's rim, a share of the longest side, would take more than
+    half of the shortest axis.
+    """
+    coarsen, crop = config.task.coarsen, config.data.crop
+    if config.task.objective == "overlap":
+        return tuple(max(side // 2 // coarsen, 1) * coarsen for side in crop)
+    grow = _rim(config)
+    longest = min(int(max(crop) * 2 / 3), int(min(crop) / 2 / grow) if grow else max(crop))
+    room = 2 * math.ceil(longest / 2 * grow)
+    sides = (min(int(side * 2 / 3), longest, side - room) for side in crop)
+    return tuple(max(side // coarsen, 1) * coarsen for side in sides)
+
+
+def _rim(config: Config) -> float:
+    """Voxels around a view, for the zoom, per voxel of half its longest side."""
+    amount = config.task.zoom_amount if config.task.zoom else 0.0
+    return amount / (1 - amount)
 
 
 def _three_weights(values: tuple[float, ...]) -> bool:
@@ -48,7 +65,6 @@ def configure(arg: str, rank: int) -> Config:
     config.task.objective = bounded("info_nce", one_of("info_nce", "vicreg", "overlap"))
     # Voxels per side averaged into one.
     config.task.coarsen = default.coarsening(config)
-    config.task.view = derived(config, _view)  # voxels of a view, inside the crop
     # Least share of each side of a view that the other one sees too; 0: both lie anywhere.
     config.task.min_overlap = bounded(0.0, PROBABILITY)
     config.task.temperature = bounded(0.1, POSITIVE)  # of info_nce
@@ -60,6 +76,7 @@ def configure(arg: str, rank: int) -> Config:
     # Probability of a zoom by factors in 1 ± zoom_amount; none for overlap.
     config.task.zoom = bounded(0.5, PROBABILITY)
     config.task.zoom_amount = bounded(0.1, SHARE)
+    config.task.view = derived(config, _view)  # voxels of a view, inside the crop
     # Strength of the random monotone intensity change.
     config.task.intensity = bounded(0.5, PROBABILITY)
     # Largest deviation of the Gaussian noise, in units of the image's deviation.

@@ -20,7 +20,7 @@ SIZES: dict[str, datasets.Ranks] = {
 
 def _half_a_patch(config: Config) -> int:
     """The overlap of the original code's 2D grid of five patches per side."""
-    return config.data.crop[0] // 6
+    return min(config.data.crop) // 6
 
 
 def _original_crop_of_a_patch(config: Config) -> int:

@@ -55,6 +55,8 @@ class Preset(NamedTuple):
         lie anywhere).
       encoders: the published encoders, by rank and variant.
       ordered: whether classes of whole images are grades, which have an order.
+      from_data: whether crop, depth and batch follow from the data set, unless `data` has them;
+        the values of `base` and `kinds` are then what a step costs at most.
     """
 
     about: str
@@ -64,6 +66,7 @@ class Preset(NamedTuple):
     augment: Mapping[str, Any] = {}
     encoders: Mapping[int, Mapping[str, Settings]] = {3: UNETS, 2: UNETS}
     ordered: bool = True
+    from_data: bool = False
 
 
 def both_ranks(settings: Settings) -> Ranks:
@@ -246,10 +249,11 @@ PRESETS: dict[str, Preset] = {
         encoders={3: UNETS, 2: {}},  # the same network in every variant
     ),
     "folder": Preset(
-        "any prepared data set; set config.data.crop where 128 voxels per side do not suit it",
-        PAPER,
+        "any prepared data set; crop, depth and batch follow from its manifest",
+        {3: PAPER[3], 2: PAPER_224[2]},
         kinds=PAPER_KINDS,
         ordered=False,
+        from_data=True,
     ),
 }
 

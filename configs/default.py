@@ -27,6 +27,7 @@ from ssl3d.bounds import (
 )
 from ssl3d.configs import datasets
 from ssl3d.errors import UserError
+from ssl3d.training import sizes as data_sizes
 
 # What the published settings have in common, by variant and rank: "paper" follows the paper's
 # text (appendix A), "original" the released code, faults included.
@@ -202,6 +203,8 @@ def get_config(
     if variant:
         _set(config, PUBLISHED[variant][rank])
         _set(config, datasets.PRESETS[entry].encoders[rank].get(variant, {}))
+    if datasets.PRESETS[entry].from_data:
+        data_sizes.follow_data(config, kind, given=datasets.PRESETS[entry].data)
     return config, variant
 
 

@@ -37,6 +37,10 @@ def _of_part(name: str, rule: Callable[[Config], Any], config: Config) -> Any:
     return rule(bounds.part(config, name))
 
 
+def _whole_crop(config: Config) -> tuple[int, ...]:
+    return config.data.crop
+
+
 def get_config(arg: str = "phantom") -> Config:
     return configure(arg, rank=3)
 
@@ -63,6 +67,8 @@ def add_part(config: Config, part: Config, weight: float = 1.0) -> None:
     section = config.parts[name]
     section.weight = bounded(weight, POSITIVE)  # of the loss
     section.crop = part.data.crop  # voxels; no larger than `config.data.crop`
+    if "crop" in bounds.rules(part.data):
+        section.crop = derived(config, _whole_crop)
     section.task = part.task.copy_and_resolve_references()
-    for key, rule in bounds.rules(part.task):
+    for key, rule in bounds.rules(part.task).items():
         section.task[key] = derived(config, functools.partial(_of_part, name, rule))

@@ -47,13 +47,21 @@ class Derived(NamedTuple):
     rule: Callable[[Any], Any]
 
 
-def derived(config: Config, rule: Callable[[Any], Any]) -> Any:
+class Pending(ValueError):
+    """What a rule follows from is not there yet; the message completes "it is ..."."""
+
+
+def derived(config: Config, rule: Callable[[Any], Any], pending: Any = None) -> Any:
     """The value to assign to a key that follows from other keys of `config`.
 
     Args:
       rule: the whole config -> the value; without lambdas, so that configs can be pickled.
+      pending: the value as long as the rule raises `Pending`.
     """
-    return Derived(rule(config), rule)
+    try:
+        return Derived(rule(config), rule)
+    except Pending:
+        return Derived(pending, rule)
 
 
 def bounded(value: Any, bound: Bound) -> Any:
@@ -121,7 +129,8 @@ class Config(ml_collections.ConfigDict):
         if isinstance(value, Bounded):
             note, value = _Note(value.bound), value.value
         if isinstance(value, Derived):
-            note, value = note._replace(rule=value.rule), value.value
+            note = self._note(key)._replace(bound=note.bound, rule=value.rule)
+            value = value.value
         self._notes[key] = note
         if isinstance(value, dict | ml_collections.ConfigDict) and not isinstance(value, Config):
             value = Config(value)
@@ -155,16 +164,30 @@ def derive(config: ml_collections.ConfigDict) -> None:
 
     Where other values are wrong, e.g. a crop of letters, the old one stays: the checks name them.
     """
-    for section in _sections(config):
-        for key, rule in rules(section):
+    for _, section in _named_sections(config):
+        for key, rule in rules(section).items():
             if key in section:
                 with contextlib.suppress(TypeError, ValueError, ZeroDivisionError):
                     section[key] = Derived(rule(config), rule)
 
 
-def rules(section: Config) -> list[tuple[str, Callable[[Any], Any]]]:
+def rules(section: Config) -> dict[str, Callable[[Any], Any]]:
     """The derived keys of a section, each with its rule."""
-    return [(key, note.rule) for key, note in section._notes.items() if note.rule]
+    return {key: note.rule for key, note in section._notes.items() if note.rule}
+
+
+def pending(config: ml_collections.ConfigDict) -> dict[str, str]:
+    """The keys whose rules wait for something, and the words of their `Pending`."""
+    found = {}
+    for prefix, section in _named_sections(config):
+        for key, rule in rules(section).items():
+            try:
+                rule(config)
+            except Pending as reason:
+                found[prefix + key] = str(reason)
+            except (TypeError, ValueError, ZeroDivisionError):
+                continue  # other values are wrong, which the checks name
+    return found
 
 
 def part(config: ml_collections.ConfigDict, name: str) -> Config:
@@ -190,12 +213,14 @@ def part(config: ml_collections.ConfigDict, name: str) -> Config:
     return seen
 
 
-def _sections(config: ml_collections.ConfigDict) -> Iterator[Config]:
+def _named_sections(
+    config: ml_collections.ConfigDict, prefix: str = ""
+) -> Iterator[tuple[str, Config]]:
     if isinstance(config, Config):
-        yield config
-    for value in config.values():
+        yield prefix, config
+    for key, value in config.items():
         if isinstance(value, ml_collections.ConfigDict):
-            yield from _sections(value)
+            yield from _named_sections(value, f"{prefix}{key}.")
 
 
 def check(config: ml_collections.ConfigDict) -> None:

@@ -186,11 +186,15 @@ def parse_with_config(
         bounds.make_automatic(config, "batch_size")
     if options.print_config:
         given = {override.partition("=")[0].removeprefix("--config.") for override in overrides}
+        pending = bounds.pending(config)
         for key, value in _leaves(config).items():
             was = shipped[key]
             change = f"  # {'overridden' if key in given else 'derived'}, was {was!r}"
-            fitted = "  # or the next multiple of the devices" * (key == "batch_size" and automatic)
-            print(f"config.{key} = {value!r}" + change * (value != was) + fitted)
+            fitted = "  # or the next multiple of the devices" * (
+                key == "batch_size" and bounds.is_automatic(config, "batch_size")
+            )
+            waits = f"  # {pending[key]}" if key in pending else ""
+            print(f"config.{key} = {value!r}" + change * (value != was) + waits + fitted)
         sys.exit(0)
     return options, config
 

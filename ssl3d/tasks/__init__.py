@@ -71,11 +71,15 @@ class Box(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One picture of `ssl3d.inspect`; without `image`, the whole image of the case."""
+    """One picture of `ssl3d.inspect`; without `image`, the whole image of the case.
+
+    `label` is laid over the image, in a colour for every class.
+    """
 
     title: str
     image: Real[np.ndarray, "*S C"] | None
     boxes: tuple[Box, ...] = ()
+    label: Integer[np.ndarray, "*S"] | None = None
 
 
 class Task(NamedTuple):
@@ -179,6 +183,20 @@ def equal_axes(config: ml_collections.ConfigDict) -> tuple[int, ...]:
     """
     module = module_of(config.task.name)
     return module.equal_axes(config) if hasattr(module, "equal_axes") else ()
+
+
+def encoded_sizes(config: ml_collections.ConfigDict) -> tuple[tuple[int, ...], ...]:
+    """*S of the images that the config's task shows the encoder, in voxels.
+
+    `encoded_sizes(config)` of its module, by default the crop, coarser by `config.task.coarsen`.
+
+    Raises:
+      UserError: settings that contradict each other.
+    """
+    module = module_of(config.task.name)
+    if hasattr(module, "encoded_sizes"):
+        return module.encoded_sizes(config)
+    return (tuple(side // config.task.get("coarsen", 1) for side in config.data.crop),)
 
 
 def downstream(config: ml_collections.ConfigDict) -> ModuleType | None:

@@ -91,6 +91,11 @@ def overlap_loss(x: Float[Array, "B K E"], targets: Targets) -> Loss:
     return loss, {"accuracy": (hits, ones), "chance": (ones / count, ones)}
 
 
+def encoded_sizes(config: ml_collections.ConfigDict) -> tuple[tuple[int, ...], ...]:
+    """The view, coarser."""
+    return (tuple(side // config.task.coarsen for side in config.task.view),)
+
+
 def build(config: ml_collections.ConfigDict) -> Task:
     """Raises `UserError` if the settings contradict each other."""
     task, size, view = config.task, np.array(config.data.crop), np.array(config.task.view)
@@ -133,9 +138,7 @@ def build(config: ml_collections.ConfigDict) -> Task:
         record=record,
         views=lambda key, record, train: views(key, record, train, task, rim),
         network=Network(
-            encoder=encoders.build(
-                config.encoder, tuple(side // task.coarsen for side in task.view)
-            ),
+            encoder=encoders.build(config.encoder, *encoded_sizes(config)),
             head=heads.build(config.head, out=task.code),
             pool=config.head.pool,
             unit=task.objective != "vicreg",

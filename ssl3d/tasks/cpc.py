@@ -28,7 +28,8 @@ from ssl3d import augment, losses
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
 from ssl3d.tasks import Box, Metrics, Panel, Targets, Task, retrieval
-from ssl3d.tasks.grid import Cut, Grid, patch_grid, patches_of
+from ssl3d.tasks.grid import Cut, Grid, grid_of, patches_of
+from ssl3d.tasks.grid import encoded_sizes as encoded_sizes
 
 
 def _mirror(i: int, n: int) -> int:
@@ -193,7 +194,7 @@ def _accuracy(logits: Float[Array, "B A L N"], goals: Int[np.ndarray, "A L"]) ->
 def build(config: ml_collections.ConfigDict) -> Task:
     """Raises `UserError` if the settings contradict each other."""
     task = config.task
-    grid = patch_grid(config.data.crop, task.per_side, jitter=task.jitter, overlap=task.overlap)
+    grid = grid_of(config)
     row = task.anchor_row
     if row < 0:
         raise UserError(f"config.task.anchor_row={row}: must be a row of the grid, 0 or more")

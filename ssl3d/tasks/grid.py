@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from jax import Array
 from jaxtyping import Int, Shaped
@@ -82,6 +83,17 @@ def patch_grid(size: Sequence[int], per_side: int, jitter: int = 0, overlap: int
             f"{patch} voxels"
         )
     return Grid(per_side, stride, patch, jitter)
+
+
+def grid_of(config: ml_collections.ConfigDict) -> Grid:
+    """The grid of a config of a task on patches. Raises `UserError`."""
+    task = config.task
+    return patch_grid(config.data.crop, task.per_side, task.jitter, task.get("overlap", 0))
+
+
+def encoded_sizes(config: ml_collections.ConfigDict) -> tuple[tuple[int, ...], ...]:
+    """Those of `ssl3d.tasks` for a task on patches: the patch. Raises `UserError`."""
+    return (grid_of(config).patch,)
 
 
 def starts(grid: Grid, rng: np.random.Generator) -> Int[np.ndarray, "N rank"]:

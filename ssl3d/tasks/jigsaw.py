@@ -23,7 +23,8 @@ from ssl3d import augment, losses
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
 from ssl3d.tasks import Box, Metrics, Panel, Targets, Task
-from ssl3d.tasks.grid import Cut, patch_grid
+from ssl3d.tasks.grid import Cut, grid_of
+from ssl3d.tasks.grid import encoded_sizes as encoded_sizes
 
 # Random candidates among which each permutation is chosen.
 _CANDIDATES = 20
@@ -122,7 +123,7 @@ def loss(logits: Float[Array, "B Q K"], targets: Targets) -> tuple[Float[Array, 
 def build(config: ml_collections.ConfigDict) -> Task:
     """Raises `UserError` if the settings contradict each other."""
     task = config.task
-    grid = patch_grid(config.data.crop, task.per_side, jitter=task.jitter)
+    grid = grid_of(config)
     chosen = permutations(task.permutations, grid.count, task.permutation_seed, task.spread)
     if not 1 <= task.puzzles <= task.permutations:
         raise UserError(

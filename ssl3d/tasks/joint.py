@@ -64,6 +64,11 @@ def configs(config: ml_collections.ConfigDict) -> dict[str, bounds.Config]:
     return found
 
 
+def encoded_sizes(config: ml_collections.ConfigDict) -> tuple[tuple[int, ...], ...]:
+    """Those of every part, see `tasks.encoded_sizes`."""
+    return tuple(size for part in configs(config).values() for size in tasks.encoded_sizes(part))
+
+
 def adapt(config: ml_collections.ConfigDict, images: Sequence[np.ndarray]) -> str:
     """Lets every part set what depends on the collection, see `tasks.adapt`."""
     notes = []

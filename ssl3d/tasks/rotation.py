@@ -103,6 +103,12 @@ def _middle(volume: Float[Array, "*S C"], size: Sequence[int]) -> Float[Array, "
     return volume[tuple(slice(a, a + length) for a, length in zip(starts, size, strict=True))]
 
 
+def encoded_sizes(config: ml_collections.ConfigDict) -> tuple[tuple[int, ...], ...]:
+    """What smoothing leaves of the crop, coarser."""
+    inner = inner_size(config.data.crop, config.task.blur)
+    return (tuple(side // config.task.coarsen for side in inner),)
+
+
 def loss(logits: Float[Array, "B Q K"], targets: Targets) -> tuple[Float[Array, " B"], Metrics]:
     """Cross-entropy over rotations, targets.rotation [B, Q]."""
     return losses.classified(logits, targets["rotation"])
@@ -156,7 +162,7 @@ def build(config: ml_collections.ConfigDict) -> Task:
             key, record, train, task.turns, task.group, task.intensity, task.coarsen, task.blur
         ),
         network=Network(
-            encoder=encoders.build(config.encoder, tuple(side // task.coarsen for side in inner)),
+            encoder=encoders.build(config.encoder, *encoded_sizes(config)),
             head=heads.build(config.head, out=classes),
             pool=config.head.pool,
         ),

@@ -22,7 +22,8 @@ from ssl3d import augment, losses
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
 from ssl3d.tasks import Box, Metrics, Panel, Targets, Task
-from ssl3d.tasks.grid import Chosen, Cut, Grid, patch_grid
+from ssl3d.tasks.grid import Chosen, Cut, Grid, grid_of
+from ssl3d.tasks.grid import encoded_sizes as encoded_sizes
 
 
 class Network(nn.Module):
@@ -77,7 +78,7 @@ def direction(query: int, grid: Grid) -> str:
 def build(config: ml_collections.ConfigDict) -> Task:
     """Raises `UserError` if the settings contradict each other."""
     task = config.task
-    grid = patch_grid(config.data.crop, task.per_side, jitter=task.jitter)
+    grid = grid_of(config)
     if task.per_side % 2 == 0:
         raise UserError(f"config.task.per_side={task.per_side}: a grid with a centre needs it odd")
     centre = grid.count // 2

@@ -256,7 +256,7 @@ def build(config: ml_collections.ConfigDict, labels: Labels | None) -> Task:
         return [
             whole.panel(record, size),
             Panel("input", inputs),
-            Panel("label", label[..., None].astype(np.float32)),
+            Panel("label", inputs, label=label),
         ]
 
     def predict(logits: tuple[Float[Array, "B ... R"], ...]) -> Float[Array, "B ... R"]:

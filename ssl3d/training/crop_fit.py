@@ -68,8 +68,9 @@ def fit_collection(
             f"{_by(max(map(tuple, shapes), key=np.prod))} voxels, less config.data.margin; use "
             "fewer levels (config.encoder.depth), fewer patches per side, or a 2D config"
         )
-    config.data.crop = fitted.crop
-    bounds.derive(config)
+    if fitted.crop != wanted:
+        config.data.crop = fitted.crop
+        bounds.derive(config)
     left_out = tuple(case.id for case in cases if not holds_crop(config, case))
     train, validation = (
         tuple(case for case in part if holds_crop(config, case))

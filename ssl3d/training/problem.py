@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ssl3d import bounds, tasks
 from ssl3d.data import pipeline, store
 from ssl3d.errors import UserError
-from ssl3d.training import config_checks, crop_fit, sharding, transfer
+from ssl3d.training import config_checks, crop_fit, sharding, sizes, transfer
 from ssl3d.training.cases import choose_cases, labels_of, open_dataset
 
 Record = dict[str, np.ndarray]
@@ -63,8 +63,8 @@ def open_problem(
 ) -> tuple[Problem, transfer.Pretrained | None]:
     """Opens the data and builds the task.
 
-    Changes `config.encoder` to a pretrained encoder's, and the crop of a proxy task to one that
-    lies inside the images.
+    Changes `config.encoder` to a pretrained encoder's, sizes that follow from the data set, and the
+    crop of a proxy task to one that lies inside the images.
 
     Returns:
       The problem, and the pretrained variables to start from, if any.
@@ -75,17 +75,20 @@ def open_problem(
     transfer.check_encoder(config)  # before a data set is generated
     dataset = open_dataset(config)
     pretrained = transfer.adopt_architecture(config, len(dataset.modalities))
+    bounds.derive(config)
     train_cases, validation_cases = choose_cases(config, dataset)
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     with transfer.naming_encoder(config):
         if tasks.needs(config) == "image":
             adapted = tasks.adapt(config, sample_images(config, dataset, train_cases))
+            bounds.derive(config)
             fitted = crop_fit.fit_collection(config, train_cases, validation_cases)
             train_cases, validation_cases = fitted.train_cases, fitted.validation_cases
             left_out = fitted.left_out
-            notes = tuple(note for note in (adapted, fitted.message) if note)
+            notes = (adapted, fitted.message)
         task = tasks.build(config, labels_of(dataset, train_cases))
+    notes = tuple(note for note in (sizes.explain(config), *notes) if note)
     found = Problem(config, dataset, train_cases, validation_cases, task, left_out, notes)
     return found, pretrained
 

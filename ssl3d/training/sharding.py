@@ -207,7 +207,8 @@ def fit_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     """Rounds an automatic `config.batch_size` up, in place, to the next that divides evenly."""
     if bounds.is_automatic(config, "batch_size"):
         unit = unit_batch(mesh) * config.optimizer.accumulate
-        config.batch_size = -(-config.batch_size // unit) * unit
+        if config.batch_size % unit:
+            config.batch_size = -(-config.batch_size // unit) * unit
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
