@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: label maps outlined on single cases, and confusions of grades.
+"""Pictures of cases: label maps on their images, and confusions of grades.
 
 All of them show the prepared arrays: upright, and with the intensities the network sees.
 """
@@ -6,23 +6,35 @@ All of them show the prepared arrays: upright, and with the intensities the netw
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from ssl3d.figures import slices
 
-# The truth, and the thinner prediction above it: distinct for the colour-blind, and both visible
-# where they agree. Colours and widths.
-_LINES = (("#ffb000", 2.4), ("#0090ff", 1.2))
+# Line width, style and opacity: a wide pale truth shows beneath the broken prediction where they
+# agree.
+_TRUTH: tuple[float, Any, float] = (3.0, "solid", 0.5)
+_PREDICTION: tuple[float, Any, float] = (1.4, (0, (2.5, 1.2)), 1.0)
 _SIDE = 4.0  # inches, the longest side of a slice
-_CAPTION = 0.8  # inches, title and legend together
+_CAPTION = 1.1  # inches, title and legend together
+_MOST_NAMED = 12  # classes in a legend
 MOST_MISTAKES = 12
 _COLUMNS = 4
+
+
+class _View(NamedTuple):
+    """A slice: the axis it cuts (None in 2D), image [H, W, C] and label maps [H, W], mm [2]."""
+
+    cut: int | None
+    image: np.ndarray
+    labels: list[np.ndarray]
+    extent: tuple[float, float]
 
 
 def outlines(
@@ -31,6 +43,7 @@ def outlines(
     prediction: np.ndarray,
     spacing: Sequence[float],
     title: str,
+    classes: Sequence[str] = (),
 ) -> Figure:
     """Slices through the middle of the labels, every class of both label maps outlined.
 
@@ -39,38 +52,101 @@ def outlines(
       truth: int [*S].
       prediction: int [*S].
       spacing: mm, for true proportions.
+      classes: names of the label values, for the legend.
     """
-    colour = slices.is_photograph(image)
-    middle = _middle(truth if truth.any() else prediction)
-    cuts = (None,) if truth.ndim == 2 else (2, 1, 0)
-    views = []
-    for cut in cuts:
-        axes = [axis for axis in range(truth.ndim) if axis != cut]
-        across, up = reversed(axes) if colour else axes
-        planes = [
-            array if cut is None else np.take(array, middle[cut], axis=cut)
-            for array in (image, truth, prediction)
-        ]
-        extent = [truth.shape[axis] * spacing[axis] for axis in (across, up)]
-        views.append((planes, extent, spacing[up] / spacing[across]))
-    shown = [planes[0].reshape(-1, image.shape[-1]) for planes, *_ in views]
-    limits = slices.window(np.concatenate(shown))
 
-    inches = _SIDE / max(side for _, extent, _ in views for side in extent)
-    widths = [inches * extent[0] for _, extent, _ in views]
-    height = inches * max(extent[1] for _, extent, _ in views)
+    def draw(axes: Axes, view: _View, colour: bool) -> None:
+        for labels, line in zip(view.labels, (_TRUTH, _PREDICTION), strict=True):
+            slices.outline(axes, labels, colour, *line)
+
+    lines = [
+        Line2D([], [], color="0.2", linewidth=width, linestyle=style, alpha=opacity)
+        for width, style, opacity in (_TRUTH, _PREDICTION)
+    ]
+    return _figure(
+        image,
+        [truth, prediction],
+        spacing,
+        title,
+        classes,
+        draw,
+        dict(zip(("truth", "prediction"), lines, strict=True)),
+    )
+
+
+def preview(
+    image: np.ndarray, labels: np.ndarray, classes: Sequence[str], spacing: Sequence[float],
+    title: str,
+) -> Figure:  # fmt: skip
+    """Slices through the middle of a label map int [*S], laid over the image [*S, C]."""
+
+    def draw(axes: Axes, view: _View, colour: bool) -> None:
+        slices.overlay(axes, view.labels[0], colour)
+
+    return _figure(image, [labels], spacing, title, classes, draw, {})
+
+
+def _figure(
+    image: np.ndarray,
+    labels: Sequence[np.ndarray],
+    spacing: Sequence[float],
+    title: str,
+    classes: Sequence[str],
+    draw: Callable[[Axes, _View, bool], None],
+    lines: Mapping[str, Line2D],
+) -> Figure:
+    """The slices side by side, at one scale, with a legend of the classes that they show."""
+    colour = slices.is_photograph(image)
+    views = _views(image, labels, spacing, colour)
+    limits = slices.window(np.concatenate([v.image.reshape(-1, image.shape[-1]) for v in views]))
+    inches = _SIDE / max(side for view in views for side in view.extent)
+    widths = [inches * view.extent[0] for view in views]
+    height = inches * max(view.extent[1] for view in views)
     figure = Figure((max(sum(widths), _SIDE), height + _CAPTION), layout="constrained")
     places = np.atleast_1d(figure.subplots(1, len(views), width_ratios=widths))
-    for place, (planes, _, aspect) in zip(places, views, strict=True):
-        slices.show(place, planes[0], colour, limits)
-        place.autoscale(False)
-        for labels, line in zip(planes[1:], _LINES, strict=True):
-            _outline(place, labels if colour else labels.T, *line)
-        place.set_aspect(aspect)
+    for axes, view in zip(places, views, strict=True):
+        slices.show(axes, view.image, colour, limits)
+        axes.autoscale(False)
+        draw(axes, view, colour)
+        height_and_width = view.labels[0].shape if colour else view.labels[0].shape[::-1]
+        axes.set_aspect(
+            view.extent[1] / height_and_width[0] / (view.extent[0] / height_and_width[1])
+        )
+        if view.cut is not None:
+            slices.annotate(axes, view.cut, spacing, height_and_width[1])
     figure.suptitle(title, fontsize=9)
-    handles = [Line2D([], [], color=colour, linewidth=width) for colour, width in _LINES]
-    figure.legend(handles, ("truth", "prediction"), loc="outside lower center", ncols=2, fontsize=8)
+    shown = np.unique(np.concatenate([part.ravel() for view in views for part in view.labels]))
+    handles: dict[str, Any] = {
+        classes[index] if index < len(classes) else f"class {index}": Patch(
+            facecolor=slices.colour_of(index), edgecolor="0.35", linewidth=0.5
+        )
+        for index in shown[shown > 0].tolist()[:_MOST_NAMED]
+    }
+    handles |= lines
+    if handles:
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center",
+            ncols=min(len(handles), 6), fontsize=8, handlelength=2.8,
+        )  # fmt: skip
     return figure
+
+
+def _views(
+    image: np.ndarray, labels: Sequence[np.ndarray], spacing: Sequence[float], colour: bool
+) -> list[_View]:
+    middle = _middle(next((part for part in labels if part.any()), labels[0]))
+    rank = labels[0].ndim
+    views = []
+    for cut in (None,) if rank == 2 else (2, 1, 0):
+        shown = [axis for axis in range(rank) if axis != cut]
+        across, up = reversed(shown) if colour else shown
+        picture, *parts = (
+            array if cut is None else np.take(array, middle[cut], axis=cut)
+            for array in (image, *labels)
+        )
+        extent = (labels[0].shape[across] * spacing[across], labels[0].shape[up] * spacing[up])
+        views.append(_View(cut, picture, parts, extent))
+    return views
 
 
 def _middle(label: np.ndarray) -> list[int]:
@@ -82,16 +158,6 @@ def _middle(label: np.ndarray) -> list[int]:
         half = counts.cumsum() * 2 >= max(counts.sum(), 1)
         middle.append(int(half.argmax()) if counts.any() else side // 2)
     return middle
-
-
-def _outline(axes: Axes, labels: np.ndarray, colour: str, width: float) -> None:
-    for index in np.unique(labels[labels > 0]):
-        # Padded, so that the outline closes where the class touches the slice's edge.
-        mask = np.pad(labels == index, 1)
-        positions = [np.arange(side) - 1 for side in mask.shape]
-        axes.contour(
-            positions[1], positions[0], mask.astype(float), [0.5], colors=colour, linewidths=width
-        )
 
 
 def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:

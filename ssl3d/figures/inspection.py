@@ -144,25 +144,38 @@ def figure(inspected: Sequence[Inspected], name: str, rank: int) -> Figure:
         )
         whole, *shown = panels
         large = [block.add_subplot(grid[0, _LARGE * i : _LARGE * (i + 1)]) for i in range(views)]
-        _show_panel(large, whole, np.asarray(image, np.float32))
+        show_panel(large, whole, np.asarray(image, np.float32))
         small = [
             block.add_subplot(grid[1 + i // _COLUMNS, i % _COLUMNS])
             for i in range(views * len(shown))
         ]
         for i, panel in enumerate(shown):
             assert panel.image is not None  # the first panel alone stands for the whole image
-            _show_panel(small[views * i : views * (i + 1)], panel, panel.image)
+            show_panel(small[views * i : views * (i + 1)], panel, panel.image)
     return result
 
 
-def _show_panel(places: Sequence[Axes], panel: tasks.Panel, image: np.ndarray) -> None:
-    """The middle views of `image` [*S, C] side by side, with the panel's title and boxes."""
+def show_panel(
+    places: Sequence[Axes], panel: tasks.Panel, image: np.ndarray, cut: int | None = None
+) -> None:
+    """The middle views of `image` [*S, C] side by side, with the panel's title and boxes.
+
+    Args:
+      cut: the axis that the only view cuts; None for all views.
+    """
     colour = slices.is_photograph(image)
     limits = slices.window(image)
-    for axes, (shown, cut, view) in zip(places, slices.middle_views(image), strict=True):
+    views = [view for view in slices.middle_views(image) if cut in (None, view[1])]
+    for axes, (shown, across, view) in zip(places, views, strict=True):
         slices.show(axes, view, colour, limits)
-        for index, box in enumerate(panel.boxes):
-            _outline(axes, box, shown, cut, image.shape, f"C{index % 10}", colour)
+        if panel.label is not None:
+            part = panel.label
+            middle = 0 if across is None else part.shape[across] // 2
+            slices.overlay(axes, part if across is None else part.take(middle, across), colour)
+        if across is not None and panel.image is None:
+            axes.set_title(slices.PLANES[across], fontsize=8, loc="right", pad=3)
+        for number, box in enumerate(panel.boxes, start=1):
+            _outline(axes, box, shown, across, image.shape, slices.colour_of(number), colour)
     places[0].set_title(panel.title, fontsize=8, loc="left", pad=3)
 
 
@@ -188,7 +201,8 @@ def _outline(
             box.shape[y],
             fill=False,
             edgecolor=colour,
-            linewidth=1,
+            linewidth=1.2,
+            path_effects=slices.outlined(2.4),
         )
     )
     centre_x, centre_y = (box.start[axis] + box.shape[axis] / 2 for axis in (x, y))
@@ -196,9 +210,10 @@ def _outline(
         centre_x,
         centre_y,
         box.name,
-        color=colour,
+        color="white",
         fontsize=7,
         ha="center",
         va="center",
         clip_on=True,
+        path_effects=slices.outlined(),
     )

@@ -1,6 +1,7 @@
+import matplotlib.colors
 import numpy as np
 
-from ssl3d.figures import case_pictures
+from ssl3d.figures import case_pictures, slices
 
 
 def test_outlines_of_pictures_and_of_classes_at_the_edge(tmp_path):
@@ -29,3 +30,31 @@ def test_worst_mistakes_are_the_farthest_then_the_surest():
     ]
     worst = case_pictures.worst_mistakes(rows)
     assert [row["id"] for row in worst] == ["far and sure", "far", "near"]
+
+
+def test_classes_have_colours_and_truth_and_prediction_line_styles():
+    truth = np.zeros((20, 24, 16), np.uint8)
+    truth[4:9, 4:9, 4:9], truth[12:17, 4:9, 4:9] = 1, 2
+    prediction = np.roll(truth, 1, axis=1)
+    image = np.random.default_rng(0).random((20, 24, 16, 1))
+    names = ("background", "liver", "tumour")
+    figure = case_pictures.outlines(image, truth, prediction, (1, 1, 2), "case", names)
+    assert [axes.get_title() for axes in figure.axes] == ["axial", "coronal", "sagittal"]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [*names[1:], "truth", "prediction"]
+    axial = figure.axes[0]
+    colours = {matplotlib.colors.to_hex(c.get_edgecolor()[0]) for c in axial.collections}
+    assert colours == {slices.colour_of(1), slices.colour_of(2)}
+    styles = [c.get_linestyle()[0][1] for c in axial.collections]
+    assert styles[:2] == [None, None]  # the truth is solid
+    assert all(styles[2:])
+
+
+def test_a_preview_names_only_the_classes_that_it_shows():
+    label = np.zeros((12, 12, 12), np.uint8)
+    label[3:6, 3:6, 3:6] = 2
+    image = np.random.default_rng(0).random((12, 12, 12, 1))
+    figure = case_pictures.preview(image, label, ("none", "a", "b"), (1, 1, 1), "case")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["b"]
+    empty = case_pictures.preview(image, label * 0, ("none", "a", "b"), (1, 1, 1), "case")
+    assert not empty.legends

@@ -1,3 +1,4 @@
+import matplotlib.colors
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -51,3 +52,49 @@ def test_photographs_keep_their_rows_and_colours():
     (image,) = axes.images
     np.testing.assert_allclose(image.get_array(), view, atol=1e-6)
     assert image.origin == "upper"
+
+
+def test_the_patients_right_is_on_the_left_of_a_slice_but_not_of_a_photograph():
+    limits = np.array([[0.0], [1.0]])
+    axes = Figure().subplots()
+    slices.show(axes, np.zeros((3, 4, 1)), colour=False, limits=limits)
+    assert axes.get_xlim() == (2.5, -0.5)
+    axes = Figure().subplots()
+    slices.show(axes, np.zeros((3, 4, 3)), colour=True, limits=np.repeat(limits, 3, 1))
+    assert axes.get_xlim() == (-0.5, 3.5)
+
+
+@pytest.mark.parametrize(
+    ("cut", "plane", "left", "right", "top", "bottom"),
+    [
+        (2, "axial", "R", "L", "A", "P"),
+        (1, "coronal", "R", "L", "S", "I"),
+        (0, "sagittal", "A", "P", "S", "I"),
+    ],
+)
+def test_planes_sides_and_scale_are_named(cut, plane, left, right, top, bottom):
+    axes = Figure().subplots()
+    slices.annotate(axes, cut, (0.5, 0.5, 2.0), width=100)
+    assert axes.get_title() == plane
+    *letters, scale = axes.texts
+    found = {text.get_text(): text.get_position() for text in letters}
+    assert found[left][0] < 0.1 < 0.9 < found[right][0]
+    assert found[bottom][1] < 0.1 < 0.9 < found[top][1]
+    # 10 mm of 50 mm across.
+    assert scale.get_text() == "10 mm"
+    (line,) = axes.lines
+    assert np.ptp(line.get_xdata()) == pytest.approx(0.2)
+
+
+def test_an_overlay_colours_each_class_where_it_is():
+    labels = np.zeros((6, 8), np.uint8)
+    labels[1:3, 1:4], labels[4:, 5:] = 1, 2
+    axes = Figure().subplots()
+    slices.show(axes, np.zeros((6, 8, 1)), False, np.array([[0.0], [1.0]]))
+    slices.overlay(axes, labels, colour=False)
+    rgba = axes.images[1].get_array()
+    for index in (1, 2):
+        expected = matplotlib.colors.to_rgb(slices.colour_of(index))
+        np.testing.assert_allclose(rgba[index == labels.T][:, :3], [expected] * 6, atol=1e-6)
+    np.testing.assert_array_equal(rgba[..., 3] > 0, labels.T > 0)
+    assert axes.get_xlim() == (5.5, -0.5)
