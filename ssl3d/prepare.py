@@ -1,10 +1,10 @@
 """Prepares a collection of images for training: reads, checks, crops, resamples, normalises.
 
-    python -m ssl3d.prepare --layout=msd --source=Task04_Hippocampus --output=data/hippocampus
+    python -m ssl3d.prepare --source=Task04_Hippocampus --output=data/hippocampus
     python -m ssl3d.prepare --layout=dicom --source=SCANS --output=OUT --recipe=ct --dry-run
 
-docs/data.md describes the layouts, the recipes and the prepared format. Run the command again
-after an interruption; it resumes with the missing cases.
+Without --layout, it is recognised and printed. docs/data.md describes the layouts, the recipes and
+the prepared format. Run the command again after an interruption; it resumes with the missing cases.
 """
 
 from __future__ import annotations

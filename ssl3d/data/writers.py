@@ -59,7 +59,14 @@ def header_for(source: SourceCase, case: store.Case) -> nib.Nifti1Header:
         # Its two transforms differ, or one is none: programs would disagree on the prediction.
     else:
         header = nib.Nifti1Header()
-        header.set_data_shape(shape)
+    return with_geometry(header, shape, affine)
+
+
+def with_geometry(
+    header: nib.Nifti1Header, shape: Sequence[int], affine: np.ndarray
+) -> nib.Nifti1Header:
+    """The header with the shape *S and the affine, in mm, in place."""
+    header.set_data_shape(shape)
     header.set_xyzt_units("mm")
     header.set_sform(affine, "scanner")
     header.set_qform(affine, "scanner")

@@ -190,6 +190,7 @@ def _dicom_header(series: str, patient: str, sop_class: str) -> Dataset:
     header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID
     header.StudyInstanceUID = "1.2.3"
     header.SeriesInstanceUID = series
+    header.FrameOfReferenceUID = "1.2.4"
     header.PatientID = patient
     header.Modality = "CT"
     header.SamplesPerPixel = 1
@@ -330,10 +331,11 @@ ARGUMENTS = {
 
 
 def prepared(
-    source: Path, output: Path, layout: str, *options: str, workers: int = 1
+    source: Path, output: Path, layout: str | None, *options: str, workers: int = 1
 ) -> store.Dataset | None:
     """The data set that `ssl3d.prepare` writes; None for a dry run."""
-    arguments = [f"--layout={layout}", f"--source={source}", f"--output={output}"]
+    arguments = [f"--source={source}", f"--output={output}"]
+    arguments += [f"--layout={layout}"] if layout else []
     prepare.main([*arguments, f"--workers={workers}", *options])
     return None if "--dry-run" in options else store.read(output)
 

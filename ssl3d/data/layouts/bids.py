@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ssl3d import documents
 from ssl3d.data.layouts.listing import Listing, Options, Source, SourceCase, finish
+from ssl3d.data.layouts.survey import Survey
 from ssl3d.data.readers import VOLUME_SUFFIXES, stem
 from ssl3d.errors import UserError
 
@@ -130,3 +131,13 @@ def _classes(derivatives: Path) -> dict[int, str] | None:
                     "name the classes with --classes, or choose labels with --labels=DIR"
                 )
     return classes or None
+
+
+def evidence(found: Survey) -> str:
+    """See `recognise`."""
+    for path in found.volumes:
+        match = NAME.fullmatch(stem(path))
+        below = path.relative_to(found.folder)
+        if match and path.parent.name == "anat" and below.parts[0] == f"sub-{match['sub']}":
+            return below.as_posix()
+    return ""

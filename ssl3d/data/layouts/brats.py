@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ssl3d.data.layouts.listing import Listing, Options, Source, SourceCase, finish
+from ssl3d.data.layouts.survey import Survey
 from ssl3d.data.readers import VOLUME_SUFFIXES, stem
 from ssl3d.errors import UserError
 
@@ -38,12 +39,10 @@ ENHANCING_UNTIL_2021, ENHANCING_2023 = 4, 3
 def find(folder: Path, options: Options) -> Listing:
     """Every folder that holds the four modalities. Raises `UserError`."""
     source = Source(folder, options.follow_links)
-    names = {name: modality for modality, all_ in MODALITIES.items() for name in all_}
-    names |= {} if options.no_labels else dict.fromkeys(LABELS, "label")
     folders: dict[Path, dict[str, list[Path]]] = {}
     for path in source.files(folder, VOLUME_SUFFIXES):
-        what = names.get(re.split(r"[_-]", stem(path))[-1].lower())
-        if what:
+        what = _modality(path)
+        if what and not (what == "label" and options.no_labels):
             folders.setdefault(path.parent, {}).setdefault(what, []).append(path)
     cases = []
     for place, found in folders.items():
@@ -72,6 +71,13 @@ def find(folder: Path, options: Options) -> Listing:
     )
 
 
+def _modality(path: Path) -> str:
+    """What a file holds by the end of its name: a modality, "label" or ""."""
+    end = re.split(r"[_-]", stem(path))[-1].lower()
+    known = (modality for modality, names in MODALITIES.items() if end in names)
+    return "label" if end in LABELS else next(known, "")
+
+
 def _classes(values: Mapping[Path, Iterable[int]]) -> dict[int, str]:
     """`CLASSES`. Raises `UserError`: the labels are those of another year."""
     # Names of another kind tell no year; where 3 is found too, 4 may be another class.
@@ -95,3 +101,15 @@ def _subject(case: str) -> str:
     """The case id without the examination number that ids of 2017 to 2019 and of 2023 end in."""
     match = re.fullmatch(r"(Brats1[789]_.+)_\d+|(BraTS-[A-Za-z]+-\d+)-\d+", case, re.IGNORECASE)
     return (match[1] or match[2]) if match else case
+
+
+def evidence(found: Survey) -> str:
+    """See `recognise`."""
+    seen: dict[Path, set[str]] = {}
+    for path in found.volumes:
+        modality = _modality(path)
+        if modality in MODALITIES:
+            seen.setdefault(path.parent, set()).add(modality)
+            if len(seen[path.parent]) == len(MODALITIES):
+                return f"{path.parent.name}/ has T1ce, FLAIR, T1 and T2"
+    return ""

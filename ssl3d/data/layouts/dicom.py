@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -16,8 +17,12 @@ from ssl3d.data.layouts.listing import (
     id_of,
     labels_below,
 )
+from ssl3d.data.layouts.survey import Survey
 from ssl3d.data.readers import dicom
 from ssl3d.errors import UserError
+
+# Files that are opened to recognise the layout.
+_LOOKED_AT = 1000
 
 
 class Series(NamedTuple):
@@ -144,3 +149,16 @@ def _series(source: Source, members: list[tuple[Path, dicom.SeriesInfo]]) -> Ser
     if len(files) == 1 and info.frames > 1:
         return Series(files[0], info, files)
     return Series(Path(os.path.commonpath([path.parent for path in files])), info, files)
+
+
+def evidence(found: Survey) -> str:
+    """See `recognise`. BIDS has a place for the files that its images were made from."""
+    for path in found.others[:_LOOKED_AT]:
+        below = path.relative_to(found.folder)
+        if below.parts[0] == "sourcedata":
+            continue
+        with contextlib.suppress(UserError):
+            info = dicom.read_info(path)
+            if info is not None and not info.no_image and info.frames:
+                return f"{below.as_posix()} is a DICOM image"
+    return ""

@@ -20,6 +20,7 @@ from ssl3d.data.layouts.listing import (
     id_of,
     name_of,
 )
+from ssl3d.data.layouts.survey import Survey
 from ssl3d.data.readers import PICTURE_SUFFIXES
 from ssl3d.errors import UserError
 
@@ -118,3 +119,13 @@ def _only_table(folder: Path) -> Path:
             f"(columns like {grades.PICTURE_COLUMNS[0]} and {grades.GRADE_COLUMNS[0]})"
         )
     return tables[0]
+
+
+def evidence(found: Survey) -> str:
+    """See `recognise`."""
+    if not found.pictures:
+        return ""
+    try:
+        return f"pictures and the grades in {_only_table(found.folder).name}"
+    except UserError:
+        return ""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ssl3d.data.layouts import dataset_json
 from ssl3d.data.layouts.listing import Listing, Options, Source, SourceCase, finish
+from ssl3d.data.layouts.survey import Survey
 from ssl3d.data.readers import VOLUME_SUFFIXES, stem, suffix
 from ssl3d.errors import UserError
 
@@ -54,3 +55,9 @@ def find(folder: Path, options: Options) -> Listing:
         modalities=options.modalities or dataset_json.numbered(file, document, "modality"),
         classes=dataset_json.classes(options, dataset_json.msd_classes, file, document),
     )
+
+
+def evidence(found: Survey) -> str:
+    """See `recognise`."""
+    listed = isinstance(found.document.get("training"), list)
+    return 'dataset.json with "training" and "modality"' if listed else ""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ssl3d.data.layouts import dataset_json
 from ssl3d.data.layouts.listing import Listing, Options, Source, SourceCase, finish
+from ssl3d.data.layouts.survey import Survey
 from ssl3d.data.readers import PICTURE_SUFFIXES, VOLUME_SUFFIXES, stem, suffix
 from ssl3d.errors import UserError
 
@@ -75,3 +76,8 @@ def find(folder: Path, options: Options) -> Listing:
         modalities=modalities,
         classes=dataset_json.classes(options, dataset_json.nnunet_classes, file, document),
     )
+
+
+def evidence(found: Survey) -> str:
+    """See `recognise`."""
+    return 'dataset.json with "channel_names"' if "channel_names" in found.document else ""

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from ssl3d.data.layouts.listing import Listing, Options, Source, SourceCase, finish, id_of
+from ssl3d.data.layouts.survey import Survey
 from ssl3d.data.readers import VOLUME_SUFFIXES, stem
 
 # File names in order of preference: skull-stripped and bias-corrected where available.
@@ -13,6 +14,8 @@ FILES = {
     "T1": ("t1_unbiased_brain", "t1_brain", "t1_unbiased", "t1"),
     "T2-FLAIR": ("t2_flair_unbiased_brain", "t2_flair_brain", "t2_flair_unbiased", "t2_flair"),
 }
+# Of each scan.
+FOLDERS = ("t1", "t2_flair")
 MASKS = ("t1_brain_mask", "t2_flair_brain_mask")
 
 
@@ -26,7 +29,7 @@ def find(folder: Path, options: Options) -> Listing:
         if name not in wanted:
             continue
         place = path.parent
-        if place.name.lower() in ("t1", "t2_flair") and place != folder:
+        if place.name.lower() in FOLDERS and place != folder:
             place = place.parent
         # The zips are called EID_20252_INSTANCE_0 (T1) and EID_20253_INSTANCE_0 (T2-FLAIR).
         match = re.fullmatch(r"(\d+)_2025[23]_(\d+_\d+)", place.name)
@@ -57,3 +60,14 @@ def find(folder: Path, options: Options) -> Listing:
         modalities=tuple(FILES),
         classes=None,
     )
+
+
+def evidence(found: Survey) -> str:
+    """See `recognise`."""
+    for path in found.volumes:
+        place = path.parent if path.parent.name.lower() not in FOLDERS else path.parent.parent
+        if re.fullmatch(r"\d+_2025[23]_\d+_\d+", place.name):
+            return f"{place.name}/ is called like a download of brain MR"
+        if path.parent != place and stem(path).lower() in FILES["T2-FLAIR"]:
+            return f"{place.name}/ has {path.parent.name}/{path.name}"
+    return ""

@@ -19,7 +19,7 @@ from ssl3d import limits
 from ssl3d.data import geometry, intensity, readers, store
 from ssl3d.data.geometry import Grid
 from ssl3d.data.layouts.listing import SourceCase
-from ssl3d.data.preparation import recipes
+from ssl3d.data.preparation import doubts, recipes
 from ssl3d.data.preparation.foreground import bounding_box, find_foreground
 from ssl3d.data.preparation.recipes import Recipe
 from ssl3d.data.readers import checks
@@ -33,11 +33,6 @@ GRID_TOLERANCE = 0.1
 MIN_SIZE = 8
 # Of label values that belong to no class; a class index and `IGNORED` are others.
 UNKNOWN = 254
-# Share of the foreground outside the crop that is worth a note; a table or specks of noise are
-# smaller.
-NOTED_LOSS = 0.05
-# An image of at most so many whole numbers may be a label map. Voxels looked at to tell.
-FEW_VALUES, SAMPLED = 8, 2**16
 
 
 class LabelError(UserError):
@@ -117,22 +112,26 @@ def prepare_case(case: SourceCase, settings: PreparationSettings) -> store.Case:
     return dataclasses.replace(prepared.case, files=files)
 
 
-def prepare_arrays(case: SourceCase, settings: PreparationSettings) -> Prepared:
-    """Reads, checks and prepares one case without writing it. Raises `UserError`."""
+def prepare_arrays(
+    case: SourceCase, settings: PreparationSettings, given: readers.Volume | None = None
+) -> Prepared:
+    """Reads, checks and prepares one case without writing it.
+
+    Args:
+      given: the image, instead of the case's files, which then need not exist.
+
+    Raises:
+      UserError: any fault of the case, in one line.
+    """
     store.check_id(case.id)
-    image, grid, source_grid = _read_images(case, settings)
+    image, grid, source_grid = _read_images(case, settings, given)
     content = _content_hash(image)
     notes = [
         f"{paths[0].name}: {note}" if len(case.images) > 1 else note
-        for paths in case.images
+        for paths in (() if given else case.images)
         for note in readers.read_notes(paths)
-    ] + _doubts(image)
-    label = None
-    if case.label:
-        try:
-            label = _remapped(_read_on_grid(case.label, grid, case), case.label, settings.values)
-        except UserError as error:
-            raise LabelError(str(error)) from None
+    ] + doubts.of_values(image)
+    label = _read_label(case, grid, settings)
     if case.mask:
         image[_read_on_grid(case.mask, grid, case) == 0] = 0
 
@@ -167,7 +166,7 @@ def prepare_arrays(case: SourceCase, settings: PreparationSettings) -> Prepared:
     if label is not None:
         label = geometry.resample(label, grid.affine, target, "nearest")
     counts.append(None if label is None else _counts(label, settings.classes))
-    notes += _losses(cropped["foreground"], counts, settings.values)
+    notes += doubts.of_losses(cropped["foreground"], counts, settings.values)
     with _naming(case, notes):
         box = bounding_box(mask)
         scaling = recipes.scaling(image, mask, recipe)
@@ -185,7 +184,7 @@ def prepare_arrays(case: SourceCase, settings: PreparationSettings) -> Prepared:
         foreground=box,
         extra={
             "source": source_files(case, settings.source),
-            "checksum": readers.checksum(case.files),
+            "checksum": "" if given else readers.checksum(case.files),
             "content": content,
             "source_shape": list(source_grid.shape),
             "source_affine": _rows(source_grid.affine),
@@ -198,50 +197,22 @@ def prepare_arrays(case: SourceCase, settings: PreparationSettings) -> Prepared:
     return Prepared(entry, intensity.apply(image, scaling), label)
 
 
-def _doubts(image: np.ndarray) -> list[str]:
-    """A note on a volume [*S, C] whose values look like those of a label map."""
-    if image.ndim < 4 or image.shape[-1] > 1:
-        return []
-    sample = image.reshape(-1)[:: max(1, image.size // SAMPLED)]
-    values = np.unique(sample)
-    if len(values) > FEW_VALUES or values[0] < 0 or (values != np.rint(values)).any():
-        return []
-    if len(np.unique(image)) > FEW_VALUES:
-        return []
-    numbers = ", ".join(f"{value:g}" for value in values)
-    return [f"the image holds the numbers {numbers} alone: is it a label map? Leave it out then"]
+def read_case(
+    case: SourceCase, settings: PreparationSettings
+) -> tuple[np.ndarray, Grid, np.ndarray | None]:
+    """A case as its files have it, in canonical orientation.
 
+    Returns:
+      The image [*S, C] float32, its grid, and the class indices uint8 [*S] or None.
 
-def _losses(
-    foreground: Sequence[int], counts: Sequence[list[int] | None], values: dict[int, int]
-) -> list[str]:
-    """Notes on what the crop cuts away, and on classes that are gone on the new grid.
-
-    Args:
-      foreground: voxels before and after the crop.
-      counts: voxels per class in the source, after the crop, and after resampling.
-      values: label value -> class index.
+    Raises:
+      UserError: any fault of the case, in one line.
     """
-    before, after = foreground
-    notes = []
-    if before - after > NOTED_LOSS * before:
-        share = 100 * (before - after) / before
-        notes.append(f"the crop cuts away {share:.0f} % of the foreground")
-    whole, cropped, resampled = counts
-    if whole is None or cropped is None or resampled is None:
-        return notes
-    for value, index in sorted(values.items()):
-        if value == 0 or index >= len(whole):
-            continue
-        if cropped[index] < whole[index]:
-            lost = whole[index] - cropped[index]
-            notes.append(
-                f"the crop cuts away {lost} of {whole[index]} voxels with the label {value}; "
-                "--crop=no keeps them"
-            )
-        if cropped[index] and not resampled[index]:
-            notes.append(f"no voxel with the label {value} is left on the new, coarser grid")
-    return notes
+    image, grid, _ = _read_images(case, settings, None)
+    label = _read_label(case, grid, settings)
+    if case.mask:
+        image[_read_on_grid(case.mask, grid, case) == 0] = 0
+    return image, grid, label
 
 
 def settings_of_dataset(dataset: store.Dataset, source: Path) -> PreparationSettings:
@@ -283,7 +254,9 @@ def _rows(affine: np.ndarray) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(float(x) + 0.0 for x in row) for row in affine)
 
 
-def _read_images(case: SourceCase, settings: PreparationSettings) -> tuple[np.ndarray, Grid, Grid]:
+def _read_images(
+    case: SourceCase, settings: PreparationSettings, given: readers.Volume | None
+) -> tuple[np.ndarray, Grid, Grid]:
     """The image [*S, C] float32 in canonical orientation, its grid, and the source's grid."""
     rank = settings.recipe.rank
     wanted = len(settings.modalities)
@@ -291,7 +264,7 @@ def _read_images(case: SourceCase, settings: PreparationSettings) -> tuple[np.nd
     grids: list[Grid] = []
     source_grids: list[Grid] = []
     for paths in case.images:
-        volume = readers.read_image(paths, rank)
+        volume = given or readers.read_image(paths, rank)
         if len(case.images) == wanted > 1 and volume.array.shape[-1] != 1:
             raise UserError(
                 f"{paths[0]}: {volume.array.shape[-1]} channels, but each of the {wanted} files "
@@ -319,6 +292,16 @@ def _read_on_grid(path: Path, grid: Grid, case: SourceCase) -> np.ndarray:
     array, affine = geometry.to_canonical(volume.array, volume.affine)
     _check_same_grid(path, Grid(array.shape, affine), case.images[0][0], grid)
     return array
+
+
+def _read_label(case: SourceCase, grid: Grid, settings: PreparationSettings) -> np.ndarray | None:
+    """The case's class indices uint8 [*S], if it has a label. Raises `LabelError`."""
+    if not case.label:
+        return None
+    try:
+        return _remapped(_read_on_grid(case.label, grid, case), case.label, settings.values)
+    except UserError as error:
+        raise LabelError(str(error)) from None
 
 
 def _check_same_grid(path: Path, grid: Grid, other_path: Path, other: Grid) -> None:

@@ -12,8 +12,9 @@ from ssl3d.data import store
 from ssl3d.data.layouts import list_cases
 from ssl3d.data.layouts import listing as listings
 from ssl3d.data.layouts.listing import Listing, Problem, SourceCase
+from ssl3d.data.layouts.recognise import recognise
 from ssl3d.data.layouts.source import ListingError
-from ssl3d.data.preparation import overview, progress, sizing, splits
+from ssl3d.data.preparation import nnunet_export, overview, progress, sizing, splits
 from ssl3d.data.preparation.case import PreparationSettings, prepare_case
 from ssl3d.data.preparation.options import PreparationOptions, choose_recipe
 from ssl3d.data.preparation.progress import PROGRESS
@@ -38,11 +39,12 @@ def prepare(options: PreparationOptions) -> None:
         if options.workers:
             raise UserError("--workers: is of this machine; leave it out, or --scheduler")
         options.output = options.output.resolve()  # workers have other working folders
-    listing = _listing(options)
+    layout = options.layout or _recognised(options)
+    listing = _listing(layout, options)
     # Before any other error: often they are its cause.
     overview.print_notes(listing.notes)
     overview.print_problems(listing.problems, options.on_error)
-    recipe = choose_recipe(options, listing)
+    recipe = choose_recipe(options, layout, listing)
     split_file = splits.read_split_file(options.splits) if options.splits else None
     if split_file:
         split_file = splits.by_id(split_file, listing)
@@ -87,7 +89,7 @@ def prepare(options: PreparationOptions) -> None:
         splits_by=listing.splits_by,
         cases=cases,
         extra={
-            "layout": options.layout,
+            "layout": layout,
             "settings": settings.document(),
             "seed": options.seed,
             "splits": split_file.path.name if split_file else dict(recipe.fractions),
@@ -97,16 +99,25 @@ def prepare(options: PreparationOptions) -> None:
     overview.write_report(dataset, problems, [*listing.notes, *notes])
     overview.write_contact_sheet(dataset)
     finish(dataset)
+    if options.export:
+        print(nnunet_export.export(dataset, listing.cases, settings, workers))
     seconds = time.monotonic() - started
     print(overview.summary(dataset, len(problems), result.reused, seconds))
 
 
-def _listing(options: PreparationOptions) -> Listing:
+def _recognised(options: PreparationOptions) -> str:
+    """The layout of the source, which is printed with what speaks for it. Raises `UserError`."""
+    name, evidence = recognise(options.source, options.labels, options.images, options.follow_links)
+    print(f"--layout={name}: {evidence}", flush=True)
+    return name
+
+
+def _listing(layout: str, options: PreparationOptions) -> Listing:
     """The listing of the source. Raises `UserError`, after the problems found before."""
     recipe = RECIPES[options.recipe] if options.recipe else None
     try:
         return list_cases(
-            options.layout,
+            layout,
             options.source,
             listings.Options(
                 labels=options.labels,

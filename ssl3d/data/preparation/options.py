@@ -23,7 +23,7 @@ Number = TypeVar("Number", int, float)
 class PreparationOptions(argparse.Namespace):
     """The parsed options; None leaves a choice to the layout or the recipe."""
 
-    layout: str
+    layout: str | None
     source: Path
     output: Path
     recipe: str | None
@@ -49,13 +49,14 @@ class PreparationOptions(argparse.Namespace):
     workers: int | None
     scheduler: str
     on_error: Literal["stop", "skip"]
+    export: Literal["nnunet"] | None
     dry_run: bool
 
 
 def add_options(parser: Parser) -> None:
     """Adds the options of a preparation."""
     add = parser.add_argument
-    add("--layout", required=True, choices=sorted(LAYOUTS), help="arrangement of the files")
+    add("--layout", choices=sorted(LAYOUTS), help="arrangement of the files; default: recognised")
     add("--source", required=True, type=path, help="folder of the collection")
     add("--output", required=True, type=path, help="folder of the prepared data set")
     add(
@@ -108,16 +109,17 @@ def add_options(parser: Parser) -> None:
         help="prepare on the Dask cluster of this address, which shares both folders",
     )
     add("--on-error", choices=("stop", "skip"), default="stop", help="skip: exclude invalid cases")
+    add("--export", choices=("nnunet",), help="also write OUTPUT/nnunet, raw data for nnU-Net")
     add("--dry-run", action="store_true", help="print the plan and stop")
 
 
-def choose_recipe(options: PreparationOptions, listing: Listing) -> Recipe:
+def choose_recipe(options: PreparationOptions, layout: str, listing: Listing) -> Recipe:
     """The recipe by name or by the collection, with the options' changes.
 
     Raises:
       UserError: the modality is unknown, or an option does not fit the recipe.
     """
-    recipe = RECIPES[options.recipe or recipes.suggest(options.layout, listing)]
+    recipe = RECIPES[options.recipe or recipes.suggest(layout, listing)]
     kinds = {2: "pictures", 3: "volumes"}
     if recipe.rank != listing.rank:
         raise UserError(
