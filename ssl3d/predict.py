@@ -1,21 +1,20 @@
 """Predicts new images with a trained network: label maps of scans, or a table of grades.
 
-    python -m ssl3d.predict --workdir=RUN --input=DIR_OR_FILE --output=DIR [--on-error=skip] [...]
+    python -m ssl3d.predict --workdir=RUN [--workdir=RUN2 ...] --input=DIR_OR_FILE --output=DIR
 
-Files are found, read, checked and prepared like the training data.
+Files are prepared like the training data. The probabilities of several runs are averaged.
 
-Segmentation   OUTPUT/CASE.nii.gz: a label map on the grid of the input, with the label values of
-               the training labels and the header of a NIfTI input. For pictures, CASE.png.
-               --probabilities adds OUTPUT/probabilities/CASE.nii.gz, float32, one volume per
-               class; for pictures CASE.tif, one page per class.
+Segmentation   OUTPUT/CASE.nii.gz (.png; .dcm with --format=dicom-seg), on the grid of the input;
+               dataset.json, volumes.csv (ml by class), previews/, probabilities/
 Classification OUTPUT/predictions.csv: id, file, grade, class, the probability of each class.
 
-Every file is written atomically. A second run predicts everything again and replaces it.
+From Python: ssl3d.predict.predict(array, spacing, workdir).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ssl3d import cli
 from ssl3d.data.layouts import LAYOUTS
@@ -26,24 +25,25 @@ def parser() -> cli.Parser:
     """The command's options."""
     result = cli.Parser(prog="python -m ssl3d.predict", description=__doc__)
     add = result.add_argument
-    add(
-        "--workdir",
-        required=True,
-        type=cli.path,
-        help="folder of the segmentation or classification",
-    )
+    add("--workdir", required=True, type=cli.path, action="append", help="folder of a run")
     add("--input", required=True, type=cli.path, help="a file, or a folder of images")
     add("--output", required=True, type=cli.path, help="folder for the predictions")
-    add(
-        "--layout",
-        choices=sorted(LAYOUTS),
-        help="arrangement of the files (default: that of the training data if the folder has it, "
-        "else every image below the folder is a case; CASE_0000, CASE_0001 are its channels)",
-    )
+    add("--layout", choices=sorted(LAYOUTS), help="default: the training data's, or any files")
+    add("--format", choices=("nifti", "dicom-seg"), default="nifti", help="of label maps")
     add("--probabilities", action="store_true", help="segmentation: write these too")
+    add("--no-pictures", dest="pictures", action="store_false", help="no previews")
     add("--on-error", choices=("stop", "skip"), default="stop", help="skip: leave out bad files")
     add_options(result)
     return result
+
+
+def __getattr__(name: str) -> Any:
+    """`predict`, see `ssl3d.downstream.predict_arrays`; with JAX, which --help does without."""
+    if name == "predict":
+        from ssl3d.downstream.predict_arrays import predict
+
+        return predict
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def main(arguments: Sequence[str]) -> None:

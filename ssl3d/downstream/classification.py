@@ -20,7 +20,7 @@ from ssl3d.data import store
 from ssl3d.data.preparation import case as preparation
 from ssl3d.downstream import classification_scores as scores
 from ssl3d.downstream import linear_probe, predictor, voxel_features
-from ssl3d.downstream.contract import Evaluation, Parts, PreparedImage, ProbeRow, Selection
+from ssl3d.downstream.contract import Evaluation, Outputs, Parts, PreparedImage, ProbeRow, Selection
 from ssl3d.downstream.predict_files import label_values
 from ssl3d.downstream.predictor import Predictor
 from ssl3d.downstream.voxel_features import Encode
@@ -81,8 +81,7 @@ def write_predictions(
     trained: Predictor,
     images: Iterable[PreparedImage],
     settings: preparation.PreparationSettings,
-    output: Path,
-    probabilities: bool,
+    wanted: Outputs,
 ) -> tuple[int, str]:
     """Writes one table, with the probability of each class in any case."""
     classes = trained.model.dataset.classes
@@ -94,7 +93,10 @@ def write_predictions(
             entries.append(image.case)
             yield image.image
 
-    with atomic_write(output / TABLE) as path, path.open("w", encoding="utf-8", newline="") as file:
+    with (
+        atomic_write(wanted.folder / TABLE) as path,
+        path.open("w", encoding="utf-8", newline="") as file,
+    ):
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["id", "file", "grade", "class", *(f"probability {c}" for c in classes)])
         for number, probability in enumerate(predictor.classify(trained, arrays())):

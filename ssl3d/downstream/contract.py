@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, cast
 
 import ml_collections
 import numpy as np
@@ -24,6 +24,7 @@ from ssl3d.downstream.voxel_features import Encode
 from ssl3d.errors import UserError
 from ssl3d.intervals import Interval, PerDraw
 
+Format = Literal["nifti", "dicom-seg"]
 T_co = TypeVar("T_co", covariant=True)
 
 
@@ -53,6 +54,22 @@ class PreparedImage(NamedTuple):
     source: SourceCase
     case: store.Case
     image: np.ndarray
+
+
+class Outputs(NamedTuple):
+    """What a prediction writes.
+
+    Attributes:
+      folder: exists.
+      format: of label maps, "nifti" (PNG for pictures) or "dicom-seg".
+      probabilities: whether maps of them too.
+      pictures: whether a preview of every case.
+    """
+
+    folder: Path
+    format: Format
+    probabilities: bool
+    pictures: bool
 
 
 class Parts(NamedTuple, Generic[T_co]):
@@ -135,15 +152,13 @@ class Downstream(Protocol):
         trained: Predictor,
         images: Iterable[PreparedImage],
         settings: preparation.PreparationSettings,
-        output: Path,
-        probabilities: bool,
+        wanted: Outputs,
     ) -> tuple[int, str]:
-        """Writes the predictions into a folder.
+        """Writes the predictions.
 
         Args:
           images: prepared one ahead of the one that is predicted; never all at once.
           settings: how they are prepared; gives the label values of the source.
-          probabilities: write maps of them too.
 
         Returns:
           The number of predictions, and what they are called, e.g. "label maps".

@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ssl3d import tasks
+from ssl3d.data import dicom_seg
 from ssl3d.data.layouts import inputs
 from ssl3d.data.layouts.listing import SourceCase
 from ssl3d.data.preparation import case as preparation
@@ -29,11 +30,13 @@ BRATS_2023 = re.compile(r"BraTS-[A-Za-z]+-\d+", re.IGNORECASE)
 
 def predict(
     *,
-    workdir: Path,
+    workdir: Sequence[Path],
     input: Path,
     output: Path,
     layout: str | None,
+    format: contract.Format,
     probabilities: bool,
+    pictures: bool,
     on_error: Literal["stop", "skip"],
     model: str,
     mirror: bool,
@@ -41,21 +44,27 @@ def predict(
 ) -> str:
     """Runs `ssl3d.predict`, whose options these are; returns its closing line.
 
+    Several `workdir`s are an ensemble.
+
     Raises:
       UserError: a run, images or options that do not fit each other, or an image that cannot be
         read or prepared.
       OSError: the output cannot be written.
     """
     started = time.monotonic()
-    trained = predictor.load(workdir, model, mirror, overlap)
+    trained = predictor.load_ensemble(workdir, model, mirror, overlap)
     config, dataset = trained.model.config, trained.model.dataset
     if probabilities and tasks.needs(config) != "label_map":
         raise UserError("--probabilities: is for segmentation; tables always have them")
+    if format == "dicom-seg":
+        if tasks.needs(config) != "label_map" or dataset.rank == 2:
+            raise UserError("--format=dicom-seg: is for the segmentation of volumes; leave it out")
+        dicom_seg.check_installed()
     place = input.resolve()
     check_output(place, output)
     if "phantom" in dataset.extra:
         raise UserError(
-            f"{workdir}: trained on built-in phantoms, for which there are no files to predict; "
+            f"{workdir[0]}: trained on built-in phantoms, for which there are no files to predict; "
             "score it with python -m ssl3d.evaluate"
         )
     settings = preparation.settings_of_dataset(dataset, place if place.is_dir() else place.parent)
@@ -68,7 +77,7 @@ def predict(
     output.mkdir(parents=True, exist_ok=True)
     images = _noted(prepared_images(listing.cases, settings, skip))
     count, what = contract.module_of(config).write_predictions(
-        trained, images, settings, output, probabilities
+        trained, images, settings, contract.Outputs(output, format, probabilities, pictures)
     )
     missing = len(listing.cases) + len(listing.problems) - count
     what += f", {missing} left out" if missing else ""

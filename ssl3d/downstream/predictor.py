@@ -8,8 +8,9 @@ probabilities = predictor.classify(trained, images)   # [K] for each image
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,10 +35,12 @@ class Predictor(NamedTuple):
     Attributes:
       model: as saved: config, data set, step.
       forward: [B, *S, C] float32 -> probabilities [B, *S, K] or [B, K]; compiled per shape.
+      others: the other networks of an ensemble, whose probabilities are averaged with these.
     """
 
     model: trained_model.Model
     forward: Callable[[np.ndarray], jax.Array]
+    others: tuple[Predictor, ...] = ()
 
 
 def load(
@@ -61,6 +64,44 @@ def load(
             f"{workdir}: the model was saved by another version of ssl3d, or its files are damaged "
             f"({type(error).__name__}: {reason}); train it again"
         ) from None
+
+
+def load_ensemble(
+    workdirs: Sequence[Path], kind: str = "best", mirror: bool = False, overlap: float | None = None
+) -> Predictor:
+    """The networks of one or several runs, as one.
+
+    Raises:
+      UserError: as `load`, or runs whose classes, channels or preparation differ.
+    """
+    first, *others = (load(workdir, kind, mirror, overlap) for workdir in workdirs)
+    for workdir, other in zip(workdirs[1:], others, strict=True):
+        difference = _difference(first.model, other.model)
+        if difference:
+            raise UserError(
+                f"--workdir={workdir}: {difference} in {workdirs[0]}; the runs of an ensemble need "
+                "the same classes, channels and preparation"
+            )
+    return first._replace(others=tuple(others))
+
+
+def _difference(first: trained_model.Model, other: trained_model.Model) -> str:
+    """The first thing by which the outputs of two networks cannot be averaged; "" if none."""
+    for name in ("classes", "modalities"):
+        own, wanted = getattr(other.dataset, name), getattr(first.dataset, name)
+        if own != wanted:
+            return f"its {name} are {', '.join(own)}, not {', '.join(wanted)} as"
+    for name in ("regions", "head"):
+        own, wanted = other.config.task.get(name), first.config.task.get(name)
+        if own != wanted:
+            return f"its config.task.{name} is {own}, not {wanted} as"
+    own, wanted = (model.dataset.extra.get("settings", {}) for model in (other, first))
+    recipes = own.get("recipe", {}), wanted.get("recipe", {})
+    for name in sorted(recipes[0].keys() | recipes[1].keys()):
+        own_value, value = (recipe.get(name) for recipe in recipes)
+        if own_value != value and name != "name":
+            return f"its images were prepared with {name} {own_value}, not {value} as"
+    return "" if own.get("values") == wanted.get("values") else "its label values are not those"
 
 
 def _build(
@@ -121,6 +162,13 @@ def _mirrored_axes(config: ml_collections.ConfigDict) -> tuple[int, ...]:
 
 def segment(trained: Predictor, image: np.ndarray) -> np.ndarray:
     """Probabilities [*S, K] float32 of an image [*S, C]; a 2D network takes a volume's slices."""
+    total = _segment_alone(trained, image)
+    for other in trained.others:
+        total += _segment_alone(other, image)
+    return total / np.float32(1 + len(trained.others)) if trained.others else total
+
+
+def _segment_alone(trained: Predictor, image: np.ndarray) -> np.ndarray:
     config = trained.model.config
 
     def windows(part: np.ndarray) -> np.ndarray:
@@ -150,6 +198,14 @@ def label_map(trained: Predictor, probabilities: np.ndarray) -> np.ndarray:
 
 def classify(trained: Predictor, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Probabilities [K] of each image [*S, C], from its central crop, as in validation."""
+    members = (trained, *trained.others)
+    parts = itertools.tee(images, len(members))
+    answers = (_classify_alone(*member) for member in zip(members, parts, strict=True))
+    for probabilities in zip(*answers, strict=True):
+        yield np.mean(probabilities, axis=0)
+
+
+def _classify_alone(trained: Predictor, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     config = trained.model.config
     size = tuple(config.data.crop)
     flips = sliding_window.flips(_mirrored_axes(config))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -12,19 +12,16 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from ssl3d.data import geometry, store, writers
-from ssl3d.data.preparation import case as preparation
-from ssl3d.downstream import linear_probe, predictor, voxel_features
+from ssl3d.data import store
+from ssl3d.downstream import linear_probe, segmentation_files, voxel_features
 from ssl3d.downstream import segmentation_scores as scores
 from ssl3d.downstream.contract import (
     Evaluation,
     Interval,
     Parts,
-    PreparedImage,
     ProbeRow,
     Selection,
 )
-from ssl3d.downstream.predict_files import label_values
 from ssl3d.downstream.predictor import Predictor
 from ssl3d.downstream.voxel_features import Encode
 from ssl3d.figures import case_pictures
@@ -32,6 +29,7 @@ from ssl3d.models.readouts import Levels, scores_of
 
 WITHOUT_NETWORK = "raw intensities"
 choose_truth, headline = scores.choose_truth, scores.headline
+write_predictions = segmentation_files.write
 
 
 def evaluate(
@@ -71,51 +69,9 @@ def figures(
             shown.prediction,
             shown.spacing,
             f"{name}: {case.id}, mean foreground Dice {mean['dice']:.3f}\n{each}",
+            dataset.classes,
         )
     return found
-
-
-def write_predictions(
-    trained: Predictor,
-    images: Iterable[PreparedImage],
-    settings: preparation.PreparationSettings,
-    output: Path,
-    probabilities: bool,
-) -> tuple[int, str]:
-    """Writes a label map per case on the grid of its source, and maps of its probabilities."""
-    count = 0
-    brats = trained.model.dataset.extra.get("layout") == "brats"
-    for source, case, image in images:
-        found = predictor.segment(trained, image)
-        if probabilities:
-            writers.write_on_source_grid(
-                output / "probabilities",
-                source,
-                case,
-                on_source_grid(trained, found, case),
-                np.dtype(np.float32),
-                found.shape[-1],
-            )
-        values = label_values(settings, case.id if brats else None)
-        labels = predictor.to_source_grid(trained, found, case)
-        writers.write_on_source_grid(output, source, case, [values[labels]], values.dtype)
-        count += 1
-    return count, "label map" if count == 1 else "label maps"
-
-
-def on_source_grid(
-    trained: Predictor, probabilities: np.ndarray, case: store.Case
-) -> Iterator[np.ndarray]:
-    """[*S, K] -> the float32 map of each channel on the source's grid, one at a time.
-
-    Voxels that the preparation cropped away are background.
-    """
-    inside, _ = geometry.to_source(np.ones(case.shape, bool), case)
-    for channel in range(probabilities.shape[-1]):
-        part, _ = geometry.to_source(probabilities[..., channel], case, "linear")
-        # Regions, one sigmoid each, have no channel for the background.
-        background = channel == 0 and not trained.model.config.task.regions
-        yield np.where(inside, part, np.float32(background))
 
 
 def probe(

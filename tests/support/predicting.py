@@ -5,11 +5,16 @@ import numpy as np
 from ssl3d import predict
 from ssl3d.downstream import predictor
 
+# Beside the label maps of every segmentation.
+TABLES = ("dataset.json", "volumes.csv")
+
 
 def run(workdir, place, output, *options):
-    """Predicts; the names of all files in the output."""
-    predict.main([f"--workdir={workdir}", f"--input={place}", f"--output={output}", *options])
-    return sorted(path.relative_to(output).as_posix() for path in output.rglob("*.*"))
+    """Predicts without pictures; the names of all files in the output but the `TABLES`."""
+    arguments = [f"--workdir={workdir}", f"--input={place}", f"--output={output}"]
+    predict.main([*arguments, "--no-pictures", *options])
+    found = (path.relative_to(output).as_posix() for path in output.rglob("*.*"))
+    return sorted(name for name in found if name not in TABLES)
 
 
 def use_thresholds(monkeypatch, *limits):

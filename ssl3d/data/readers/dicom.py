@@ -175,7 +175,7 @@ def _starts_like_an_element(start: bytes) -> bool:
 
 def read_notes(paths: Sequence[Path]) -> list[str]:
     """What is unusual about a readable series. Raises `UserError`."""
-    frames = _sorted_frames(paths, [_read(path, voxels=False) for path in paths])
+    frames = sorted_frames(paths)
     heights = slices.heights(frames)
     if slices.regular(heights, slices.rounding(frames)):
         return []
@@ -185,7 +185,21 @@ def read_notes(paths: Sequence[Path]) -> list[str]:
 
 def read_grid(paths: Sequence[Path]) -> Grid:
     """The grid of a series, [columns, rows, slices], from its headers. Raises `UserError`."""
-    return _grid(_sorted_frames(paths, [_read(path, voxels=False) for path in paths]))
+    return _grid(sorted_frames(paths))
+
+
+def sorted_frames(paths: Sequence[Path]) -> list[Frame]:
+    """The frames of a series, sorted along the slice axis. Raises `UserError`."""
+    return _sorted_frames(paths, [_read(path, voxels=False) for path in paths])
+
+
+def plane_numbers(frames: Sequence[Frame]) -> np.ndarray:
+    """The plane of the grid [slices] that is each sorted frame's, or the nearest to it."""
+    places = slices.heights(frames)
+    if slices.regular(places, slices.rounding(frames)):
+        return np.arange(len(frames))
+    step = (places[-1] - places[0]) / (slices.resampled_count(places) - 1)
+    return np.rint((places - places[0]) / step).astype(int)
 
 
 def read_series(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
