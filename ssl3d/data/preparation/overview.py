@@ -161,11 +161,11 @@ def _views(dataset: store.Dataset, case: store.Case) -> list[Image.Image]:
     tiles = []
     for axis in (2, 1, 0):
         where = (slice(None),) * axis + (middle[axis],)
-        # Anterior or superior up, the patient's left on the left: the canonical axes turned once.
+        # Anterior or superior up, the patient's right on the left, as radiologists look at it.
         plane = np.asarray(image[where][..., :1], np.float32)
-        shown = None if label is None else np.rot90(np.asarray(label[where]))
+        shown = None if label is None else np.rot90(np.asarray(label[where]))[:, ::-1]
         across, up = (mm for i, mm in enumerate(case.spacing) if i != axis)
-        tiles.append(_tile(np.rot90(plane), shown, (up, across)))
+        tiles.append(_tile(np.rot90(plane)[:, ::-1], shown, (up, across)))
     return tiles
 
 
