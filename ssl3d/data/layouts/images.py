@@ -103,15 +103,7 @@ def _check_row(
 
 def _only_table(folder: Path) -> Path:
     """The only CSV of the source with a name and a grade column. Raises `UserError`."""
-    tables = []
-    for path in sorted(folder.glob("*.csv")):
-        try:
-            text = documents.read_bytes(path, "correct it").decode("utf-8-sig", "replace")
-            header = next(csv.reader(io.StringIO(text, newline="")), [])
-        except (UserError, csv.Error):
-            continue
-        if None not in grades.columns(header, grades.PICTURE_COLUMNS):
-            tables.append(path)
+    tables = _tables(folder)
     if len(tables) != 1:
         what = "no CSV" if not tables else " and ".join(path.name for path in tables)
         raise UserError(
@@ -121,11 +113,21 @@ def _only_table(folder: Path) -> Path:
     return tables[0]
 
 
+def _tables(folder: Path) -> list[Path]:
+    """The CSVs of the source with a name and a grade column."""
+    tables = []
+    for path in sorted(folder.glob("*.csv")):
+        try:
+            text = documents.read_bytes(path, "correct it").decode("utf-8-sig", "replace")
+            header = next(csv.reader(io.StringIO(text, newline="")), [])
+        except (UserError, csv.Error):
+            continue
+        if None not in grades.columns(header, grades.PICTURE_COLUMNS):
+            tables.append(path)
+    return tables
+
+
 def evidence(found: Survey) -> str:
     """See `recognise`."""
-    if not found.pictures:
-        return ""
-    try:
-        return f"pictures and the grades in {_only_table(found.folder).name}"
-    except UserError:
-        return ""
+    tables = [found.grades] if found.grades else _tables(found.folder)
+    return f"pictures and the grades in {tables[0].name}" if found.pictures and tables else ""

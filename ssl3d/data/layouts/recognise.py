@@ -26,13 +26,18 @@ class Recognised(NamedTuple):
 
 
 def recognise(
-    source: Path, labels: Path | None = None, images: str | None = None, follow_links: bool = True
+    source: Path,
+    labels: Path | None = None,
+    images: str | None = None,
+    csv: Path | None = None,
+    follow_links: bool = True,
 ) -> Recognised:
     """The layout of a source folder.
 
     Args:
       labels: folder of label maps, which are no images, or a pattern, which `folder` alone takes.
       images: a pattern, which `folder` alone takes.
+      csv: a table of grades.
 
     Raises:
       UserError: no such folder, no images, a prepared data set, or evidence for several layouts.
@@ -41,7 +46,7 @@ def recognise(
         raise UserError(f"{source}: no such folder")
     if images is not None or folder.is_pattern(labels):
         return Recognised(ANY, "a pattern of files is given")
-    found = survey(source.resolve(), follow_links)
+    found = survey(source.resolve(), follow_links, csv)
     refuse_prepared(found)
     candidates = {}
     for name, find in LAYOUTS.items():

@@ -20,6 +20,7 @@ class Survey:
       folder: resolved.
       volumes, pictures, others: all files that are not hidden, sorted.
       document: the object in the folder's dataset.json; empty without one.
+      grades: a table that the user names, or None.
     """
 
     folder: Path
@@ -27,9 +28,10 @@ class Survey:
     pictures: tuple[Path, ...]
     others: tuple[Path, ...]
     document: dict[str, Any]
+    grades: Path | None = None
 
 
-def survey(folder: Path, follow_links: bool = True) -> Survey:
+def survey(folder: Path, follow_links: bool = True, grades: Path | None = None) -> Survey:
     """Lists a folder. Raises `UserError`: a dataset.json that cannot be read."""
     files = list(Source(folder, follow_links).files(folder))
     kinds = [suffix(path) for path in files]
@@ -40,6 +42,7 @@ def survey(folder: Path, follow_links: bool = True) -> Survey:
         tuple(p for p, kind in zip(files, kinds, strict=True) if kind in PICTURE_SUFFIXES),
         tuple(p for p, kind in zip(files, kinds, strict=True) if not kind),
         _object(document) if document.is_file() else {},
+        grades,
     )
 
 

@@ -107,7 +107,9 @@ def prepare(options: PreparationOptions) -> None:
 
 def _recognised(options: PreparationOptions) -> str:
     """The layout of the source, which is printed with what speaks for it. Raises `UserError`."""
-    name, evidence = recognise(options.source, options.labels, options.images, options.follow_links)
+    name, evidence = recognise(
+        options.source, options.labels, options.images, options.csv, options.follow_links
+    )
     print(f"--layout={name}: {evidence}", flush=True)
     return name
 

@@ -43,6 +43,17 @@ def test_label_maps_beside_series_are_no_images_of_their_own(tmp_path):
     assert recognise(source, labels=source / "maps").name == "dicom"
 
 
+def test_pictures_with_two_tables_are_graded_pictures(tmp_path):
+    source = files.write_images(tmp_path / "source")
+    table = next(source.glob("*.csv"))
+    (source / "sample_submission.csv").write_text(table.read_text())
+    assert recognise(source).name == "images"  # which asks for one of them
+    for path in source.glob("*.csv"):
+        path.rename(tmp_path / path.name)
+    assert recognise(source).name == "folder"
+    assert recognise(source, csv=tmp_path / table.name).name == "images"
+
+
 def test_what_is_no_source_is_refused(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         recognise(tmp_path / "none")
