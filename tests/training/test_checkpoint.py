@@ -279,7 +279,8 @@ def test_what_decides_nothing_may_change(tmp_path, changes):
 def test_a_run_may_become_longer_and_keeps_its_identity(tmp_path):
     first = checkpoint.check_config(config(steps=10), tmp_path)
     for steps, before in ((20, 10), (20, 0), (30, 20)):
-        assert checkpoint.check_config(config(steps=steps), tmp_path) == (first.identity, before)
+        known = checkpoint.check_config(config(steps=steps), tmp_path)
+        assert (known.identity, known.extended) == (first.identity, before)
     assert json.loads((tmp_path / "config.json").read_text())["steps_before"] == [10, 20]
     with pytest.raises(UserError, match=r"holds a run of 30 steps, which .* --stop_at=20 to end"):
         checkpoint.check_config(config(steps=20), tmp_path)

@@ -162,7 +162,7 @@ def test_a_run_leaves_its_config_event_files_and_encoder(config, whole):
     description = json.loads((whole / "encoder" / "encoder.json").read_text())
     assert description["rank"] == 2
     assert description["channels"] == 3
-    assert description["encoder"] == config.encoder.to_dict()
+    assert description["encoder"] == json.loads(json.dumps(config.encoder.to_dict()))
 
 
 def raw_state(workdir, step):
