@@ -10,3 +10,7 @@ class UserError(Exception):
 
 class RunError(Exception):
     """A run that had to stop, e.g. on a non-finite loss. Exit status 1; the message as above."""
+
+
+class DivergedError(RunError):
+    """A loss, a gradient or a validation that is not finite."""

@@ -80,6 +80,18 @@ def grade_of(probability: Float[np.ndarray, "*B K"], ordinal: bool) -> Int[np.nd
     return np.asarray((reached > 0.5).sum(-1))
 
 
+def bits_right(
+    probability: Float[np.ndarray, "B K"], grade: Int[np.ndarray, " B"]
+) -> Float[np.ndarray, " B"]:
+    """The score of the paper's Figure 6: the share of right bits among K.
+
+    Grade g is g + 1 ones followed by zeros, so that the first bit is right for every image.
+    """
+    reached = 1 - np.cumsum(probability, axis=-1)[..., :-1] > 0.5
+    truth = grade[:, None] > np.arange(probability.shape[-1] - 1)
+    return (1 + (reached == truth).sum(-1)) / probability.shape[-1]
+
+
 def loss(
     logits: Float[Array, "B outputs"],
     targets: Targets,
@@ -171,10 +183,12 @@ def build(config: ml_collections.ConfigDict, labels: Labels | None) -> Task:
         grades = collected["grade"]
         answers = grade_of(collected["probability"], ordinal)
         once = np.ones(len(grades))
-        return {
+        found: Scores = {
             name: (np.asarray([score_of(grades, answers, collected["probability"], once)]), one)
             for name, score_of in class_metrics.SELECTIONS.items()
         }
+        bits = bits_right(collected["probability"], grades)
+        return found | {"reference_bit_accuracy": (bits, once)}
 
     return Task(
         record=record,

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from ssl3d import intervals, tasks, xla
 from ssl3d.data import pipeline
-from ssl3d.errors import RunError, UserError
+from ssl3d.errors import DivergedError, UserError
 from ssl3d.models import export, weight_gradient
 from ssl3d.training import (
     checkpoint,
@@ -71,7 +71,7 @@ def train(
 
     Raises:
       UserError: config, data or workdir do not fit.
-      RunError: a loss that is not finite.
+      DivergedError: a loss that is not finite.
     """
     with contextlib.ExitStack() as held:
         return _train(config, workdir, stop_at, draw, held)
@@ -274,7 +274,7 @@ def validate(
 
     Raises:
       UserError: the task has no metric of the name of its headline.
-      RunError: a loss that is not finite.
+      DivergedError: a loss that is not finite.
     """
     rows: list[Any] = []
     for batch in batches:
@@ -293,7 +293,7 @@ def validate(
     )
     if not np.isfinite(loss).all():
         sick = dict.fromkeys(case_ids[case] for case in labels["case"][~np.isfinite(loss)])
-        raise RunError(
+        raise DivergedError(
             f"validation: the loss of {', '.join(sick)} is not finite; check these cases, or lower "
             "config.optimizer.learning_rate"
         )

@@ -70,7 +70,7 @@ def failures(workdir: Path) -> Iterator[None]:
     try:
         yield
     except RunError as error:
-        raise RunError(f"{error}; {_last_checkpoint(workdir)}") from None
+        raise type(error)(f"{error}; {_last_checkpoint(workdir)}") from None
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
         where = error.filename or workdir

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ssl3d import documents, intervals
 from ssl3d.atomic import atomic_write
-from ssl3d.errors import RunError, UserError
+from ssl3d.errors import DivergedError, UserError
 from ssl3d.training import trackers
 
 # How many steps the host may be ahead of the device: one to hide the dispatch, and a spare.
@@ -144,14 +144,14 @@ class Window:
         """Waits for the device; the metrics so far.
 
         Raises:
-          RunError: a loss or gradient that is not finite.
+          DivergedError: a loss or gradient that is not finite.
         """
         while self._pending:
             step, cases, metrics = self._pending.popleft()
             metrics = jax.device_get(metrics)
             if not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["gradient_norm"]):
                 names = ", ".join(self._case_ids[i] for i in cases)
-                raise RunError(
+                raise DivergedError(
                     f"step {step}: loss {metrics['loss']}, gradient norm "
                     f"{metrics['gradient_norm']}; cases {names}; lower "
                     "config.optimizer.learning_rate or check these cases"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl3d import bounds, tasks
+from ssl3d import bounds, reference_scores, tasks
 from ssl3d.configs import classify2d
 from ssl3d.errors import UserError
 from ssl3d.tasks import classification
@@ -34,6 +34,19 @@ def test_an_ordinal_head_counts_the_grades_that_are_reached():
     np.testing.assert_allclose(loss[:3], 0, atol=1e-3)
 
 
+def test_the_score_of_figure_6_is_the_released_code_s():
+    """Bits of ordinal outputs, as `reference_scores` counts them after a test."""
+    random = np.random.default_rng(5)
+    logits, grades = random.normal(0, 3, (40, 4)), random.integers(0, 5, 40)
+    probabilities = np.asarray(classification.probabilities(jnp.asarray(logits), ordinal=True))
+    reached = np.cumsum(probabilities[:, ::-1], axis=1)[:, ::-1]
+    truth = (grades[:, None] >= np.arange(5)).astype(float)
+    wanted = reference_scores.reference_ordinal_scores(truth, reached)["reference_bin_accuracy"]
+    found = classification.bits_right(probabilities, grades)
+    assert found.shape == (40,)
+    assert found.mean() == pytest.approx(wanted)
+
+
 def test_balanced_weights_give_every_class_the_same_say():
     weights = classification.class_weights((6, 3, 0, 1), "balanced")
     np.testing.assert_allclose(weights * (6, 3, 0, 1), np.asarray([1, 1, 0, 1]) * 10 / 3)
@@ -60,7 +73,7 @@ def test_a_run_with_an_ordinal_head_validates_and_keeps_its_models(tiny, picture
     )  # fmt: skip
     assert loop.train(config, tmp_path)
     lines = [line for line in run_log.read_metrics(tmp_path) if line["split"] == "val"]
-    assert {"accuracy", "kappa", "chance"} <= lines[-1].keys()
+    assert {"accuracy", "kappa", "chance", "reference_bit_accuracy"} <= lines[-1].keys()
     assert (tmp_path / "model" / "last" / "model.safetensors").exists()
     assert (tmp_path / "model" / "best" / "model.json").exists()
 

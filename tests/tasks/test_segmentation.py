@@ -65,6 +65,18 @@ def test_loss_and_dice_by_hand():
     assert float(metrics["dice"][0][0]) == pytest.approx(np.sum(hard), rel=1e-5)
 
 
+def test_the_score_of_figure_5_by_hand():
+    """Soft Dice of all classes, the background too; voxels outside the image count for nothing."""
+    label = random_labels(3, (2, 4, 5))
+    label[:, 0] = segmentation.OUTSIDE
+    p = np.random.default_rng(4).dirichlet(np.ones(4), (2, 4, 5)).astype(np.float32)
+    found = segmentation.reference_soft_dice(jnp.asarray(p), jnp.asarray(label))
+    for one, own, value in zip(label[:, 1:], p[:, 1:], found, strict=True):
+        truth = np.eye(4)[one]
+        dice = 2 * (truth * own).sum((0, 1)) / (truth.sum((0, 1)) + own.sum((0, 1)))
+        assert float(value) == pytest.approx(dice.mean(), rel=1e-4)
+
+
 @given(seed=st.integers(0, 1000))
 def test_what_is_outside_changes_nothing(seed):
     rng = np.random.default_rng(seed)
@@ -204,6 +216,7 @@ def test_a_threshold_is_learned(tiny, volumes, tmp_path):
     lines = [line for line in run_log.read_metrics(tmp_path) if line["split"] == "val"]
     assert lines[0]["dice"] < 0.4 < 0.6 < lines[-1]["dice"]
     assert lines[-1]["dice_low"] <= lines[-1]["dice"] <= lines[-1]["dice_high"]
+    assert lines[0]["reference_soft_dice"] < lines[-1]["reference_soft_dice"] <= 1
 
 
 def test_regions_deep_supervision_and_accumulation_train_together(tiny, volumes, tmp_path):
