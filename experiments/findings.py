@@ -7,18 +7,27 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from ssl3d import cli
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
-from ssl3d.experiments import hippocampus, hippocampus_levels, hippocampus_slices, phantom
+from ssl3d.experiments import (
+    abdomen,
+    hippocampus,
+    hippocampus_levels,
+    hippocampus_levels_splits,
+    hippocampus_slices,
+    hippocampus_splits,
+    phantom,
+)
 from ssl3d.experiments.analysis import results_table, statistics, templates
 from ssl3d.experiments.analysis.findings import Key, find
 from ssl3d.experiments.analysis.statistics import Comparison
-from ssl3d.experiments.engine.study import METHODS, Study
+from ssl3d.experiments.analysis.tables import where
+from ssl3d.experiments.engine.study import DOUBLES, METHODS, Study
 
-# The longest prefix of a folder's name that is a study's names the study.
+# With several encoders: each has a section as soon as its tables are stored.
+PLANNED = tuple(m.STUDY for m in (hippocampus_levels_splits, abdomen, hippocampus_splits))
+# With one. The longest prefix of a folder's name that is a study's names the study.
 STUDIES = tuple(m.STUDY for m in (hippocampus, hippocampus_levels, hippocampus_slices, phantom))
 
 
@@ -40,10 +49,16 @@ def render(folder: Path) -> str:
 
     @functools.cache
     def stored(name: str) -> "Stored":
-        fitting = [study for study in STUDIES if name.startswith(study.name.replace("_", "-"))]
+        fitting = [study for study in STUDIES if name.startswith(_folder(study))]
         return Stored(folder / name, max(fitting, key=lambda study: len(study.name)))
 
-    return templates.render("results.md", stored=stored)
+    kept = [study for study in PLANNED if (folder / _folder(study)).exists()]
+    planned = [Stored(folder / _folder(study), study) for study in kept]
+    return templates.render("results.md", stored=stored, planned=planned)
+
+
+def _folder(study: Study) -> str:
+    return study.name.replace("_", "-")
 
 
 class Stored:
@@ -56,15 +71,37 @@ class Stored:
         index = self.record.cases.reset_index()
         classes = 1 + int(index["grade"].astype(int).max()) if "grade" in index else 0
         self.facts = find(study, self.record, classes)
-        self._score = study.columns[0].name
+        self.name, self.folder, self.title = study.name, folder.name, study.title
+        self.question, self.score = study.question, study.columns[0].name
+
+    @property
+    def days(self) -> str:
+        """The first and the last day of its cells."""
+        days = self.record.days
+        return " to ".join(dict.fromkeys((days[0], days[-1])))
 
     def against(self, method: str, amount: str = "2") -> Comparison:
         """A method compared with scratch of the same steps, as in the report."""
         return self.facts.comparisons[_key(method), amount]
 
     def beyond(self, method: str, amount: str = "2") -> Comparison:
-        """A method that gains, compared with scratch with twice the steps."""
-        return self.facts.beyond[_key(method), amount]
+        """A method that gains, compared with its scratch with twice the steps."""
+        against = DOUBLES[self.against(method, amount).against]
+        return self.facts.beyond[_key(method), amount, against]
+
+    def encoders(self, method: str, amount: str) -> int:
+        """The number of encoders of a method."""
+        return self.facts.runs[_key(method), amount]["pretraining"].nunique()
+
+    def plateau(self, scratch: str, amount: str) -> str:
+        """Whether a scratch is at its plateau."""
+        return f"{where(self.facts.plateau[scratch, amount])}at its plateau"
+
+    def largest(self, amount: str) -> str:
+        """The 3D proxy task with the largest difference to scratch."""
+        compared = self.facts.compared(amount).items()
+        found = [(c.difference, row.method) for row, c in compared if METHODS[row.method].rank == 3]
+        return max(found)[1]
 
     def compare(
         self, method: str, others: "Stored", other: str, looks: int = 1, of: "Stored | None" = None
@@ -85,19 +122,6 @@ class Stored:
         assert found
         p = min(1.0, looks * found.p)
         return Comparison(found, p, statistics.ALPHA / looks, len(common))
-
-    def proxy_range(self, amount: str) -> str:
-        """The lowest and the highest difference of the 3D proxy tasks to scratch."""
-        differences = [
-            comparison.difference
-            for row, comparison in self.facts.compared(amount).items()
-            if METHODS[row.method].task and METHODS[row.method].rank == 3
-        ]
-        return f"{min(differences):+.3f} to {max(differences):+.3f}"
-
-    def deviation(self, method: str, amount: str) -> str:
-        """The standard deviation of the score over repetitions."""
-        return f"{np.std(self.facts.values(_key(method), amount, self._score), ddof=1):.3f}"
 
 
 def _key(method: str) -> Key:

@@ -1,6 +1,6 @@
 """The protocol on a small public real set: the hippocampus, Task04 of the Decathlon.
 
-python -m experiments.hippocampus --data=DIR --output=DIR [--budget=20]
+python -m experiments.hippocampus --data=DIR --output=DIR
 
 DIR as python -m ssl3d.prepare --layout=msd --source=Task04_Hippocampus writes it.
 """

@@ -1,6 +1,6 @@
 """Grading of pictures with few labels: the level of a coronal slice of the hippocampus.
 
-python -m experiments.hippocampus_levels --data=DIR --output=DIR [--budget=20]
+python -m experiments.hippocampus_levels --data=DIR --output=DIR
 
 DIR as python -m ssl3d.prepare --layout=msd --source=Task04_Hippocampus writes it. Every second
 coronal slice becomes a picture in OUTPUT/data. Its grade comes from the labels: in front of the

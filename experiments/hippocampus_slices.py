@@ -1,6 +1,6 @@
 """Does a proxy task help 2D networks that learn from the slices of two labelled cases?
 
-python -m experiments.hippocampus_slices --data=DIR --output=DIR [--budget=20]
+python -m experiments.hippocampus_slices --data=DIR --output=DIR
 
 The confirmatory test of the most promising attempt on the hippocampus (results/): one task and
 forty fresh repetitions, planned before the run.
@@ -15,6 +15,7 @@ STUDY = dataclasses.replace(
     hippocampus.STUDY,
     name="hippocampus_slices",
     title="Hippocampus: MR segmentation by 2D networks with two labelled cases",
+    question="Does a proxy task improve 2D segmentation of slices with two labelled cases?",
     methods=(SCRATCH_2D, "rotation2d"),
     labels=("2",),
     first_repetition=54,

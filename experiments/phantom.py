@@ -1,6 +1,6 @@
 """The protocol without data of one's own: segmentation of tumours in the brain phantom.
 
-python -m experiments.phantom [--output=DIR] [--budget=20]
+python -m experiments.phantom [--output=DIR]
 """
 
 from ssl3d.experiments import protocol

@@ -1,15 +1,16 @@
 """A study as a command: runs the missing cells of its grid, and writes the report.
 
-    python -m experiments.hippocampus --data=DIR --output=DIR [--budget=20] [...]
+    python -m experiments.hippocampus --data=DIR --output=DIR [--estimate] [...]
 
 Run the command again to continue; with --scheduler=ADDRESS it runs on a Dask cluster. The results
-are results.csv, tables.md, tables.tex, figures/ and report.html in the output.
+are results.csv, which grows with every cell, tables.md, tables.tex, figures/ and report.html in the
+output.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import functools
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,15 +22,24 @@ from ssl3d.data import store
 from ssl3d.errors import RunError, UserError
 from ssl3d.experiments.analysis import report, results_table
 from ssl3d.experiments.analysis.results_table import Record
-from ssl3d.experiments.analysis.templates import sentences
-from ssl3d.experiments.engine import budget, grid, runs
+from ssl3d.experiments.engine import estimate, grid, runs, splits
 from ssl3d.experiments.engine.grid import Cell, Size
-from ssl3d.experiments.engine.study import METHODS, Study, StudyData, check, label_fraction
+from ssl3d.experiments.engine.study import (
+    METHODS,
+    Study,
+    StudyData,
+    check,
+    label_fraction,
+    with_settings,
+    with_variant,
+)
 from ssl3d.training import cases as sources
 
 MODES = ("finetune", "frozen")
+# Seconds between two updates of the tables while cells are run.
+AT_MOST_EVERY = 10.0
 # Folders of an output without results: a repository may hold the others, as results/ does.
-_TEMPORARY = (grid.CELLS, grid.PRETRAINING, "data", budget.PROBE)
+_TEMPORARY = (grid.CELLS, grid.PRETRAINING, "data", "splits", estimate.PROBE)
 
 
 def parser(study: Study) -> cli.Parser:
@@ -63,7 +73,17 @@ def parser(study: Study) -> cli.Parser:
     modes = f"what becomes of the pretrained encoders: {','.join(MODES)}, or one of the two "
     modes += f"(default: {','.join(study.modes)})"
     add("--modes", type=_names, default=study.modes, help=modes)
-    add("--budget", type=float, help="minutes to which the study is cut down")
+    about = f"pretraining seeds, dealt to the repetitions in turn (default: {study.encoders})"
+    add("--encoders", type=int, metavar="N", help=about)
+    about = (
+        f"random splits of the subjects, dealt likewise (default: {study.splits}; 1: the data's)"
+    )
+    add("--splits", type=int, metavar="N", help=about)
+    about = "a setting of the study's file, e.g. finetuning.steps=800; repeatable"
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help=about)
+    add("--variant", choices=("paper", "original"), help="tasks and network as published")
+    about = "print time and memory, and run nothing but a few steps; of GPUs, e.g. h100x8: by plan"
+    add("--estimate", nargs="?", const="", metavar="GPUS", help=about)
     add(
         "--workers",
         type=int,
@@ -89,69 +109,113 @@ def command(study: Study) -> NoReturn:
 
 def main(study: Study, arguments: Sequence[str]) -> int:
     """Runs the study's command; the exit status. Raises `UserError` and `RunError`."""
-    started = time.time()
     options = parser(study).parse_args(arguments)
-    if options.repetitions < 1:
-        raise UserError("--repetitions: give a whole number from 1")
-    if options.budget is not None and not 0 < options.budget < math.inf:
-        raise UserError("--budget: give a number of minutes")
+    check_counts(study, options)
     if options.workers is not None and (options.workers < 1 or options.scheduler):
         raise UserError("--workers: give a whole number from 1, and no --scheduler")
+    if options.variant:
+        study = with_variant(study, options.variant)
+    study = with_settings(study, options.set)
+    if options.estimate:
+        gpus = estimate.gpus(options.estimate)
+        data = estimate.without_data(study)
+        jobs = grid.jobs(data, grid.cells(choose_size(data, options)))
+        costs = estimate.planned(options.estimate, jobs)
+        print(estimate.table(jobs, lambda job: costs[estimate.kind(job)], gpus))
+        return 0
     try:
         with cli.disk_errors(options.output):
             options.output.mkdir(parents=True, exist_ok=True)
             alone = processes.claimed(options.output / grid.CELLS, "--output", "runs this study")
             with contextlib.nullcontext() if options.report_only else alone:
-                carry_out(study, options, report.as_typed(study, arguments), started)
+                carry_out(study, options, report.as_typed(study, arguments))
     except processes.Stopped:
         print("stopped; run the same command again to continue", flush=True)
         return 1
     return 0
 
 
-def carry_out(study: Study, options: argparse.Namespace, typed: str, started: float) -> None:
+def check_counts(study: Study, options: argparse.Namespace) -> None:
+    """Fills in the numbers of encoders and splits; `UserError` for more than repetitions."""
+    if options.repetitions < 1:
+        raise UserError("--repetitions: give a whole number from 1")
+    for name in ("encoders", "splits"):
+        if getattr(options, name) is None:
+            setattr(options, name, min(getattr(study, name), options.repetitions))
+        if not 1 <= getattr(options, name) <= options.repetitions:
+            most = f"1 to {options.repetitions}, the repetitions"
+            raise UserError(f"--{name}: give a whole number from {most}")
+
+
+def carry_out(study: Study, options: argparse.Namespace, typed: str) -> None:
     """Runs the missing cells and writes the report, of a stopped or failed study too."""
     output = options.output.resolve()
-    data = open_data(study, options, output)
-    size, limits, chosen, ending = choose_size(data, options), [], None, None
-    minutes, before = options.budget, budget.read(output)
+    data, ending = open_data(study, options, output), None
     connect = functools.partial(cluster.connect, options.scheduler, options.workers)
-    if options.report_only and before:
-        minutes, size = before.budget_minutes, before.full
-    deadline = started + 60 * (minutes or math.inf)
-    if minutes:
-        full = size
-        data, chosen = budget.agree(data, full, minutes, deadline, output, connect)
-        size = chosen.size
-        counts = len(grid.cells(size)), len(grid.cells(full))
-        limits = sentences("cut_down", minutes, data.scale, size, *counts)
-    elif before:
-        remedy = "give the same --budget to continue it, or another --output"
-        raise UserError(f"{output} holds a study that was reduced to a budget; {remedy}")
-    jobs = grid.jobs(data, grid.cells(size))
+    jobs = grid.jobs(data, grid.cells(choose_size(data, options)))
+    known = results_table.read(output).known()
+    missing = [job for job in jobs if job.row["cell"] not in known]
+    if options.estimate is not None:
+        print_estimate(output, missing, connect)
+        return
     if not options.report_only:
-        known = results_table.read(output).known()
-        missing = [job for job in jobs if job.row["cell"] not in known]
+        grid.keep_keys(output, jobs)
         print(f"{len(jobs)} cells, {len(jobs) - len(missing)} finished already", flush=True)
         try:
-            latest = chosen.latest_start if chosen else lambda job, deadline: deadline
-            runs.work(output, missing, connect, lambda job: latest(job, deadline))
+            runs.work(output, missing, connect, _Keeping(output))
         except (processes.Stopped, RunError) as error:
             ending = error
         finally:
-            _keep_out_of_repositories(output)
-            results_table.update(output)
+            _update(output)
     everything = results_table.read(output)
     found = results_table.restrict(everything, current(data, everything))
     left = len({job.row["cell"] for job in jobs} - found.known())
-    if left:
-        limits.append(f"Not complete: {left} of {len(jobs)} cells are missing.")
     if len(found.results) or not ending:
-        report.write(data, found, limits, typed, output)
+        report.write(data, found, (left, len(jobs)), typed, output)
     if options.report_only:
         results_table.update(output)  # by cells of a process that was killed before it did
     if ending:
         raise ending
+
+
+def print_estimate(output: Path, missing: Sequence[grid.Job], connect: runs.Connect) -> None:
+    """Prints what the missing cells take, by a few steps of each kind of run."""
+    if not missing:
+        print("nothing is missing")
+        return
+    with connect() as client:
+        workers = len(client.nthreads())
+    missing = [
+        dataclasses.replace(job, needs=None)
+        if job.needs and (output / job.needs.name / runs.RESULT).exists()
+        else job
+        for job in missing
+    ]
+    try:
+        costs = estimate.here(output, missing, connect)
+    finally:
+        _keep_out_of_repositories(output)
+    print(estimate.table(missing, lambda job: costs[estimate.kind(job)], workers))
+
+
+class _Keeping:
+    """Called after each run: keeps the finished cells in the tables, so that none is lost.
+
+    Not at once after the last time: merging takes longer than the shortest cells.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self._output, self._last = output, time.monotonic()
+
+    def __call__(self) -> None:
+        if time.monotonic() - self._last >= AT_MOST_EVERY:
+            _update(self._output)
+            self._last = time.monotonic()
+
+
+def _update(output: Path) -> None:
+    _keep_out_of_repositories(output)
+    results_table.update(output)
 
 
 def _keep_out_of_repositories(output: Path) -> None:
@@ -167,9 +231,29 @@ def open_data(study: Study, options: argparse.Namespace, output: Path) -> StudyD
         raise UserError(f"--source={source}: no such folder")
     # Last, as it may generate or cut them.
     dataset = open_dataset(study, options.data, output)
-    corpus = store.read(options.pretrain_data) if options.pretrain_data else dataset
+    corpus = open_corpus(study, options.pretrain_data) or dataset
     source = str(source.resolve()) if source else ""
-    return StudyData(study, dataset, corpus, options.transductive, source=source)
+    dealt: tuple[store.Dataset, ...] = ()
+    if options.splits > 1:
+        folder = output / "splits"
+        folder.mkdir(exist_ok=True)
+        _keep_out_of_repositories(output)
+        numbers = range(1, options.splits + 1)
+        dealt = tuple(splits.deal(dataset, number, folder / str(number)) for number in numbers)
+    keys = grid.read_keys(output)
+    return StudyData(study, dataset, corpus, options.transductive, source, dealt, keys)
+
+
+def open_corpus(study: Study, path: Path | None) -> store.Dataset | None:
+    """The separate data to pretrain on, if any; a phantom is generated on first use."""
+    if path and not (study.corpus and not (path / store.MANIFEST).exists()):
+        return store.read(path)
+    if not study.corpus:
+        return None
+    folder = path or Path("data") / f"{study.preset}_corpus"
+    settings = {**study.data, **study.corpus, "data.path": str(folder)}
+    config = grid.load_config(f"{study.downstream}{study.rank}d", study.preset, settings)
+    return sources.open_dataset(config)
 
 
 def open_dataset(study: Study, path: Path | None, output: Path) -> store.Dataset:
@@ -210,7 +294,8 @@ def choose_size(data: StudyData, options: argparse.Namespace) -> Size:
     methods = options.methods or tuple(
         name for name in study.methods if name != "supervised" or data.can_supervise
     )
-    check(data, methods)
+    for split in range(1, options.splits + 1) if data.dealt else (0,):
+        check(data.of(split), methods)
     for mode in options.modes:
         if mode not in MODES:
             raise UserError(f"--modes: no mode {mode!r}; choose of {', '.join(MODES)}")
@@ -220,16 +305,23 @@ def choose_size(data: StudyData, options: argparse.Namespace) -> Size:
     if options.fractions:
         given = ["all" if text == "100%" else text for text in options.fractions]
         labels = tuple(sorted(given, key=lambda amount: label_fraction(amount, subjects)))
-    return Size(methods, labels, options.repetitions, options.modes, study.first_repetition)
+    return Size(
+        *(methods, labels, options.repetitions, options.modes, study.first_repetition),
+        *(options.encoders, options.splits, tuple(study.arms) or ("",)),
+    )
 
 
 def current(data: StudyData, everything: Record) -> set[str]:
     """Names of the stored cells that were run with the present settings."""
-    table = everything.results.astype({"repetition": int})
-    cells = table[[*Cell._fields]].drop_duplicates().itertuples(index=False)
+    table = everything.results.reindex(columns=[*Cell._fields], fill_value="")
+    # Tables of before had neither encoders nor splits.
+    numbers = ["repetition", "encoder", "split"]
+    table[numbers] = table[numbers].replace("", "0").astype(int)
     allowed = []
-    for cell in map(Cell._make, cells):
+    for cell in map(Cell._make, table.drop_duplicates().itertuples(index=False)):
         with contextlib.suppress(UserError):  # of a cell of other data
-            check(data, [cell.method], [cell.labels])
+            if cell.split > len(data.dealt) or cell.arm not in (data.study.arms or ("",)):
+                continue
+            check(data.of(cell.split), [cell.method], [cell.labels])
             allowed.append(cell)
     return {job.row["cell"] for job in grid.jobs(data, allowed)}

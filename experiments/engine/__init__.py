@@ -1,1 +1,1 @@
-"""How a study runs: its grid of cells, their order, workers and budget."""
+"""How a study runs: its grid of cells, their order, workers and cost."""

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib
 import json
+import re
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any, NamedTuple
 from flax.traverse_util import flatten_dict
 
 import ssl3d
-from ssl3d import bounds
+from ssl3d import bounds, documents, tasks
+from ssl3d.atomic import atomic_write
 from ssl3d.data import pipeline, store
 from ssl3d.errors import UserError
 from ssl3d.experiments.engine.study import (
@@ -25,7 +27,7 @@ from ssl3d.experiments.engine.study import (
     StudyData,
     label_fraction,
 )
-from ssl3d.training.cases import choose_cases
+from ssl3d.training import cases as training_cases
 from ssl3d.training.checkpoint import NEUTRAL
 
 ROOT = Path(ssl3d.__file__).parents[1]  # of the checkout
@@ -34,7 +36,7 @@ PRETRAINING_VALIDATIONS = 5
 # Keys outside a run's hash. The pretraining enters it by its own hash, not by its folder, and the
 # tested model is the last one, however the best is selected.
 _UNHASHED = (*NEUTRAL, "name", "init.encoder", "task.select_by")
-_LENGTHS = ("steps", "optimizer.warmup_steps", "transfer.warmup_steps")  # scaled by a budget
+KEYS = "keys.json"
 
 
 class Size(NamedTuple):
@@ -45,6 +47,9 @@ class Size(NamedTuple):
     repetitions: int
     modes: tuple[str, ...]  # of the methods that have no mode of their own
     first_repetition: int = 1
+    encoders: int = 1
+    splits: int = 1
+    arms: tuple[str, ...] = ("",)
 
 
 class Cell(NamedTuple):
@@ -54,6 +59,9 @@ class Cell(NamedTuple):
     mode: str
     labels: str
     repetition: int
+    encoder: int = 0  # number and seed of its pretraining; 0 for a method without one
+    split: int = 0  # of several; 0: the data's own
+    arm: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +76,7 @@ class Job:
     needs: "Job | None" = None  # the pretraining it starts from
     columns: tuple[Column, ...] = ()  # scores of its evaluation; none for a pretraining
     source: str = ""  # as in `StudyData`
+    pictures: bool = False  # whether its evaluation draws the median case
 
     @property
     def command(self) -> str:
@@ -78,25 +87,42 @@ class Job:
 
 
 def cells(size: Size) -> tuple[Cell, ...]:
-    """All cells, one repetition after the other: every leading part compares all methods."""
-    first = size.first_repetition
-    return tuple(
-        Cell(method, mode, amount, repetition)
-        for repetition in range(first, first + size.repetitions)
-        for amount in size.labels
-        for method in size.methods
-        for mode in ([METHODS[method].mode] if METHODS[method].mode else size.modes)
-    )
+    """All cells, one repetition after the other: every leading part compares all methods.
+
+    Encoders and splits are dealt to the repetitions in turn.
+    """
+    found = []
+    for number in range(size.repetitions):
+        encoder = number % size.encoders + 1
+        split = number % size.splits + 1 if size.splits > 1 else 0
+        found += [
+            Cell(
+                *(method, mode, amount, size.first_repetition + number),
+                *(encoder if METHODS[method].task else 0, split, arm),
+            )
+            for amount in size.labels
+            for arm in size.arms
+            for method in size.methods
+            for mode in ([METHODS[method].mode] if METHODS[method].mode else size.modes)
+        ]
+    return tuple(found)
 
 
 def jobs(data: StudyData, grid: Iterable[Cell]) -> tuple[Job, ...]:
     """The runs of the cells, in order. Raises `UserError` where the data do not allow one."""
-    pretraining = functools.cache(lambda method: pretraining_job(data, method))
-    return tuple(cell_job(data, cell, pretraining(cell.method)) for cell in grid)
+    of = functools.cache(data.of)
+    pretraining = functools.cache(lambda *about: pretraining_job(of(about[-1]), *about))
+    return tuple(
+        cell_job(of(cell.split), cell, pretraining(cell.method, cell.encoder, cell.split))
+        for cell in grid
+    )
 
 
-def pretraining_job(data: StudyData, method: str) -> Job | None:
-    """The pretraining of a method; None for a method without one."""
+def pretraining_job(data: StudyData, method: str, encoder: int = 1, split: int = 0) -> Job | None:
+    """A pretraining of a method, of the seed `encoder`; None for a method without one.
+
+    `data` are those of the split.
+    """
     study, task = data.study, METHODS[method].task
     if not task:
         return None
@@ -107,26 +133,32 @@ def pretraining_job(data: StudyData, method: str) -> Job | None:
         "data.path": str(data.corpus.path.resolve()),
         **study.pretraining,
         **study.pretraining_of.get(method, {}),
+        "seed": encoder,
         "data.train_splits": (*splits, "val", "test") if transductive else splits,
         **({"data.phantom.kind": ""} if elsewhere else {}),
     }
     preset = (study.pretraining_preset if elsewhere else "") or study.preset
+    if supervised:
+        task = f"{study.downstream}{study.rank}d"
+    elif study.variant:
+        preset += f",{study.variant}"
     config, settings = _resolve(data, method, task, preset, settings, PRETRAINING_VALIDATIONS)
-    cases, _ = choose_cases(config, data.corpus)
-    own = _config_hash(config, fingerprint(data.corpus))
+    cases, _ = training_cases.choose_cases(config, data.corpus)
+    own = config_hash(data, task, preset, config, _known(data, config, data.corpus))
+    name = "-".join((method, f"e{encoder}", *([f"s{split}"] if split else []), own))
     row = {
-        "pretraining": f"{method}-{own}",
+        "pretraining": name,
         "method": method,
+        "encoder": encoder,
+        "split": split,
         "steps": config.steps,
         "cases": len(cases),
         "cases_hash": case_hash(cases),
         "dataset": data.corpus.name,
         "transductive": transductive,
         "config_hash": own,
-        "draws": pipeline.DRAW_VERSION,
-        "code": code_version(),
     }
-    return Job(f"{PRETRAINING}/{method}-{own}", task, preset, settings, row)
+    return Job(f"{PRETRAINING}/{name}", task, preset, settings, row)
 
 
 def cell_job(data: StudyData, cell: Cell, needs: Job | None) -> Job:
@@ -139,6 +171,7 @@ def cell_job(data: StudyData, cell: Cell, needs: Job | None) -> Job:
         **study.finetuning,
         **study.finetuning_with(cell.labels, subjects),
         **(study.finetuning_slices if rank < study.rank else {}),
+        **study.arms.get(cell.arm, {}),
         "seed": cell.repetition,
         "data.label_seed": cell.repetition,
         "data.label_fraction": label_fraction(cell.labels, subjects),
@@ -147,14 +180,16 @@ def cell_job(data: StudyData, cell: Cell, needs: Job | None) -> Job:
         "init.encoder": f"{needs.name}/run" if needs else "",
     }
     config, settings = _resolve(data, cell.method, file, study.preset, settings, study.validations)
-    train, validation = choose_cases(config, data.dataset)
+    train, validation = training_cases.choose_cases(config, data.dataset)
     test = data.labelled("test")
     if not test:
         raise UserError(f"{data.dataset.path}: no labelled test cases; prepare with --test=0.2")
     before = needs.row if needs else {}
-    hashed = fingerprint(data.dataset), before.get("config_hash", ""), bool(data.source)
-    own = _config_hash(config, *hashed)
-    name = "-".join((cell.method, cell.mode, cell.labels.replace("%", "pc"), f"r{cell.repetition}"))
+    hashed = _known(data, config, data.dataset), before.get("config_hash", ""), bool(data.source)
+    own = config_hash(data, file, study.preset, config, *hashed)
+    arm = re.sub("[^0-9A-Za-z.]+", "", cell.arm)
+    about = cell.method, cell.mode, cell.labels.replace("%", "pc"), arm, f"r{cell.repetition}"
+    name = "-".join(filter(None, about))
     row = {
         "cell": f"{name}-{own}",
         **cell._asdict(),
@@ -170,20 +205,28 @@ def cell_job(data: StudyData, cell: Cell, needs: Job | None) -> Job:
         "val_hash": case_hash(validation),
         "test_hash": case_hash(test),
         "pretraining_hash": before.get("cases_hash", ""),
-        "draws": pipeline.DRAW_VERSION,
-        "code": code_version(),
     }
-    about = file, study.preset, settings, row, needs, study.columns, data.source
-    return Job(f"{CELLS}/{name}-{own}", *about)
+    run = file, study.preset, settings, row, needs, study.columns, data.source
+    return Job(f"{CELLS}/{name}-{own}", *run, cell.repetition == study.first_repetition)
+
+
+def versions() -> dict[str, Any]:
+    """What a run's row says of the code that ran it."""
+    return {"draws": pipeline.DRAW_VERSION, "code": code_version()}
 
 
 def load_config(file: str, argument: str, overrides: Settings) -> Any:
     """The config of configs/FILE.py with overrides and what follows from them, or `UserError`."""
     config = importlib.import_module(f"ssl3d.configs.{file}").get_config(argument)
+    config.lock()  # no key that the config does not have
     try:
         config.update_from_flattened_dict(dict(overrides))
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"configs/{file}.py: {' '.join(str(error).split())}") from None
+        reason, _, hint = " ".join(str(error).split()).partition(" Other fields present")
+        hint = hint.partition("Did you mean ")[2]
+        reason += f" Did you mean {hint}" if hint else ""
+        raise UserError(f"configs/{file}.py: {reason}") from None
+    config.unlock()
     bounds.derive(config)
     return config
 
@@ -191,18 +234,15 @@ def load_config(file: str, argument: str, overrides: Settings) -> Any:
 def _resolve(
     data: StudyData, method: str, file: str, argument: str, settings: Settings, validations: int
 ) -> tuple[Any, dict[str, Any]]:
-    """The config and all its overrides, with the numbers of steps at the scale of `data`.
+    """The config and all its overrides.
 
     The validations are within the usual steps: a longer run validates at the same interval.
     """
     encoder = {f"encoder.{key}": value for key, value in data.study.encoder.items()}
     settings = {**data.study.data, **encoder, **settings}
-    config = load_config(file, argument, settings)
-    scaled = {key: round(n * data.scale) for key, n in _flat(config).items() if key in _LENGTHS}
-    steps = max(scaled["steps"], 1)
-    scaled["steps"] = max(round(steps * _times(data, method, config.steps)), 1)
-    scaled["validate_every"] = max(steps // validations, 1)
-    settings |= scaled
+    steps = load_config(file, argument, settings).steps
+    settings["steps"] = max(round(steps * _times(data, method, steps)), 1)
+    settings["validate_every"] = max(steps // validations, 1)
     return load_config(file, argument, settings), settings
 
 
@@ -223,9 +263,42 @@ def _times(data: StudyData, method: str, steps: int) -> float:
     return 1 + max(pretraining, default=0) / steps
 
 
-def _config_hash(config: Any, *more: object) -> str:
-    kept = {key: value for key, value in _flat(config).items() if key not in _UNHASHED}
+def config_hash(data: StudyData, file: str, argument: str, config: Any, *more: object) -> str:
+    """Identifies a run by all that decides its result.
+
+    A key that its config file did not have when the study was begun counts only where it is not at
+    its default: a new key, for something else, leaves finished runs as they are.
+    """
+    known = data.keys.get(file)
+    default = _flat(load_config(file, argument, {})) if known else {}
+    kept = {
+        key: value
+        for key, value in _flat(config).items()
+        if key not in _UNHASHED and (not known or key in known or value != default.get(key))
+    }
     return digest(json.dumps([kept, *more], sort_keys=True))
+
+
+def read_keys(output: Path) -> dict[str, tuple[str, ...]]:
+    """The keys of each config file when the output's first runs of it were planned."""
+    if not (output / KEYS).exists():
+        return {}
+    remedy = "remove it, and run all cells again"
+    kept = documents.read_object(output / KEYS, remedy)
+    with documents.fields(output / KEYS, remedy):
+        return {file: documents.names(keys) for file, keys in kept.items()}
+
+
+def keep_keys(output: Path, planned: Iterable[Job]) -> None:
+    """Keeps those of config files that are new to the output."""
+    kept = read_keys(output)
+    runs = {run.config: run for job in planned for run in (job, job.needs) if run}
+    new = {file: run for file, run in runs.items() if file not in kept}
+    if new:
+        for file, run in new.items():
+            kept[file] = tuple(sorted(_flat(load_config(file, run.argument, run.overrides))))
+        with atomic_write(output / KEYS) as partial:
+            partial.write_text(json.dumps(kept, sort_keys=True) + "\n")
 
 
 def _flat(config: Any) -> dict[str, Any]:
@@ -237,10 +310,23 @@ def case_hash(cases: Iterable[store.Case]) -> str:
     return digest("\n".join(sorted(case.id for case in cases)))
 
 
-def fingerprint(dataset: store.Dataset) -> str:
-    """A short hash of the manifest: cases, subjects, splits, order, contents."""
-    cases = [(c.id, c.subject, c.split, c.order, c.extra.get("content", "")) for c in dataset.cases]
-    return digest(json.dumps([dataset.name, dataset.extra.get("seed"), cases]))
+def fingerprint(config: Any, dataset: store.Dataset) -> str:
+    """A short hash of all cases of a data set, as far as the config's task learns from them.
+
+    That is their files, labels or grades, shapes and splits, and how they were prepared.
+    """
+    files = training_cases.fingerprint(config, dataset, dataset.cases, ())
+    cases = [(case.id, case.split, case.order, case.shape) for case in dataset.cases]
+    about = dataset.name, dataset.modalities, dataset.classes, dataset.extra.get("seed")
+    return digest(json.dumps([about, files, cases]))
+
+
+def _known(data: StudyData, config: Any, dataset: store.Dataset) -> str:
+    """The fingerprint, computed once for all cells: pictures are thousands."""
+    key = id(dataset), tasks.needs(config)
+    if key not in data.fingerprints:  # with the data set, so that its identity stays its own
+        data.fingerprints[key] = dataset, fingerprint(config, dataset)
+    return data.fingerprints[key][1]
 
 
 def digest(text: str) -> str:

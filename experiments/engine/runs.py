@@ -7,7 +7,6 @@ checkpoint, from which it goes on elsewhere.
 
 import contextlib
 import json
-import math
 import socket
 import subprocess
 import time
@@ -35,13 +34,12 @@ def work(
     output: Path,
     jobs: Sequence["Job"],
     connect: Connect,
-    latest: Callable[["Job"], float] = lambda job: math.inf,
+    after: Callable[[], None] = lambda: None,
 ) -> None:
-    """Runs every unfinished job after its pretraining.
+    """Runs every unfinished job after its pretraining, and calls `after` when one is finished.
 
-    A job that cannot start by its `latest` time (the budget is spent) is left out. Raises
-    `UserError` for an input error of a job, `RunError` where jobs failed and the others are done,
-    and `processes.Stopped`.
+    Raises `UserError` for an input error of a job, `RunError` where jobs failed and the others are
+    done, and `processes.Stopped`.
     """
     if all(_is_done(output, job.name) for job in jobs):
         return
@@ -61,7 +59,7 @@ def work(
         if job.name not in futures and not _is_done(output, job.name):
             needs = submit(job.needs, priority) if job.needs else None
             about = {"needs": job.needs and job.needs.name, "command": job.command}
-            run = study, output, json.loads(json.dumps(vars(job) | about)), latest(job)
+            run = study, output, json.loads(json.dumps(vars(job) | about))
             key = f"{job.name}-{study}"
             futures[job.name] = client.submit(supervise, *run, needs, key=key, priority=priority)
         return futures.get(job.name)
@@ -78,8 +76,9 @@ def work(
                 name = future.key.removesuffix(f"-{study}")
                 begun.update({name} & names)
                 try:
-                    if cluster.result(future):
-                        cluster.wait_to_see(output / name / RESULT)
+                    cluster.result(future)
+                    cluster.wait_to_see(output / name / RESULT)
+                    after()
                 except (RunError, BrokenExecutor) as error:
                     reason = str(error) or f"{name}: the Dask workers that ran it were killed"
                     if reason not in failed.values():  # but that of its pretraining
@@ -101,21 +100,17 @@ def _is_done(output: Path, name: str) -> bool:
     return (output / name / RESULT).exists()
 
 
-def supervise(
-    study: str, output: Path, job: dict[str, Any], latest: float, needs: bool | None
-) -> bool:
-    """Runs a job (content of job.json) in a process, on a Dask worker; whether it started in time.
+def supervise(study: str, output: Path, job: dict[str, Any], needs: None = None) -> None:
+    """Runs a job (content of job.json) in a process, on a Dask worker.
 
-    `needs` is the same of its pretraining. Raises `RunError` where the run failed, `UserError` for
-    an input error of the run or an output that the cluster does not share.
+    `needs` makes it wait for its pretraining. Raises `RunError` where the run failed, `UserError`
+    for an input error of the run or an output that the cluster does not share.
     """
     from distributed import Reschedule, get_worker
 
     name, folder = job["name"], output / job["name"]
     if _is_done(output, name):
-        return True
-    if needs is False or time.time() > latest:
-        return False
+        return
     if not output.is_dir():
         raise UserError(f"{output}: not on {socket.gethostname()}; give a shared --output")
     get_worker().log_event(study, name)
@@ -126,7 +121,7 @@ def supervise(
     with (folder / LOG).open("a") as log:
         status = processes.watch(launch(output, name, log), study)
     if _is_done(output, name):
-        return True
+        return
     if status == STOPPED:  # by the system, which is about to end this Dask worker too
         raise Reschedule
     *_, last = (folder / LOG).read_text(errors="replace").strip().splitlines() or ["no message"]

@@ -1,15 +1,17 @@
 """The definition of a study, of which each study file holds one, and a study with its data."""
 
+import ast
 import dataclasses
 import difflib
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 from flax.traverse_util import flatten_dict
 
+from ssl3d.configs import datasets, default
 from ssl3d.data import store
 from ssl3d.errors import UserError
 
@@ -29,17 +31,24 @@ class Method(NamedTuple):
     rank: int  # of the network; 0: that of the data
     mode: str  # the only transfer mode; "" for the modes of the study
     colour: str  # one per task for both ranks; Okabe and Ito's, which the colour-blind tell apart
+    # Checks a study rather than competing in it: outside the family of Holm's procedure.
+    control: bool
     about: str
 
 
 _FILE = pd.read_csv(Path(__file__).with_name("methods.csv"), keep_default_na=False)
 METHODS = {name: Method(*about) for name, *about in _FILE.itertuples(index=False)}
-# Names for several methods in the files of studies.
+# Names for several methods in the files of studies: the paper's tasks, and controls.
 GROUPS = {
     "baselines": [SCRATCH, "scratch-long", "untrained-frozen"],
-    "3d": [name for name, method in METHODS.items() if (method.task, method.rank) == (name, 3)],
-    "2d": [name for name, method in METHODS.items() if (method.task, method.rank) == (name, 2)],
+    **{
+        rank: [f"{task}{rank}" for task in ("cpc", "exemplar", "jigsaw", "rotation", "rpl")]
+        for rank in ("3d", "2d")
+    },
 }
+# Sections of a study that hold config keys, and those with a method or amount of labels between.
+_SECTIONS = ("data", "encoder", "pretraining", "finetuning", "finetuning_slices", "corpus")
+_SECTIONS_OF = ("pretraining_of", "finetuning_of")
 
 
 class Column(NamedTuple):
@@ -55,13 +64,20 @@ class Study:
 
     name: str  # of the command, experiments/NAME.py
     title: str  # of the report
+    question: str  # which the report opens with
     preset: str  # of configs/datasets.py
     classes: tuple[str, ...] = ()  # of the prepared labels, without the background; (): any
     downstream: str = "segment"  # or "classify": with the rank, the downstream config
     rank: int = 3  # of the downstream data
     methods: tuple[str, ...]  # names of METHODS, in the order of the tables
     labels: tuple[str, ...]  # amounts of labelled training subjects: "5%", a number, or "all"
-    repetitions: int = 3  # each with its own label subsets and initial weights
+    repetitions: int = 10  # each with its own label subset and initial weights
+    # Dealt to the repetitions in turn: pretraining seeds, and splits of the subjects (1: the data's
+    # own). A study of several is judged by their means, see `statistics.estimate`.
+    encoders: int = 1
+    splits: int = 1
+    # Name -> settings of downstream runs: each amount of labels is studied with all of them.
+    arms: Mapping[str, Settings] = dataclasses.field(default_factory=dict)
     columns: tuple[Column, ...]  # methods are compared by the first
     # (prepared data, folder) -> downstream data, written on first use; None: the prepared data.
     derive: Callable[[store.Dataset, Path], store.Dataset] | None = None
@@ -77,13 +93,15 @@ class Study:
     # Of 2D networks on volumes; takes precedence.
     finetuning_slices: Settings = dataclasses.field(default_factory=dict)
     data: Settings = dataclasses.field(default_factory=dict)  # of every run
+    # Of a phantom that is generated to pretrain on, by default; none: the downstream data.
+    corpus: Settings = dataclasses.field(default_factory=dict)
+    variant: str = ""  # of the proxy tasks' configs: "", "paper" or "original"
     pretraining_preset: str = ""  # of separate pretraining data, if another
     validations: int = 20  # per downstream run, for its curve; the last model is tested
     published: str = ""  # table of the paper's scores by amount of labels, see analysis.published,
     beside: str = ""  # our score of the same definition,
     published_scores: str = ""  # the paper's by column with all labels,
     published_convergence: str = ""  # and by epoch
-    brief: tuple[str, ...] = (SCRATCH, "untrained-frozen", "rpl3d")  # least that a budget leaves
     notes: tuple[str, ...] = ()  # on data and sizes, for the report
 
     def finetuning_with(self, amount: str, subjects: int) -> Settings:
@@ -102,11 +120,72 @@ def load(module: str, **more: Any) -> Study:
     keys = as_tuples(tomllib.loads(file.read_text())) | more
     keys["methods"] = tuple(name for key in keys["methods"] for name in GROUPS.get(key, [key]))
     keys["columns"] = tuple(Column(*column) for column in keys["columns"].items())
-    for key in {"encoder", "pretraining", "finetuning", "finetuning_slices"} & keys.keys():
+    for key in {*_SECTIONS} & keys.keys():
         keys[key] = flatten_dict(keys[key], sep=".")
-    for key in {"pretraining_of", "finetuning_of"} & keys.keys():
+    for key in {*_SECTIONS_OF, "arms"} & keys.keys():
         keys[key] = {name: flatten_dict(own, sep=".") for name, own in keys[key].items()}
-    return Study(name=file.stem, **keys)
+    return Study(**{"name": file.stem, **keys})
+
+
+def with_settings(study: Study, given: Sequence[str]) -> Study:
+    """The study with settings KEY=VALUE, whose keys are those of its file; or `UserError`.
+
+    What is set for all runs also replaces what single methods or amounts of labels have.
+    """
+    for text in given:
+        key, equals, value = text.partition("=")
+        section, _, name = key.partition(".")
+        owner, _, inner = name.partition(".")
+        parsed = as_tuples(_literal(value))
+        if equals and section in _SECTIONS and name:
+            changes: dict[str, Any] = {section: {**getattr(study, section), name: parsed}}
+            if (table := f"{section}_of") in _SECTIONS_OF:
+                changes[table] = {
+                    one: {own: kept for own, kept in settings.items() if own != name}
+                    for one, settings in getattr(study, table).items()
+                }
+        elif equals and section in _SECTIONS_OF and inner:
+            table = getattr(study, section)
+            changes = {section: {**table, owner: {**table.get(owner, {}), inner: parsed}}}
+        else:
+            raise UserError(
+                f"--set={text}: write SECTION.KEY=VALUE, e.g. finetuning.steps=800; sections: "
+                f"{', '.join((*_SECTIONS, *(f'{name}.NAME' for name in _SECTIONS_OF)))}"
+            )
+        study = dataclasses.replace(study, **changes)
+    return study
+
+
+def with_variant(study: Study, variant: str) -> Study:
+    """The study with its proxy tasks, and the network of all its runs, as published.
+
+    At laptop size the study keeps the width of its own.
+    """
+    preset = datasets.PRESETS[study.preset]
+    network = preset.encoders[study.rank].get(variant, {})
+    published = {**default.PUBLISHED[variant][study.rank], **network}
+    network = {key: published.pop(key) for key in [*published] if key.startswith("encoder.")}
+    if study.preset not in datasets.PAPER_SIZED:
+        network.pop("encoder.width", None)
+    encoder = {key.removeprefix("encoder."): value for key, value in network.items()}
+
+    def kept(settings: Settings) -> Settings:
+        return {key: value for key, value in settings.items() if key not in published}
+
+    return dataclasses.replace(
+        study,
+        variant=variant,
+        encoder={**study.encoder, **encoder},
+        pretraining=kept(study.pretraining),
+        pretraining_of={name: kept(own) for name, own in study.pretraining_of.items()},
+    )
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
 
 
 def as_tuples(value: Any) -> Any:
@@ -149,8 +228,22 @@ class StudyData:
     dataset: store.Dataset  # downstream data
     corpus: store.Dataset  # pretraining data; often the same
     transductive: bool = False  # pretraining sees the images of validation and test cases too
-    scale: float = 1.0  # of all numbers of steps
     source: str = ""  # folder the data were prepared from, to score on its voxel grids
+    dealt: tuple[store.Dataset, ...] = ()  # the downstream data in each split of several
+    # The keys of each config file when the study was begun, see `grid.config_hash`.
+    keys: Mapping[str, Collection[str]] = dataclasses.field(default_factory=dict)
+    # Of data sets, by identity and what a task needs of them; see `grid.fingerprint`.
+    fingerprints: dict[tuple[int, str], tuple[store.Dataset, str]] = dataclasses.field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    def of(self, split: int) -> "StudyData":
+        """The study on one of its splits, counted from 1; 0 is the data's own."""
+        if not split:
+            return self
+        dataset = self.dealt[split - 1]
+        corpus = self.corpus if self.elsewhere else dataset
+        return dataclasses.replace(self, dataset=dataset, corpus=corpus, dealt=())
 
     @property
     def elsewhere(self) -> bool:
@@ -160,7 +253,8 @@ class StudyData:
     @property
     def can_supervise(self) -> bool:
         """Whether separate pretraining data have label maps."""
-        return self.elsewhere and any(case.labelled for case in self.corpus.split("train"))
+        cases = self.corpus.split("train")
+        return self.elsewhere and any(case.labelled or case.grade is not None for case in cases)
 
     def labelled(self, split: str) -> tuple[store.Case, ...]:
         """The cases of a downstream split with a label map, or with a grade."""

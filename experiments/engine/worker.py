@@ -7,6 +7,7 @@ frees all compiled code and memory, and its peak memory is that of the job. It s
 and ends when its standard input closes, i.e. when the process that started it is gone.
 """
 
+import datetime
 import json
 import math
 import os
@@ -24,12 +25,17 @@ import pandas as pd
 
 from ssl3d import cli, documents, evaluate, hardware
 from ssl3d.atomic import atomic_write
-from ssl3d.errors import UserError
-from ssl3d.experiments.engine.grid import load_config
+from ssl3d.data import store
+from ssl3d.errors import DivergedError, UserError
+from ssl3d.experiments.engine.grid import load_config, versions
 from ssl3d.experiments.engine.runs import JOB, RESULT, STOPPED
 from ssl3d.experiments.engine.study import as_tuples
 from ssl3d.training import loop, run_log
 from ssl3d.training.problem import open_problem
+
+AS_IN_BRATS = " as in BraTS"
+# Validation scores defined as in Figures 5 and 6 of the paper.
+LIKE = {"reference_soft_dice", "reference_bit_accuracy"}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -55,19 +61,29 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     config = load_config(job["config"], job["argument"], as_tuples(job["overrides"]))
     if "probe_every" in config:
         config.probe_every = 0  # the test scores the encoder, and a run's time is its method's
-    workdir = folder / "run"
-    if not loop.train(config, workdir):
-        return None
+    workdir, diverged = folder / "run", ""
+    try:
+        if not loop.train(config, workdir):
+            return None
+    except DivergedError as error:
+        # A pretraining, without which its cells say nothing; or cases at fault from the start.
+        if not job["columns"] or not run_log.read_metrics(workdir):
+            raise
+        diverged = str(error).partition(":")[0]
     lines = run_log.read_metrics(workdir)
     training = [line for line in lines if line["split"] == "train"]
     validation = [line for line in lines if line["split"] == "val"]
     task = open_problem(config)[0].task
-    result: dict[str, Any] = {"row": dict(job["row"]), "cases": [], "curve": []}
+    result: dict[str, Any] = {"row": job["row"] | versions(), "cases": [], "curve": []}
     row = result["row"]
     if job["columns"]:
         result["curve"] = [[line["step"], _rounded(line[task.best_by])] for line in validation]
-        result["cases"], scores = test(job, workdir)
-        row |= scores
+        if diverged:
+            result["cases"], scores = diverged_scores(job)
+        else:
+            result["cases"], scores = test(job, workdir)
+        row |= scores | {"diverged": diverged}
+        row |= {key: _rounded(line[key]) for line in validation[-1:] for key in line.keys() & LIKE}
     else:
         for name, line in (("untrained", validation[0]), ("trained", validation[-1])):
             row |= {f"{name}_score": line[task.headline], f"{name}_loss": line["loss"]}
@@ -77,6 +93,7 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
         "device_seconds": round(device_seconds(training, config.batch_size), 2),
         "peak_memory_mb": round(hardware.peak_memory()),
         "machine": hardware.machine(),
+        "finished": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
     if row.get("probe"):
         # The first step compiles, and so does the first validation.
@@ -93,11 +110,31 @@ def test(job: dict[str, Any], workdir: Path) -> tuple[list[Any], dict[str, Any]]
     few training cases the luck of a checkpoint on crops exceeds the differences between methods.
     """
     started, output = time.monotonic(), workdir / "evaluation"
-    options = [f"--workdir={workdir}", "--split=test", "--model=last", "--no-pictures"]
+    options = [f"--workdir={workdir}", "--split=test", "--model=last"]
+    options += ["--no-pictures"] * (not job.get("pictures"))
     options += [f"--data={job['overrides']['data.path']}", f"--output={output}"]
     evaluate.main(options + [f"--source={job['source']}"] * bool(job["source"]))
     cases, scores = read_evaluation(output, job["columns"])
     return cases, scores | {"evaluation_seconds": round(time.monotonic() - started, 1)}
+
+
+def diverged_scores(job: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Those of a network that knows nothing: a Dice of 0, or the lowest grade for all, kappa 0.
+
+    A cell left out would make the methods that diverge look better than they are.
+    """
+    dataset, of = store.read(job["overrides"]["data.path"]), job["columns"][0][1]
+    tested = dataset.split("test")
+    if of == "kappa":
+        graded = [case for case in tested if case.grade is not None]
+        cases = [
+            {"id": c.id, "subject": c.subject, "grade": str(c.grade), "predicted": "0"}
+            for c in graded
+        ]
+        return cases, {"kappa": 0.0}
+    nothing = {str(name): 0.0 for name, _ in job["columns"]}
+    labelled = [case for case in tested if case.labelled]
+    return [{"id": c.id, "subject": c.subject} | nothing for c in labelled], dict(nothing)
 
 
 def read_evaluation(
@@ -115,8 +152,13 @@ def read_evaluation(
         scores["reference_kappa"] = _rounded(summary["reference"]["reference_qw_kappa_kaggle"])
         return rows[["id", "subject", "grade", "predicted"]].to_dict("records"), scores
     classes, found = summary["classes"], {}
-    dice = rows.set_index(["id", "subject", "class"])["dice"].astype(float).unstack(sort=False)
+    rows = rows.set_index(["id", "subject", "class"])
+    dice = rows["dice"].astype(float).unstack(sort=False)
     for column, of in columns:
+        if str(of).endswith(AS_IN_BRATS):
+            name = str(of).removesuffix(AS_IN_BRATS)
+            found[column] = as_in_brats(rows[rows.index.get_level_values("class") == name])
+            continue
         name = classes[of] if isinstance(of, int) and of < len(classes) else of
         if of == "mean":
             found[column] = dice[classes[1:]].mean(axis=1)
@@ -128,6 +170,17 @@ def read_evaluation(
     cases = table.where(table.notna(), None).reset_index().to_dict("records")
     scores = {str(column): _rounded(table[column].mean()) for column in table}
     return cases, scores | {"reference_dice": _rounded(summary["reference"]["reference_dice"])}
+
+
+def as_in_brats(rows: pd.DataFrame) -> pd.Series:
+    """Dice by case as the BraTS challenge scores it: 1 where neither map has the region, else 0.
+
+    `rows` of cases.csv are of one class; where the truth has the region, nothing changes.
+    """
+    rows = rows.droplevel("class")
+    empty = rows["predicted_volume"].astype(float) == 0
+    absent = rows["dice"].astype(float).isna()
+    return rows["dice"].astype(float).where(~absent, empty.astype(float))
 
 
 def _rounded(value: float | None) -> float | None:

@@ -26,8 +26,7 @@ from ssl3d.data.readers import dicom
 from ssl3d.downstream import predictor
 from ssl3d.errors import UserError
 from ssl3d.experiments.analysis import results_table
-from ssl3d.experiments.engine import budget, worker
-from ssl3d.experiments.engine.grid import Size
+from ssl3d.experiments.engine import estimate, grid, worker
 from ssl3d.models import export, safetensors_files
 from ssl3d.training import checkpoint, run_log, trained_model
 from tests.support import source_files
@@ -203,20 +202,15 @@ def _runs(folder: Path) -> Iterator[Target]:
 
 
 def _studies(folder: Path) -> Iterator[Target]:
-    size = Size(("scratch",), ("all",), 1, ("finetune",))._asdict()
-    cost = {"fixed": 1.0, "validation": 1.0, "step": 0.1}
-    plan = {
-        "budget_minutes": 5,
-        "full": size,
-        "size": size,
-        "scale": 1.0,
-        "seconds": {"segment3d": cost},
-        "parts": 1,
-    }
+    cost = {"fixed": 1.0, "validation": 1.0, "step": 0.1, "memory": 1e9}
     job = folder / "cells" / "one"
     job.mkdir(parents=True)
-    path = folder / budget.FILE
-    yield Target(path.name, path, lambda _: budget.read(folder), json.dumps(plan).encode())
+    path = folder / estimate.FILE
+    text = json.dumps({"segment3d": cost}).encode()
+    yield Target(path.name, path, lambda _: estimate.read(folder), text)
+    path = folder / grid.KEYS
+    text = json.dumps({"segment3d": ["steps", "seed"]}).encode()
+    yield Target(path.name, path, lambda _: grid.read_keys(folder), text)
     result = {
         "row": {"cell": "one"},
         "cases": [{"id": "a", "subject": "b", "dice": 0.5}],

@@ -14,7 +14,7 @@ from collections import Counter
 from ssl3d import cluster
 from ssl3d.experiments import protocol
 from ssl3d.experiments.engine import runs
-from ssl3d.experiments.engine.grid import ROOT
+from ssl3d.experiments.engine.grid import ROOT, versions
 from ssl3d.experiments.engine.study import Column
 from ssl3d.experiments.hippocampus import STUDY
 from tests.support import stand_in
@@ -23,10 +23,15 @@ from tests.support import stand_in
 STUDIES = {
     name: importlib.import_module(f"ssl3d.experiments.{name}").STUDY
     for name in (
+        "abdomen",
+        "abdomen_pilot",
         "brats",
+        "fundus_pilot",
         "hippocampus",
         "hippocampus_levels",
+        "hippocampus_levels_splits",
         "hippocampus_slices",
+        "hippocampus_splits",
         "pancreas",
         "phantom",
         "retina",
@@ -47,7 +52,7 @@ class Finished:
 def run_here(output, name, log):
     """The stand-in without a process, which would take most of the time."""
     try:
-        stand_in.train(output, name)
+        stand_in.train(output, name, **versions())
     except SystemExit as end:
         log.write(f"{end}\n")
         return Finished(1)

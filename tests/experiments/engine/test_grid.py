@@ -4,15 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from ssl3d.configs import rpl3d, segment3d
 from ssl3d.data import store
-from ssl3d.errors import UserError
+from ssl3d.data.integrity import Digest
 from ssl3d.experiments import hippocampus_slices
-from ssl3d.experiments.engine import grid
+from ssl3d.experiments.engine import grid, splits
 from ssl3d.experiments.engine.grid import Cell, Size, case_hash
-from ssl3d.experiments.engine.study import METHODS, StudyData, check, label_fraction
+from ssl3d.experiments.engine.study import METHODS, StudyData
 from ssl3d.training.cases import choose_cases
 from tests.support.small_study import STUDIES, tiny
 
@@ -162,7 +161,8 @@ def test_pretraining_does_not_see_held_out_images_unless_told_to(plan):
 
 
 def name_of(plan, method="rpl3d"):
-    (job,) = grid.jobs(plan, [Cell(method, METHODS[method].mode or "finetune", "2", 1)])
+    encoder = 1 if METHODS[method].task else 0
+    (job,) = grid.jobs(plan, [Cell(method, METHODS[method].mode or "finetune", "2", 1, encoder)])
     return job.name
 
 
@@ -190,75 +190,105 @@ def test_the_hash_is_of_what_decides_the_result(plan, study, tmp_path):
     assert name_of(dataclasses.replace(plan, dataset=shifted, corpus=shifted)) != before
 
 
-def test_a_smaller_scale_shortens_everything_alike(plan):
-    half = dataclasses.replace(plan, scale=0.5)
-    rows = {job.row["method"]: job.row for job in grid.jobs(half, cells_of(plan.study))}
-    assert rows["scratch"]["steps"] == 3
-    assert rows["rpl3d"]["pretraining_steps"] == 2
-    assert rows["scratch-long"]["steps"] == 5
+@pytest.mark.parametrize("corrected", ["label", "classes", "shape", "settings"])
+def test_data_that_were_prepared_otherwise_are_other_cells(plan, corrected):
+    """Corrected labels and classes, other shapes, and other settings of the preparation."""
+    dataset, case = plan.dataset, plan.dataset.cases[0]
+    if corrected == "classes":
+        changed = dataclasses.replace(dataset, classes=("background", "other", "names"))
+    elif corrected == "settings":
+        changed = dataclasses.replace(dataset, extra={"settings": {"spacing": 2}})
+    else:
+        files = {**case.files, "label": Digest(1, "0" * 64)}
+        own = {"label": {"files": files}, "shape": {"shape": (9, *case.shape[1:])}}[corrected]
+        cases = (dataclasses.replace(case, **own), *dataset.cases[1:])
+        changed = dataclasses.replace(dataset, cases=cases)
+    other = dataclasses.replace(plan, dataset=changed, corpus=changed)
+    before, after = (
+        {job.name for job in grid.jobs(one, cells_of(plan.study))} for one in (plan, other)
+    )
+    assert not before & after
+    if corrected == "label":  # which a proxy task does not see
+        assert grid.pretraining_job(other, "rpl3d").name == grid.pretraining_job(plan, "rpl3d").name
 
 
-@given(st.integers(1, 400), st.data())
-def test_amounts_of_labels(subjects, data):
-    count = data.draw(st.integers(1, subjects))
-    share = label_fraction(str(count), subjects)
-    assert max(1, round(share * subjects)) == count  # as `sources.label_subset` rounds
-    assert label_fraction("all", subjects) == 1
-    assert label_fraction("5%", subjects) == 0.05
-    for wrong in (str(subjects + 1), "0", "101%", "-1", "some", "0.5", ""):
-        with pytest.raises(UserError, match="--fractions"):
-            label_fraction(wrong, subjects)
+def test_corrected_grades_are_other_cells(pictures):
+    study = dataclasses.replace(tiny(), downstream="classify", rank=2, data={"data.crop": (8, 8)})
+    case = pictures.cases[0]
+    regraded = dataclasses.replace(case, grade=(case.grade + 1) % len(pictures.classes))
+    other = dataclasses.replace(pictures, cases=(regraded, *pictures.cases[1:]))
+    names = {name_of(StudyData(study, one, one), "scratch") for one in (pictures, other)}
+    assert len(names) == 2
 
 
-def test_unknown_methods_and_those_of_other_data(plan):
-    with pytest.raises(UserError, match="nearest is rpl3d"):
-        check(plan, ("rpl3",))
-    pictures = changed(plan, rank=2)
-    with pytest.raises(UserError, match="rpl3d needs volumes"):
-        check(pictures, ("rpl3d",))
-    for name, other in (("scratch2d", "scratch"), ("scratch2d-double", "scratch-double")):
-        with pytest.raises(UserError, match=f"{name} is for volumes; for pictures use {other}$"):
-            check(pictures, (name,))
+def test_a_new_key_for_something_else_leaves_cells_as_they_are(plan, monkeypatch, tmp_path):
+    jobs = grid.jobs(plan, [Cell("rpl3d", "finetune", "2", 1, encoder=1)])
+    grid.keep_keys(tmp_path, jobs)
+    plan = dataclasses.replace(plan, keys=grid.read_keys(tmp_path))
+    before = name_of(plan)
+    assert before == jobs[0].name
+    for module in (segment3d, rpl3d):
+        own = module.get_config
+
+        def with_another_key(arg, own=own):
+            config = own(arg)
+            config.new_key = 3
+            return config
+
+        monkeypatch.setattr(module, "get_config", with_another_key)
+    assert name_of(plan) == before
+    # It counts where it is used, and so does another default of a key that there was.
+    assert name_of(changed(plan, data={"new_key": 4})) != before
+    monkeypatch.undo()
+    weaker = segment3d.get_config
+
+    def with_another_default(arg):
+        config = weaker(arg)
+        config.augment.zoom = 0.05
+        return config
+
+    monkeypatch.setattr(segment3d, "get_config", with_another_default)
+    assert name_of(plan) != before
+    # What is kept is of the first runs.
+    grid.keep_keys(tmp_path, grid.jobs(plan, [Cell("scratch", "random", "2", 1)]))
+    assert grid.read_keys(tmp_path) == plan.keys
 
 
-def test_images_that_are_in_both_data_sets(study, volumes, tmp_path):
-    def with_content(path):
-        cases = tuple(
-            dataclasses.replace(case, extra={"content": case.id}) for case in volumes.cases
-        )
-        return dataclasses.replace(volumes, path=path, cases=cases)
+def test_encoders_and_splits_are_dealt_to_the_repetitions(plan, tmp_path):
+    dealt = tuple(splits.deal(plan.dataset, n, tmp_path / str(n)) for n in (1, 2))
+    plan = dataclasses.replace(plan, dealt=dealt)
+    size = Size(("scratch", "rpl3d"), ("2",), 4, ("finetune",), encoders=4, splits=2)
+    jobs = grid.jobs(plan, grid.cells(size))
+    trained = {job.needs.name: job.needs for job in jobs if job.needs}
+    assert sorted(job.overrides["seed"] for job in trained.values()) == [1, 2, 3, 4]
+    assert [job.row["split"] for job in jobs] == [1, 1, 2, 2, 1, 1, 2, 2]
+    assert [job.row["encoder"] for job in jobs] == [0, 1, 0, 2, 0, 3, 0, 4]
+    assert len({job.row["test_hash"] for job in jobs}) == 2
+    for job in jobs:
+        folder = str((tmp_path / str(job.row["split"])).resolve())
+        assert job.overrides["data.path"] == folder
+        assert not job.needs or job.needs.overrides["data.path"] == folder
+    # Scratch has no encoder: with others, its cells are the same.
+    fewer = grid.jobs(plan, grid.cells(size._replace(encoders=1)))
+    assert [job.name for job in fewer[::2]] == [job.name for job in jobs[::2]]
 
-    same = with_content(volumes.path)
-    other = with_content(tmp_path)
-    check(StudyData(study, same, other), ("rpl3d",))  # the same splits of the same images
-    moved = tuple(dataclasses.replace(case, split="train") for case in other.cases)
-    leaking = StudyData(study, same, dataclasses.replace(other, cases=moved))
-    with pytest.raises(UserError, match="the same image as case_08, a val case"):
-        check(leaking, ("rpl3d",))
-    check(dataclasses.replace(leaking, transductive=True), ("rpl3d",))
-    with pytest.raises(UserError, match=r"or leave supervised out of --methods"):
-        check(dataclasses.replace(leaking, transductive=True), ("rpl3d", "supervised"))
 
-
-def test_supervised_pretraining_needs_other_labels(plan, tmp_path):
-    with pytest.raises(UserError, match="labels of another data set"):
-        check(plan, ("supervised",))
-    other = dataclasses.replace(plan.dataset, path=tmp_path)
-    plan = dataclasses.replace(plan, corpus=other)
-    check(plan, ("supervised",))
-    job = grid.pretraining_job(plan, "supervised")
-    assert job.config == "segment3d"
-    assert job.overrides["data.train_splits"] == ("train",)
-    told = grid.pretraining_job(dataclasses.replace(plan, transductive=True), "supervised")
-    assert told.name == job.name
-    assert told.row["transductive"] is False
+def test_arms_are_other_settings_of_the_same_encoders(plan):
+    arms = {"slow": {"optimizer.learning_rate": 1e-4}, "fast": {"optimizer.learning_rate": 1e-2}}
+    plan = changed(plan, arms=arms)
+    size = Size(("rpl3d",), ("2",), 1, ("finetune",), arms=tuple(arms))
+    slow, fast = grid.jobs(plan, grid.cells(size))
+    assert (slow.row["arm"], fast.row["arm"]) == ("slow", "fast")
+    assert config_of(slow).optimizer.learning_rate == 1e-4
+    assert slow.needs == fast.needs
+    assert slow.name != fast.name
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
 def test_every_study_has_a_config_for_each_of_its_cells(study, tmp_path):
     """On the data of a manifest alone, with the labels that the study needs."""
     random = np.random.default_rng(0)
-    channels = {"brats": 4, "phantom": 4, "retina": 3}.get(study.name, 1)
+    channels = {"brats": 4, "phantom": 4, "retina": 3, "fundus_pilot": 3}.get(study.name, 1)
     splits = ["train"] * 60 + ["val"] * 10 + ["test"] * 10
     cases = tuple(
         store.Case(
@@ -279,7 +309,8 @@ def test_every_study_has_a_config_for_each_of_its_cells(study, tmp_path):
     )
     corpus = dataclasses.replace(dataset, path=tmp_path / "b")
     plan = StudyData(study, dataset, corpus)
-    jobs = grid.jobs(plan, cells_of(study))
+    size = Size(study.methods, study.labels, study.repetitions, study.modes)
+    jobs = grid.jobs(plan, grid.cells(size._replace(arms=tuple(study.arms) or ("",))))
     encoders = {
         json.dumps(config.encoder.to_dict() | {"rank": config.rank}, sort_keys=True)
         for config in (config_of(run) for job in jobs for run in (job, job.needs) if run)

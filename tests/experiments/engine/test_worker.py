@@ -1,15 +1,20 @@
 import csv
 import json
 import math
+import re
 import subprocess
 import sys
 
 import filelock
+import numpy as np
 import pytest
 
-from ssl3d.errors import UserError
-from ssl3d.experiments.engine import worker
-from ssl3d.experiments.engine.grid import ROOT
+from ssl3d.errors import DivergedError, UserError
+from ssl3d.experiments.analysis import statistics
+from ssl3d.experiments.engine import grid, worker
+from ssl3d.experiments.engine.grid import ROOT, Cell
+from ssl3d.experiments.engine.study import StudyData
+from tests.support.small_study import tiny
 
 
 def write_evaluation(folder, task, summary, rows):
@@ -30,7 +35,10 @@ def segmentation(tmp_path):
         "c3": {"oedema": math.nan, "core": math.nan, "WT": math.nan},
     }
     rows = [
-        {"id": case, "subject": case.upper(), "class": name, "dice": dice}
+        {
+            **{"id": case, "subject": case.upper(), "class": name, "dice": dice},
+            "predicted_volume": 0.0 if case == "c3" else 1.5,
+        }
         for case, own in values.items()
         for name, dice in own.items()
     ]
@@ -50,6 +58,72 @@ def test_columns_of_a_segmentation(segmentation):
     for missing in ("TC", 3):
         with pytest.raises(UserError, match="no class or region"):
             worker.read_evaluation(segmentation, [("x", missing)])
+
+
+def test_regions_that_a_case_lacks_as_the_challenge_scores_them(segmentation):
+    """1 if nothing is predicted either, and 0 else; ours leaves such cases out."""
+    columns = [("oedema", 1), ("oedema (BraTS)", "oedema as in BraTS")]
+    cases, scores = worker.read_evaluation(segmentation, columns)
+    assert [case["oedema (BraTS)"] for case in cases] == [0.5, 0.0, 1.0]
+    assert scores["oedema"] == 0.5
+    assert scores["oedema (BraTS)"] == 0.5
+
+
+@pytest.fixture
+def job(volumes, tmp_path):
+    """A cell, and its folder."""
+    study = tiny()
+    (found,) = grid.jobs(StudyData(study, volumes, volumes), [Cell("scratch", "random", "2", 1)])
+    (tmp_path / "run").mkdir()
+    about = {"spent": 0.0, "launched": 0.0}
+    return json.loads(json.dumps(vars(found) | about)), tmp_path
+
+
+def test_a_diverged_cell_counts(job, monkeypatch):
+    """With the score of a network that knows nothing; left out it would flatter its method."""
+    job, folder = job
+    lines = [{"step": 0, "split": "val", "loss": 1.0, "dice": 0.1, "reference_soft_dice": 0.3}]
+
+    def diverge(config, workdir):
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (workdir / "metrics.jsonl").write_text(text)
+        raise DivergedError("step 4: loss nan, gradient norm nan; lower the rate")
+
+    monkeypatch.setattr(worker.loop, "train", diverge)
+    result = worker.run(job, folder)
+    assert result["row"]["diverged"] == "step 4"
+    assert result["row"]["dice"] == 0
+    assert result["row"]["reference_soft_dice"] == 0.3
+    assert result["curve"] == [[0, 0.1]]
+    assert len(result["cases"]) == 2
+    assert {case["dice"] for case in result["cases"]} == {0}
+    # A pretraining is a failure, and so are cases that are at fault from the start.
+    with pytest.raises(DivergedError):
+        worker.run(job | {"columns": []}, folder)
+    lines.clear()
+    with pytest.raises(DivergedError):
+        worker.run(job, folder)
+
+
+def test_grades_of_a_diverged_cell_have_a_kappa_of_zero(pictures):
+    job = {"overrides": {"data.path": str(pictures.path)}, "columns": [["kappa", "kappa"]]}
+    cases, scores = worker.diverged_scores(job)
+    assert scores == {"kappa": 0}
+    grades = np.array([int(case["grade"]) for case in cases])
+    kappa = statistics.kappa_score(grades, np.zeros(len(grades), int), len(pictures.classes))
+    assert kappa(np.ones((1, len(grades)))) == 0
+
+
+def test_the_code_is_that_which_ran(job, monkeypatch):
+    """Not that of the command: a study may go on after an update, or on another host."""
+    job, folder = job
+    monkeypatch.setattr(worker, "versions", lambda: {"draws": 99, "code": "of the worker"})
+    monkeypatch.setattr(worker.loop, "train", lambda config, workdir: True)
+    monkeypatch.setattr(worker, "test", lambda job, workdir: ([], {"dice": 0.5}))
+    row = worker.run(job | {"row": {**job["row"], "code": "of the command"}}, folder)["row"]
+    assert (row["draws"], row["code"]) == (99, "of the worker")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", row["finished"])
+    assert "code" not in job["row"]
 
 
 def test_columns_of_a_classification(tmp_path):

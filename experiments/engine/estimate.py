@@ -1,0 +1,183 @@
+"""What a study takes, before anything starts: time and memory of its runs, by kind.
+
+On this machine a few steps of each kind of run are timed, once per output (costs.json). For GPUs,
+which need not be at hand, the seconds of a step are the roofline of `ssl3d.plan`: a lower bound of
+the training steps alone, without validation and tests.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from ssl3d import documents
+from ssl3d.atomic import atomic_write
+from ssl3d.data import store
+from ssl3d.errors import UserError
+from ssl3d.experiments.engine import grid, runs, worker
+from ssl3d.experiments.engine.grid import Job
+from ssl3d.experiments.engine.runs import Connect
+from ssl3d.experiments.engine.study import Study, StudyData
+
+FILE, PROBE = "costs.json", "probe"
+_STEPS = 6
+
+
+class Cost(NamedTuple):
+    """Of a kind of run: seconds in all but the steps, of a validation and of a step; bytes."""
+
+    fixed: float
+    validation: float
+    step: float
+    memory: float
+
+    def seconds(self, job: Job) -> float:
+        """Of a run. Its first validation precedes the first step."""
+        validations = math.ceil(job.row["steps"] / job.overrides["validate_every"]) + 1
+        return self.fixed + validations * self.validation + job.row["steps"] * self.step
+
+
+def table(jobs: Sequence[Job], cost: Callable[[Job], Cost], workers: int) -> str:
+    """The kinds of runs with their costs, and the hours of all on so many workers."""
+    rows, hours = [], 0.0
+    for name, own in kinds(jobs).items():
+        seconds = [cost(job).seconds(job) for job in own]
+        hours += sum(seconds) / 3600
+        rows.append(
+            {
+                "runs": name,
+                "number": len(own),
+                "seconds per step": cost(own[0]).step,
+                "minutes each": np.mean(seconds) / 60,
+                "GB": cost(own[0]).memory / 1e9,
+                "hours": sum(seconds) / 3600,
+            }
+        )
+    lines = pd.DataFrame(rows).to_markdown(index=False, floatfmt=".3g")
+    cells = sum(job.name.startswith(grid.CELLS) for job in jobs)
+    each = f"{workers} at a time: about {hours / workers:.1f} hours" if workers > 1 else ""
+    return "\n".join(
+        [lines, f"{cells} cells: {hours:.1f} hours of runs" + (f"; {each}" if each else "")]
+    )
+
+
+def kinds(jobs: Sequence[Job]) -> dict[str, list[Job]]:
+    """The runs and the pretrainings that they need, each once, by what they cost alike."""
+    found: dict[str, dict[str, Job]] = {}
+    for job in jobs:
+        for run in filter(None, (job.needs, job)):
+            found.setdefault(kind(run), {})[run.name] = run
+    return {name: list(own.values()) for name, own in found.items()}
+
+
+def kind(job: Job) -> str:
+    """Runs of one kind have the same seconds per step."""
+    method = f" ({job.row['method']})" if job.name.startswith(grid.PRETRAINING) else ""
+    return f"{job.config}{method}"
+
+
+def here(output: Path, jobs: Sequence[Job], connect: Connect) -> dict[str, Cost]:
+    """The cost of each kind on this machine (or cluster); times what the output has not kept."""
+    costs = read(output)
+    for name, own in kinds(jobs).items():
+        if name not in costs:
+            print(f"timing {_STEPS} steps of {name}", flush=True)
+            costs[name] = probe(output, own[0], connect)
+            document = {one: cost._asdict() for one, cost in costs.items()}
+            with atomic_write(output / FILE) as partial:
+                partial.write_text(json.dumps(document, indent=1) + "\n")
+    return costs
+
+
+def read(output: Path) -> dict[str, Cost]:
+    """The costs that an output keeps."""
+    if not (output / FILE).exists():
+        return {}
+    remedy = "remove it to measure again"
+    kept = documents.read_object(output / FILE, remedy)
+    with documents.fields(output / FILE, remedy):
+        return {
+            name: Cost(**{key: float(value) for key, value in cost.items()})
+            for name, cost in kept.items()
+        }
+
+
+def probe(output: Path, job: Job, connect: Connect) -> Cost:
+    """Times a few steps of a run, with the evaluation of a cell. Raises as `runs.work` does."""
+    few = {"steps": _STEPS, "validate_every": _STEPS, "log_every": 1}
+    few |= {"optimizer.warmup_steps": 1}
+    if "transfer.warmup_steps" in job.overrides:
+        few["transfer.warmup_steps"] = 0
+    # Its pretraining does not exist yet; random weights cost the same.
+    random = {"init.encoder": "", "transfer.mode": "random"} if job.needs else {}
+    folder = f"{PROBE}/{job.name.replace('/', '-')}"
+    shutil.rmtree(output / folder, ignore_errors=True)  # of an interrupted measurement
+    overrides, row = {**job.overrides, **few, **random}, {**job.row, "probe": True}
+    short = dataclasses.replace(job, name=folder, overrides=overrides, row=row, needs=None)
+    started = time.monotonic()
+    with contextlib.redirect_stdout(None):
+        runs.work(output, [short], connect)
+    seconds = time.monotonic() - started
+    row = json.loads((output / folder / worker.RESULT).read_text())["row"]
+    shutil.rmtree(output / folder)
+    fixed = seconds - 2 * row["validation_seconds"] - _STEPS * row["step_seconds"]
+    memory = 2.0**20 * row["peak_memory_mb"]
+    return Cost(max(fixed, 0.0), row["validation_seconds"], row["step_seconds"], memory)
+
+
+def gpus(target: str) -> int:
+    """The number of GPUs of a target such as h100x8, one per run; or `UserError`."""
+    found = re.fullmatch(r"(?:h100|a100)x([1-9]\d*)", target)
+    if not found:
+        raise UserError(f"--estimate={target}: write GPUs, e.g. h100x8, or nothing: this machine")
+    return int(found[1])
+
+
+def planned(target: str, jobs: Sequence[Job]) -> dict[str, Cost]:
+    """The cost of each kind on one GPU of a target, by `ssl3d.plan`. Raises `UserError`."""
+    costs = {}
+    for name, own in kinds(jobs).items():
+        overrides = {**own[0].overrides, "init.encoder": "", "mesh.space": 1}
+        if "transfer.mode" in overrides:
+            overrides["transfer.mode"] = "random"
+        command = [sys.executable, "-m", "ssl3d.plan", "--json", "--quick"]
+        command += [f"--target={target.partition('x')[0]}x1"]
+        command.append(f"--config={own[0].config}:{own[0].argument}")
+        command += [f"--config.{key}={value}" for key, value in overrides.items()]
+        print(f"compiling {name}", flush=True)
+        run = subprocess.run(command, capture_output=True, text=True)
+        if run.returncode:
+            *_, last = run.stderr.strip().splitlines() or ["no message"]
+            raise UserError(f"--estimate={target}: {name}: {last.removeprefix('error: ')}")
+        plan = json.loads(run.stdout.splitlines()[-1])
+        costs[name] = Cost(0.0, 0.0, plan["seconds"], plan["memory"])
+    return costs
+
+
+def without_data(study: Study) -> StudyData:
+    """The study on made-up manifests, whose runs have the steps and sizes of the study."""
+    identity = tuple(map(tuple, np.eye(study.rank + 1).tolist()))
+    cases = tuple(
+        store.Case(
+            *(f"c{i:03d}", f"c{i:03d}", split, (64,) * study.rank, 1, (1.0,) * study.rank),
+            affine=identity,
+            labelled=study.downstream == "segment",
+            grade=i % 3 if study.downstream == "classify" else None,
+        )
+        for i, split in enumerate(["train"] * 100 + ["val"] * 10 + ["test"] * 10)
+    )
+    about = study.title, study.rank, ("m",), ("a", "b", "c"), "subject", cases
+    downstream, corpus = (store.Dataset(Path("none") / name, *about) for name in ("a", "b"))
+    own = study.pretraining_preset or study.corpus
+    return StudyData(study, downstream, corpus if own else downstream)

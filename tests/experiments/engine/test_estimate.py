@@ -1,0 +1,101 @@
+import json
+
+import pytest
+
+from ssl3d.errors import UserError
+from ssl3d.experiments import brats, hippocampus_levels_splits, protocol
+from ssl3d.experiments.engine import estimate, grid
+from ssl3d.experiments.engine.estimate import Cost
+from ssl3d.experiments.engine.grid import Job, Size
+from ssl3d.experiments.engine.study import StudyData
+from tests.support.small_study import done, tiny
+
+
+def test_the_hours_are_the_sum_over_all_runs():
+    """By hand: a pretraining of 100 + 10 * 36 s = 460 s, and two cells of 100 + 360 + 3 * 20 s."""
+    before = Job("pretraining/a", "rpl3d", "", {"validate_every": 20}, {"steps": 36, "method": "a"})
+    about = {"validate_every": 20}, {"steps": 36}, before
+    cells = [Job(f"cells/{name}", "segment3d", "", *about) for name in "ab"]
+    costs = {"rpl3d (a)": Cost(100, 0, 10, 2e9), "segment3d": Cost(100, 20, 10, 1e9)}
+    text = estimate.table(cells, lambda job: costs[estimate.kind(job)], 2)
+    assert f"2 cells: {(460 + 2 * 520) / 3600:.1f} hours of runs; 2 at a time" in text
+    (row,) = [line.split("|") for line in text.splitlines() if "rpl3d" in line]
+    assert [float(cell) for cell in row[2:-1]] == [1, 10, 7.67, 2, 0.128]
+
+
+def test_an_estimate_runs_a_few_steps_of_each_kind_once(call, capsys):
+    assert call("--methods=scratch,rpl3d,rpl2d", "--estimate") == 0
+    said = capsys.readouterr().out
+    assert "12 cells" in said
+    for kind in ("segment3d", "segment2d", "rpl3d (rpl3d)", "rpl2d (rpl2d)"):
+        assert f"timing 6 steps of {kind}" in said
+        assert f"| {kind} " in said
+    first = done(call.output)
+    assert all(name.startswith("probe/") for name in first)
+    assert not (call.output / "results.csv").exists()
+    call("--methods=scratch,rpl3d,rpl2d", "--estimate")
+    assert done(call.output) == first
+    # What is finished needs no more time, nor does a pretraining that is.
+    call("--methods=scratch,rpl3d", "--fractions=2")
+    capsys.readouterr()
+    call("--methods=scratch,rpl3d", "--fractions=2", "--estimate")
+    assert "nothing is missing" in capsys.readouterr().out
+    call("--methods=rpl3d", "--estimate")
+    said = capsys.readouterr().out
+    assert "2 cells" in said
+    assert "rpl3d (rpl3d)" not in said
+
+
+def test_damaged_costs_are_named(tmp_path):
+    (tmp_path / estimate.FILE).write_text(json.dumps({"segment3d": {"fixed": 1}}))
+    with pytest.raises(UserError, match=r"costs\.json: .*remove it to measure again"):
+        estimate.read(tmp_path)
+
+
+def test_an_estimate_of_gpus_needs_neither_data_nor_gpus(monkeypatch, capsys):
+    """One GPU per run: the plans are of one, and eight run eight cells at a time."""
+    asked = []
+
+    def plan(command, **_):
+        asked.append(command)
+        text = json.dumps({"seconds": 0.02, "memory": 3e9})
+        return type("Done", (), {"returncode": 0, "stdout": text, "stderr": ""})
+
+    monkeypatch.setattr(estimate.subprocess, "run", plan)
+    arguments = ["--methods=scratch,rpl3d", "--repetitions=5", "--estimate=h100x8"]
+    assert protocol.main(brats.STUDY, arguments) == 0
+    assert {"--target=h100x1"} == {one for command in asked for one in command if "target" in one}
+    configs = [one for command in asked for one in command if one.startswith("--config=")]
+    assert sorted(configs) == ["--config=rpl3d:ukb", "--config=segment3d:brats"]
+    hours = 0.02 * (5 * 4 * 2 * 40_000 + 5 * 100_000) / 3600
+    said = capsys.readouterr().out
+    assert f"40 cells: {hours:.1f} hours of runs; 8 at a time: about {hours / 8:.1f} hours" in said
+
+
+@pytest.mark.parametrize("wrong", ["v5e:2x2", "h100", "8"])
+def test_an_estimate_is_of_gpus_or_of_this_machine(wrong):
+    with pytest.raises(UserError, match=f"--estimate={wrong}: write GPUs, e.g. h100x8"):
+        protocol.main(brats.STUDY, [f"--estimate={wrong}"])
+
+
+def test_kinds_hold_each_run_once(volumes):
+    plan = StudyData(tiny(), volumes, volumes)
+    size = Size(("scratch", "rpl3d", "rpl2d"), ("2", "all"), 2, ("finetune",), encoders=2)
+    found = estimate.kinds(grid.jobs(plan, grid.cells(size)))
+    counts = {name: len(jobs) for name, jobs in found.items()}
+    assert counts == {"segment3d": 8, "segment2d": 4, "rpl3d (rpl3d)": 2, "rpl2d (rpl2d)": 2}
+
+
+def test_the_planned_study_of_levels_is_what_was_asked_for():
+    """Eight splits with an encoder each, four label draws, both learning rates."""
+    study = hippocampus_levels_splits.STUDY
+    options = protocol.parser(study).parse_args([])
+    protocol.check_counts(study, options)
+    size = Size(
+        *(study.methods, study.labels, options.repetitions, study.modes, study.first_repetition),
+        *(options.encoders, options.splits, tuple(study.arms)),
+    )
+    cells = grid.cells(size)
+    assert len(cells) == 3 * 2 * 32
+    encoders = {(cell.split, cell.encoder) for cell in cells if cell.encoder}
+    assert encoders == {(number, number) for number in range(1, 9)}
