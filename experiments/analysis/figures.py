@@ -1,71 +1,128 @@
-"""Figures of a study: data efficiency and convergence with 95 % bands, as PNG and PDF."""
+"""Figures of a study: differences to scratch, scores and convergence, as PNG and PDF.
 
-from collections.abc import Iterator
+Small multiples: each method has a panel of its own, with scratch in black.
+"""
+
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ssl3d.atomic import atomic_write
 from ssl3d.experiments.analysis import statistics
-from ssl3d.experiments.analysis.findings import Findings, Key
-from ssl3d.experiments.engine.study import DOUBLES, METHODS, SCRATCH, Study
+from ssl3d.experiments.analysis.findings import PLATEAU, Findings, Key
+from ssl3d.experiments.engine.study import DOUBLES, METHODS, Study
 
-_BAND: dict[str, Any] = {"alpha": 0.12, "linewidth": 0}
-# 2D or not, frozen or not.
-_DASHES = {(False, False): "-", (True, False): "--", (False, True): ":", (True, True): "-."}
+_BAND: dict[str, Any] = {"alpha": 0.15, "linewidth": 0}
+_SIDE = 2.5  # inches of a panel
+_COLUMNS = 4
+
+
+def differences(study: Study, findings: Findings) -> Figure:
+    """Forest plot: the difference of each method to scratch, a panel per amount of labels."""
+    shown = findings.comparisons | findings.controls
+    amounts = [amount for amount in findings.labels if any(a == amount for _, a in shown)]
+    keys = [key for key in findings.rows if any(key == own for own, _ in shown)]
+    doubled = {f"{name}-double": name for name, _ in findings.plateau}
+    names = [*map(findings.label, keys), *doubled]
+    # Intervals of few labels are far wider: each amount has an axis of its own.
+    figure = _figure(max(len(amounts), 1), 1, (3.4, 1.0 + 0.3 * len(names)), sharex=False)
+    for axes, amount in zip(figure.axes, amounts or [""], strict=True):
+        found = [shown.get((key, amount)) for key in keys]
+        found += [findings.plateau.get((name, amount)) for name in doubled.values()]
+        axes.axvspan(-PLATEAU, PLATEAU, color="0.9", linewidth=0)
+        axes.axvline(0, color="black", linewidth=0.8)
+        for place, (one, method) in enumerate(
+            zip(found, [*(key.method for key in keys), *doubled], strict=True)
+        ):
+            if one is None:
+                continue
+            colour, control = METHODS[method].colour, METHODS[method].control
+            low, high = one.interval if one.repetitions > 1 else (one.difference,) * 2
+            axes.plot((low, high), (place, place), color=colour, linewidth=1.5)
+            inside = "white" if control else colour
+            axes.plot(one.difference, place, "o", color=colour, markerfacecolor=inside)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set(title=f"{amount} labels", xlabel=f"{study.columns[0].name}, difference to scratch")
+    return figure
 
 
 def data_efficiency(study: Study, findings: Findings) -> Figure:
-    """The test score over the number of labels, with 95 % intervals as bands."""
-    figure, (axes,) = _figure(1)
-    name, labels, lines = study.columns[0].name, findings.labels, list(_lines(findings))
-    for number, (key, line) in enumerate(lines):
-        found = {i: findings.scores.get((key, amount)) for i, amount in enumerate(labels)}
-        points = {i: (score.value, *score.interval()) for i, score in found.items() if score}
-        table = pd.DataFrame(points, index=["mean", "low", "high"], dtype=float).T
-        # A band of one amount of labels would have no width: bars side by side.
-        bars = len(labels) == 1
-        at = table.index.to_numpy(float) + (number - (len(lines) - 1) / 2 if bars else 0)
-        axes.plot(at, table["mean"], marker="o", **line)
-        if bars:
-            axes.vlines(at, table["low"], table["high"], line["color"], line["linestyle"])
-        else:
-            axes.fill_between(at, table["low"], table["high"], color=line["color"], **_BAND)
-    # The scores set the axis: bands of few repetitions are wide.
-    values = np.array([value for place in findings.runs for value in findings.values(*place, name)])
-    if np.isfinite(values).any():
-        low, high = np.nanmin(values), np.nanmax(values)
-        room = 0.1 * (high - low) or 0.01
-        axes.set_ylim(low - room, high + room)
-    axes.set_xticks(np.arange(len(labels)), labels)
-    axes.set(xlabel="labelled training subjects", ylabel=f"{name}, test set")
-    figure.axes[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1))
+    """The test score of each method over the number of labels; of one number, in one panel."""
+    if len(findings.labels) == 1:
+        return _scores(study, findings)
+    name, labels = study.columns[0].name, findings.labels
+    keys = _compared(findings) or _drawn(findings)
+    figure = _figure(*_layout(len(keys)))
+    _hide(figure, len(keys), _layout(len(keys))[0])
+    for axes, key in zip(figure.axes, keys, strict=False):
+        for own in dict.fromkeys((*_baselines(findings, key), key)):
+            found = {i: findings.scores.get((own, amount)) for i, amount in enumerate(labels)}
+            points = {i: (one.value, *one.interval()) for i, one in found.items() if one}
+            if not points:
+                continue
+            at, (mean, low, high) = list(points), np.array(list(points.values())).T
+            axes.plot(at, mean, marker="o", **_line(own))
+            axes.fill_between(at, low, high, color=METHODS[own.method].colour, **_BAND)
+        axes.set_xticks(range(len(labels)), labels)
+        axes.set_title(findings.label(key))
+    _limit(figure.axes, findings, name)
+    figure.supylabel(f"{name}, test set", fontsize="medium")
+    figure.supxlabel("labelled training subjects", fontsize="medium")
+    return figure
+
+
+def _scores(study: Study, findings: Findings) -> Figure:
+    """The scores of all repetitions with one amount of labels, and their means."""
+    (amount,), name = findings.labels, study.columns[0].name
+    keys = [key for key, a in findings.places if a == amount]
+    figure = _figure(1, 1, (6.0, 1.2 + 0.35 * len(keys)))
+    (axes,) = figure.axes
+    for place, key in enumerate(keys):
+        values, colour = findings.values(key, amount, name), METHODS[key.method].colour
+        axes.plot(values, [place + 0.15] * len(values), "o", color=colour, alpha=0.4)
+        if score := findings.scores.get((key, amount)):
+            axes.plot(score.interval(), (place - 0.1,) * 2, color=colour, linewidth=1.5)
+            axes.plot(score.value, place - 0.1, "D", color=colour)
+    axes.set_yticks(range(len(keys)), [findings.label(key) for key in keys])
+    axes.set_ylim(len(keys) - 0.5, -0.5)
+    axes.set(title=f"{amount} labels", xlabel=f"{name}, test set")
     return figure
 
 
 def convergence(findings: Findings) -> Figure:
-    """The validation score over the steps, a panel per number of labels."""
-    figure, panels = _figure(len(findings.labels))
-    for panel, amount in zip(panels, findings.labels, strict=True):
-        for key, line in _lines(findings):
-            if (key, amount) not in findings.curves:
+    """The validation score over the steps: a row per number of labels, a column per method."""
+    keys = [key for key in _compared(findings) if any(key == own for own, _ in findings.curves)]
+    keys = keys or [key for key in _drawn(findings) if (key, findings.labels[0]) in findings.curves]
+    amounts = findings.labels
+    rows, columns = (len(amounts), len(keys)) if len(amounts) > 1 else _layout(len(keys))[::-1]
+    figure = _figure(max(columns, 1), max(rows, 1), sharex="row")
+    _hide(figure, len(keys) * len(amounts), columns=1)
+    places = [(amount, key) for amount in amounts for key in keys]
+    for axes, (amount, key) in zip(figure.axes, places, strict=False):
+        for own in dict.fromkeys((*_baselines(findings, key), key)):
+            if (own, amount) not in findings.curves:
                 continue
-            table = findings.curves[key, amount]
+            table = findings.curves[own, amount]
             steps, scores = table.index.to_numpy(float), table.to_numpy().T
-            panel.plot(steps, scores.mean(0), **line)
+            axes.plot(steps, scores.mean(0), **_line(own))
             if len(scores) > 1:
                 # Within the observed range: the band of few repetitions can be far wider.
                 low, high = np.clip(statistics.t_interval(scores), scores.min(), scores.max())
-                panel.fill_between(steps, low, high, color=line["color"], **_BAND)
-        panel.set(title=f"labels: {amount}", xlabel="step")
-    panels[0].set_ylabel("validation score")
-    figure.axes[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1))
+                colour = METHODS[own.method].colour
+                axes.fill_between(steps, low, high, color=colour, **_BAND)
+        axes.set_title(f"{findings.label(key)}, {amount} labels")
+    figure.supxlabel("step", fontsize="medium")
+    figure.supylabel("validation score", fontsize="medium")
     return figure
 
 
@@ -73,7 +130,10 @@ def write(folder: Path, study: Study, findings: Findings) -> list[Path]:
     """Writes the figures as PNG and PDF, and returns the PNGs."""
     folder.mkdir(parents=True, exist_ok=True)
     with style.context(Path(__file__).with_suffix(".mplstyle")):
-        figures = {"data_efficiency": data_efficiency(study, findings)}
+        figures = {}
+        if findings.comparisons or findings.controls:
+            figures["differences"] = differences(study, findings)
+        figures["data_efficiency"] = data_efficiency(study, findings)
         if findings.curves:
             figures["convergence"] = convergence(findings)
         for name, figure in figures.items():
@@ -81,30 +141,71 @@ def write(folder: Path, study: Study, findings: Findings) -> list[Path]:
             for ending, about in (("png", {}), ("pdf", {"CreationDate": None})):
                 with atomic_write(folder / f"{name}.{ending}") as partial:
                     figure.savefig(partial, metadata=about)
+                figure.set_layout_engine("none")  # which the first has laid out
     return [folder / f"{name}.png" for name in figures]
 
 
-def _figure(panels: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(2.5 + 3.8 * panels, 4.2))
+def _figure(
+    columns: int,
+    rows: int,
+    size: tuple[float, float] = (_SIDE, _SIDE),
+    sharex: bool | Literal["row"] = True,
+) -> Figure:
+    """Panels of a size in inches, with the same vertical axis."""
+    figure = Figure(figsize=(1.2 + columns * size[0], 0.4 + rows * size[1]))
     FigureCanvasAgg(figure)
-    return figure, list(np.atleast_1d(figure.subplots(1, panels, sharey=True)))
+    figure.subplots(rows, columns, sharey=True, sharex=sharex)
+    return figure
 
 
-def _lines(findings: Findings) -> Iterator[tuple[Key, dict[str, Any]]]:
-    """The line of each row: a colour per task, dashes per rank and mode.
+def _hide(figure: Figure, used: int, columns: int) -> None:
+    """Hides the panels that a last row has too many, and labels the last in each of the columns.
 
-    Without `DOUBLES`, which often have fewer repetitions: beside means over more, that of a lucky
-    label subset would look like a method.
+    Of one column, each panel has steps of its own.
     """
-    for key in findings.rows:
-        method = METHODS[key.method]
-        if key.method not in DOUBLES.values():
-            yield (
-                key,
-                {
-                    "color": method.colour,
-                    "linestyle": _DASHES[method.rank == 2, key.mode == "frozen"],
-                    "linewidth": 2.2 if key.method == SCRATCH else 1.3,
-                    "label": findings.label(key),
-                },
-            )
+    for number, axes in enumerate(figure.axes):
+        axes.set_visible(number < used)
+        axes.tick_params(labelbottom=number + columns >= used or columns == 1)
+
+
+def _layout(panels: int) -> tuple[int, int]:
+    columns = min(max(panels, 1), _COLUMNS)
+    return columns, max(math.ceil(panels / columns), 1)
+
+
+def _drawn(findings: Findings) -> list[Key]:
+    """The rows without `DOUBLES`, which often have fewer repetitions.
+
+    Beside means over more, that of a lucky label subset would look like a method.
+    """
+    return [key for key in findings.rows if key.method not in DOUBLES.values()]
+
+
+def _compared(findings: Findings) -> list[Key]:
+    """The rows with a panel of their own: all but the scratches."""
+    return [key for key in _drawn(findings) if key.method not in DOUBLES]
+
+
+def _baselines(findings: Findings, key: Key) -> Sequence[Key]:
+    """The scratch that a row is compared with."""
+    names = [
+        found.against
+        for shown in (findings.comparisons, findings.controls)
+        for (own, _), found in shown.items()
+        if own == key
+    ]
+    return [Key(name, "random") for name in dict.fromkeys(names)]
+
+
+def _line(key: Key) -> dict[str, Any]:
+    dashed = "--" if key.mode == "frozen" else "-"
+    return {"color": METHODS[key.method].colour, "linestyle": dashed, "label": key.method}
+
+
+def _limit(panels: Sequence[Axes], findings: Findings, name: str) -> None:
+    """The scores set the axis: bands of few repetitions are wide."""
+    values = np.array([value for place in findings.runs for value in findings.values(*place, name)])
+    if np.isfinite(values).any():
+        low, high = np.nanmin(values), np.nanmax(values)
+        room = 0.1 * (high - low) or 0.01
+        panels[0].set_ylim(low - room, high + room)

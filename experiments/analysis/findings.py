@@ -9,11 +9,17 @@ import pandas as pd
 
 from ssl3d.experiments.analysis import statistics
 from ssl3d.experiments.analysis.results_table import Record
-from ssl3d.experiments.analysis.statistics import Comparison, Estimate
+from ssl3d.experiments.analysis.statistics import Comparison, Estimate, Pair
 from ssl3d.experiments.engine.study import DOUBLES, METHODS, SCRATCH, SCRATCH_2D, Study, scratch_of
 
-# At a plateau, doubling the steps of scratch moves its score by less than this.
+# At a plateau, doubling the steps moves the score of scratch by less than this: the whole interval
+# of what it adds lies within.
 PLATEAU = 0.005
+# A scratch of a lower score (a Dice; of a kappa 0.2) that is not at its plateau was trained too
+# shortly to judge anything by.
+LEAST_SCORE = 0.5
+LEAST_KAPPA = 0.2
+LONGER = (*DOUBLES.values(), "scratch-long")
 
 
 class Key(NamedTuple):
@@ -43,8 +49,10 @@ class Findings:
     # With scratch2d for 2D methods on volumes if it was run, else (and for scratch2d itself) with
     # scratch.
     comparisons: dict[Place, Comparison] = dataclasses.field(default_factory=dict)
-    # The gains among them again, against that scratch with twice the steps.
-    beyond: dict[Place, Comparison] = dataclasses.field(default_factory=dict)
+    # Of the methods that check the study, each for itself, and of no family of others.
+    controls: dict[Place, Comparison] = dataclasses.field(default_factory=dict)
+    # The gains again, against a scratch that was trained longer: the third part of the key.
+    beyond: dict[tuple[Key, str, str], Comparison] = dataclasses.field(default_factory=dict)
     # Scratch with twice the steps against scratch, by its name and amount of labels.
     plateau: dict[tuple[str, str], Comparison] = dataclasses.field(default_factory=dict)
     # For each repetition the validated step at which 95 % of the final validation score of scratch
@@ -54,11 +62,20 @@ class Findings:
     curves: dict[Place, pd.DataFrame] = dataclasses.field(default_factory=dict)
     # Rows whose training data were sampled by another version of the code than their scratch's.
     mixed: list[Key] = dataclasses.field(default_factory=list)
+    missing: tuple[int, int] = (0, 0)  # planned cells, and of how many
 
     @property
     def repetitions(self) -> int:
         """The largest number of repetitions of any row."""
         return max(map(len, self.runs.values()))
+
+    @property
+    def single_encoders(self) -> list[str]:
+        """The rows that were pretrained only once."""
+        trained: dict[Key, set[str]] = {}
+        for (key, _), rows in self.runs.items():
+            trained.setdefault(key, set()).update(rows["pretraining"])
+        return [self.label(key) for key in self.rows if len(trained[key] - {""}) == 1]
 
     @property
     def sliced(self) -> bool:
@@ -84,15 +101,52 @@ class Findings:
         return {key: found for (key, a), found in self.comparisons.items() if a == amount}
 
     def shows_no_gain(self, amount: str) -> bool:
-        """Whether pretraining was compared with an amount of labels, and nothing gained."""
-        compared = self.compared(amount).items()
-        shown = [found.shown() for key, found in compared if METHODS[key.method].task]
-        return bool(shown) and max(shown) < 1
+        """Whether pretraining was judged with an amount of labels, and nothing gained."""
+        compared = self.compared(amount).values()
+        return bool(compared) and all(c.shown() < 1 and not c.pending for c in compared)
 
     def moved(self, amount: str) -> dict[str, Comparison]:
-        """The scratches that are not at their plateau with an amount of labels."""
+        """The scratches that are not shown to be at their plateau with an amount of labels."""
+        if self.missing[0]:
+            return {}
         doubled = {name: found for (name, a), found in self.plateau.items() if a == amount}
-        return {name: d for name, d in doubled.items() if abs(d.difference) >= PLATEAU}
+        return {name: found for name, found in doubled.items() if not found.within(PLATEAU)}
+
+    @property
+    def refuted(self) -> dict[tuple[Key, str, str], Comparison]:
+        """The gains that a longer-trained scratch leaves nothing of, as in `beyond`."""
+        return {about: found for about, found in self.beyond.items() if found.shown() < 1}
+
+    @property
+    def diverged(self) -> list[tuple[Key, str, Any, str]]:
+        """Runs of a loss that was not finite: row, amount of labels, repetition and step."""
+        return [
+            (key, amount, number, where)
+            for (key, amount), rows in self.runs.items()
+            if "diverged" in rows
+            for number, where in rows["diverged"].items()
+            if where
+        ]
+
+    def pending(self, scratch: str, amount: str, least: float) -> str:
+        """Why nothing can be judged by a scratch with an amount of labels; "" if it can."""
+        missing, planned = self.missing
+        if missing:
+            return f"no verdict yet, {missing} of {planned} cells are missing"
+        score = self.scores.get((Key(scratch, "random"), amount))
+        doubled = self.plateau.get((scratch, amount))
+        short = score and score.value < least and not (doubled and doubled.within(PLATEAU))
+        return "too short to judge" if short else ""
+
+    def replication(self, place: Place) -> str:
+        """The numbers of repetitions, splits and encoders of a place, e.g. "10 repetitions"."""
+        rows = self.runs[place]
+        counts = [(len(rows), "repetition"), (rows["split"].nunique(), "split")]
+        trained = rows["pretraining"].replace("", np.nan).nunique()
+        texts = [f"{n} {what}{'s' * (n > 1)}" for n, what in counts if n > 1 or what != "split"]
+        return ", ".join(
+            [*texts, *([f"{trained} encoder{'s' * (trained > 1)}"] if trained else [])]
+        )
 
     def steps(self, amount: str) -> int:
         """The usual steps with an amount of labels: scratch-long and the doubled ones have more."""
@@ -129,44 +183,100 @@ class Findings:
         return "", pd.DataFrame(), pd.DataFrame()
 
 
-def find(study: Study, record: Record, classes: int, draws: int = statistics.DRAWS) -> Findings:
+def find(
+    study: Study,
+    record: Record,
+    classes: int,
+    draws: int = statistics.DRAWS,
+    missing: tuple[int, int] = (0, 0),
+) -> Findings:
     """The findings of a record of the study's cells alone; `classes` is K of a classification."""
-    facts = arrange(study, record, classes)
+    facts = dataclasses.replace(arrange(study, record, classes), missing=missing)
+    least = LEAST_KAPPA if study.columns[0].of == "kappa" else LEAST_SCORE
     for amount in facts.labels:
-        pairs = {}
+        pairs: dict[Place, Pair] = {}
         for key in [key for key, a in facts.places if a == amount]:
-            place, weighted = (key, amount), facts.runs[key, amount]["weighted"]
-            facts.scores[place] = statistics.estimate(weighted, None, facts.subjects, draws)
+            place, rows = (key, amount), facts.runs[key, amount]
+            facts.scores[place] = statistics.estimate(
+                rows["weighted"], None, facts.subjects, draws, units=units_of(rows)
+            )
             name, own, scratch = facts.with_scratch(place)
             if not name:
                 continue
             if (own["draws"] != scratch["draws"]).any() and key not in facts.mixed:
                 facts.mixed.append(key)
-            pair = name, own["weighted"], scratch["weighted"]
+            pair = _pair(name, own, scratch)
             if key.method in DOUBLES.values():  # a check of scratch, not a method to be compared
                 doubled = statistics.compare({(name, amount): pair}, facts.subjects, draws)
                 facts.plateau.update(doubled)
             else:
                 pairs[place] = pair
-        compared = statistics.compare(pairs, facts.subjects, draws)
-        facts.comparisons.update(compared)
-        if any(comparison.shown() > 0 for comparison in compared.values()):
-            # All methods and not the gains alone, which the same noise has selected.
-            pairs = {}
-            for place, comparison in compared.items():
-                own, double = facts.both(place, DOUBLES[comparison.against])
-                pairs[place] = DOUBLES[comparison.against], own["weighted"], double["weighted"]
-            again = statistics.compare(pairs, facts.subjects, draws)
-            facts.beyond.update({p: found for p, found in again.items() if compared[p].shown() > 0})
+        _judge(facts, amount, pairs, least, draws)
     _converge(facts, record)
     return facts
 
 
+def _judge(
+    facts: Findings, amount: str, pairs: Mapping[Place, Pair], least: float, draws: int
+) -> None:
+    """Fills in `comparisons`, `controls` and `beyond` with an amount of labels."""
+
+    def judged(family: Mapping[Any, Pair]) -> dict[Any, Comparison]:
+        found = statistics.compare(family, facts.subjects, draws)
+        return {
+            name: one._replace(pending=facts.pending(scratch, amount, least))
+            for name, one in found.items()
+            for scratch in [_usual(one.against)]
+        }
+
+    family = {p: pair for p, pair in pairs.items() if not METHODS[p[0].method].control}
+    for place in pairs.keys() - family.keys():
+        facts.controls.update(judged({place: pairs[place]}))
+    compared = judged(family)
+    facts.comparisons.update(compared)
+    if not any(comparison.shown() > 0 for comparison in compared.values()):
+        return
+    for longer in LONGER:
+        # All methods and not the gains alone, which the same noise has selected.
+        again = {
+            place: _pair(longer, *facts.both(place, longer))
+            for place, comparison in compared.items()
+            if comparison.against == _usual(longer)
+        }
+        for place, found in judged(again).items():
+            if compared[place].shown() > 0:
+                facts.beyond[(*place, longer)] = found
+
+
+def _usual(scratch: str) -> str:
+    """The scratch that a longer one is a longer training of; another is its own."""
+    doubled = {double: name for name, double in DOUBLES.items()}
+    return doubled.get(scratch, SCRATCH if scratch in LONGER else scratch)
+
+
+def units_of(rows: pd.DataFrame) -> list[Any]:
+    """The unit of replication of each repetition: its split, encoder, or itself."""
+    for name in ("split", "pretraining"):
+        if rows[name].nunique() > 1:
+            return rows[name].tolist()
+    return rows.index.tolist()
+
+
+def _pair(against: str, own: pd.DataFrame, scratch: pd.DataFrame) -> Pair:
+    return Pair(against, own["weighted"], scratch["weighted"], units_of(own))
+
+
 def arrange(study: Study, record: Record, classes: int) -> Findings:
-    """The rows, amounts of labels and runs of a record, in order; nothing compared yet."""
+    """The rows, amounts of labels and runs of a record, in order; nothing compared yet.
+
+    An arm is part of the amount of labels: nothing is compared across arms.
+    """
     results = record.results.astype({"repetition": int, "training_cases": int})
-    # Rows from before the versions were counted are of the first one.
-    results["draws"] = results["draws"].replace("", "1") if "draws" in results else "1"
+    # Tables from before there were versions of draws, encoders, splits and arms.
+    for name, value in (("draws", "1"), ("encoder", "1"), ("split", "0"), ("arm", "")):
+        results[name] = results[name].replace("", value) if name in results else value
+    arms = results["arm"].where(results["arm"] == "", ", " + results["arm"])
+    results["labels"] = results["labels"] + arms
     weighted, subjects = weighted_scores(study, record, classes)
     results["weighted"] = results["cell"].map(weighted.get)
     runs = {
@@ -175,7 +285,7 @@ def arrange(study: Study, record: Record, classes: int) -> Findings:
     }
     methods = [*study.methods, *METHODS]  # and those that were run beyond the study's
     order = {key: (methods.index(key.method), key.mode != "finetune") for key, _ in runs}
-    labels = results.groupby("labels")["training_cases"].min().sort_values().index
+    labels = results.groupby("labels")["training_cases"].min().sort_values(kind="stable").index
     return Findings(
         runs, subjects, sorted(order, key=order.__getitem__), labels.tolist(), study.rank
     )
@@ -193,14 +303,18 @@ def weighted_scores(
     table = record.cases[score == ("predicted" if of == "kappa" else name)].sort_index(level="id")
     subjects = table.index.get_level_values("subject").tolist()
     if of != "kappa":
-        means = {cell: statistics.mean_score(own.to_numpy(float)) for cell, own in table.items()}
-        return means, subjects
+        # Empty where another split tests the case.
+        values = table.replace("", "nan").astype(float)
+        return {
+            cell: statistics.mean_score(own.to_numpy()) for cell, own in values.items()
+        }, subjects
     names, subject = np.unique(subjects, return_inverse=True)
     grades = table.index.get_level_values("grade").astype(int).to_numpy()
-    kappas = {
-        cell: statistics.kappa_score(grades, own.to_numpy(int), classes, subject)
-        for cell, own in table.items()
-    }
+    kappas = {}
+    for cell, own in table.items():
+        tested = (own != "").to_numpy()
+        about = grades[tested], own[tested].to_numpy(int), classes, subject[tested], len(names)
+        kappas[cell] = statistics.kappa_score(*about)
     return kappas, names.tolist()
 
 

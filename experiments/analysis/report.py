@@ -8,42 +8,66 @@ from pathlib import Path
 from ssl3d.atomic import atomic_write
 from ssl3d.errors import UserError
 from ssl3d.experiments.analysis import figures, findings, tables
+from ssl3d.experiments.analysis.findings import Findings
 from ssl3d.experiments.analysis.results_table import Record
 from ssl3d.experiments.analysis.templates import render, sentences
+from ssl3d.experiments.engine import grid
 from ssl3d.experiments.engine.study import Study, StudyData
 
 _FOLDERS = ("--data", "--output", "--pretrain-data", "--source")
 
 
-def write(plan: StudyData, found: Record, limits: Sequence[str], typed: str, output: Path) -> None:
+def write(
+    plan: StudyData, found: Record, missing: tuple[int, int], typed: str, output: Path
+) -> None:
     """Writes tables, figures and page. Raises `UserError` if there is no finished cell.
 
-    `limits` are sentences that a reader must not miss, `typed` continues the study.
+    `missing` are planned cells, and of how many; `typed` continues the study.
     """
     if found.results.empty:
         raise UserError(f"{output}: no finished cell yet; run the study first")
     study = plan.study
-    facts = findings.find(study, found, len(plan.dataset.classes))
+    facts = findings.find(study, found, len(plan.dataset.classes), missing=missing)
+    refuted = sentences("refuted", facts)
     summary = sentences("summary", facts)
     about = sentences("about", study, plan, found, facts, typed)
     pictures = figures.write(output / "figures", study, facts)
+    cases = predictions(facts, output)
     shown = {
         "study": study,
-        "notes": [*limits, *sentences("notes", plan, facts)],
+        "refuted": refuted,
+        "opening": [
+            text.split(": ", 1) for text in sentences("opening", study, plan, found, facts)
+        ],
+        "notes": sentences("notes", plan, facts),
         "summary": summary,
         "about": [text.split(": ", 1) for text in about],
-        "pictures": {
-            picture.stem.replace("_", " "): base64.b64encode(picture.read_bytes()).decode()
-            for picture in pictures
-        },
+        "pictures": {picture.stem.replace("_", " "): _encoded(picture) for picture in pictures},
+        "predictions": {title: _encoded(picture) for title, picture in cases.items()},
         "facts": facts,
         "tables": tables.all_tables(study, found, facts, plan.elsewhere),
-        "unchecked": sentences("unchecked", facts),
+        "unchecked": [*sentences("encoders", facts), *sentences("unchecked", facts)],
     }
     for name in ("tables.md", "tables.tex", "report.html"):
         with atomic_write(output / name) as partial:
             partial.write_text(render(name, **shown), encoding="utf-8")
-    print(*summary, f"report: {output / 'report.html'}", sep="\n", flush=True)
+    print(*refuted, *summary, f"report: {output / 'report.html'}", sep="\n", flush=True)
+
+
+def predictions(facts: Findings, output: Path) -> dict[str, Path]:
+    """The median test case (of grades: the mistakes) of each row's first cell, where it is kept."""
+    found = {}
+    for key, amount in facts.places:
+        cell = facts.runs[key, amount]["cell"].iloc[0]
+        folder = output / grid.CELLS / cell / "run" / "evaluation"
+        pictures = [folder / name for name in ("median.png", "mistakes.png")]
+        if shown := next(filter(Path.exists, pictures), None):
+            found[f"{facts.label(key)}, {amount} labels"] = shown
+    return found
+
+
+def _encoded(picture: Path) -> str:
+    return base64.b64encode(picture.read_bytes()).decode()
 
 
 def as_typed(study: Study, arguments: Sequence[str]) -> str:

@@ -45,6 +45,12 @@ class Record(NamedTuple):
         return set(self.results["cell"])
 
     @property
+    def days(self) -> list[str]:
+        """The days on which cells were finished, ascending, as far as they are known."""
+        kept = self.results.get("finished", pd.Series(dtype=str))
+        return sorted(day for day in kept.unique() if day)
+
+    @property
     def hours(self) -> float:
         """Wall time of all runs."""
         return pd.to_numeric(pd.concat(self[:2])["seconds"]).sum() / 3600

@@ -1,9 +1,21 @@
 """Statistics of a method against scratch: paired differences, intervals, Holm's correction.
 
-A score varies with the repetition (label subset, initial weights) and with the test subjects. The
-first variance is estimated from the repetitions, the second by resampling the subjects; their sum
-gives a Student's t with Satterthwaite's degrees of freedom. Differences to scratch are paired by
-repetition and by subject.
+A difference d_r is paired by repetition r (label subset, initial weights) and by test subject. It
+varies with the pretrained encoder, the split, the repetition and the test subjects. Repetitions of
+one encoder, or on one split, are no independent replications of it: the unit of replication is the
+split where there are several, else the encoder, else the repetition. With U units, of means D_u,
+over M test subjects,
+
+    D = mean_u D_u,   SE^2 = var_u(D_u) / U + M / (M - 1) * var*(D)
+
+where var_u has U - 1 in its denominator and var* is over resamplings of the subjects, in all
+repetitions at once: a subject that several splits test ties them (Nadeau and Bengio 2003, Machine
+Learning 52, on why their naive variance is too small). D / SE is compared with Student's t of
+Satterthwaite's degrees of freedom (1946, Biometrics Bulletin 2), of U - 1 and M - 1. Means of
+clusters as units: Hayes and Moulton 2017, Cluster Randomised Trials, chapter 10.
+
+With a single encoder its variance is unknown, and no part of the interval: it is that of this
+encoder.
 
 Resampling the repetitions as well would look similar and be wrong: with three repetitions it
 underestimates the variance by a third and ignores the tails. Where repetitions differ more than
@@ -48,18 +60,23 @@ def mean_score(values: np.ndarray) -> Score:
 
 
 def kappa_score(
-    grades: np.ndarray, predicted: np.ndarray, classes: int, subject: np.ndarray | None = None
+    grades: np.ndarray,
+    predicted: np.ndarray,
+    classes: int,
+    subject: np.ndarray | None = None,
+    subjects: int = 0,
 ) -> Score:
     """The quadratic weighted kappa of int grades and predictions [M].
 
     Args:
       subject: int [M], which weight holds for a case; without it, each case has its own.
+      subjects: number of weights, if some hold for no case.
     """
     subject = np.arange(len(grades)) if subject is None else subject
     # How often each pair of grade and prediction occurs: whole numbers, whose sums are exact.
     pairs, pair = np.unique(np.stack([grades, predicted]), axis=1, return_inverse=True)
     grades, predicted = pairs
-    counts = np.zeros((len(np.unique(subject)), len(grades)))
+    counts = np.zeros((subjects or len(np.unique(subject)), len(grades)))
     np.add.at(counts, (subject, pair), 1)
 
     def score(weights: np.ndarray) -> PerDraw:
@@ -89,6 +106,15 @@ class Estimate(NamedTuple):
         return float(2 * stats.t.sf(abs(self.value) / self.error, self.freedom))
 
 
+class Pair(NamedTuple):
+    """A method's scores and scratch's, of the same repetitions in the same order."""
+
+    against: str  # name of the scratch
+    own: Scores
+    scratch: Scores
+    units: Sequence[Any] | None = None  # of replication, see `estimate`
+
+
 class Comparison(NamedTuple):
     """A method against scratch."""
 
@@ -97,6 +123,8 @@ class Comparison(NamedTuple):
     level: float  # at which Holm's procedure judges it
     repetitions: int  # of those that both have
     against: str = ""  # name of the scratch
+    units: int = 0  # of replication
+    pending: str = ""  # why there is no verdict, if so
 
     @property
     def difference(self) -> float:
@@ -109,13 +137,18 @@ class Comparison(NamedTuple):
 
     def shown(self) -> int:
         """1 for a gain, -1 for a loss, 0 for neither, as a single repetition always shows."""
-        if self.p_holm > ALPHA or self.repetitions < 2:
+        if self.p_holm > ALPHA or self.repetitions < 2 or self.pending:
             return 0
         return 1 if self.difference > 0 else -1
 
     @property
     def word(self) -> str:
-        return {1: "gain", 0: "no gain shown", -1: "loss"}[self.shown()]
+        return self.pending or {1: "gain", 0: "no gain shown", -1: "loss"}[self.shown()]
+
+    def within(self, margin: float) -> bool:
+        """Whether the whole interval lies within the margin on either side of zero."""
+        low, high = self.interval
+        return self.repetitions > 1 and -margin < low and high < margin
 
     @property
     def effect(self) -> str:
@@ -136,28 +169,34 @@ def estimate(
     subjects: Sequence[str],
     draws: int = DRAWS,
     seed: int = 0,
+    units: Sequence[Any] | None = None,
 ) -> Estimate | None:
     """A method's score, or its difference to scratch; None where that or its error is undefined.
 
     Args:
       method, scratch: the same repetitions in the same order.
       subjects: of the cases, in the order of the scores.
+      units: the unit of replication of each repetition; by default each is its own.
       seed: with the same one, all methods see the same resamplings.
     """
 
-    def paired(weights: np.ndarray) -> np.ndarray:  # [D, M] -> [D, R]
+    names = np.arange(len(method)) if units is None else np.asarray(units)
+    member = names[:, None] == np.unique(names)
+    share = member / member.sum(0)  # [R, U]
+
+    def paired(weights: np.ndarray) -> np.ndarray:  # [D, M] -> [D, U]
         own = np.stack([score(weights) for score in method], axis=1)
-        if scratch is None:
-            return own
-        return own - np.stack([score(weights) for score in scratch], axis=1)
+        if scratch is not None:
+            own = own - np.stack([score(weights) for score in scratch], axis=1)
+        return own @ share
 
     whole = paired(np.ones((1, len(subjects))))[0]
     if np.isnan(whole).any():
         return None
-    # Squared standard errors with their degrees of freedom. A single repetition does not tell the
-    # first, nor a single subject the second.
-    names, of_subject = np.unique(np.asarray(subjects), return_inverse=True)
-    count, tested = len(whole), len(names)
+    # Squared standard errors with their degrees of freedom. A single unit does not tell the first,
+    # nor a single subject the second.
+    people, of_subject = np.unique(np.asarray(subjects), return_inverse=True)
+    count, tested = len(whole), len(people)
     parts = []
     if count > 1:
         parts.append((whole.var(ddof=1) / count, count - 1))
@@ -200,24 +239,27 @@ def holm(p_values: Sequence[float]) -> tuple[list[float], list[float]]:
 
 
 def compare(
-    methods: Mapping[Any, tuple[str, Scores, Scores]], subjects: Sequence[str], draws: int = DRAWS
+    methods: Mapping[Any, Pair], subjects: Sequence[str], draws: int = DRAWS, pending: str = ""
 ) -> dict[Any, Comparison]:
     """Each method against scratch, corrected for the number of methods.
 
     Args:
-      methods: name -> (name of its scratch, its scores, scratch's), of the repetitions that both
-        have; left out if there are none.
+      methods: a family; those without a common repetition are left out.
+      pending: why there is no verdict yet, if so.
     """
     estimates = {
         name: found
-        for name, (_, own, scratch) in methods.items()
-        if len(own) and (found := estimate(own, scratch, subjects, draws))
+        for name, pair in methods.items()
+        if len(pair.own)
+        and (found := estimate(pair.own, pair.scratch, subjects, draws, units=pair.units))
     }
     corrected, levels = holm([found.p for found in estimates.values()])
-    return {
-        name: Comparison(found, p, level, len(methods[name][1]), methods[name][0])
-        for (name, found), p, level in zip(estimates.items(), corrected, levels, strict=True)
-    }
+    judged: dict[Any, Comparison] = {}
+    for (name, value), p, level in zip(estimates.items(), corrected, levels, strict=True):
+        pair, count = methods[name], len(methods[name].own)
+        units = count if pair.units is None else len(set(pair.units))
+        judged[name] = Comparison(value, p, level, count, pair.against, units, pending)
+    return judged
 
 
 def steps_to_reach(curve: Iterable[tuple[Any, float]], score: float) -> float:

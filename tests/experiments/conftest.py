@@ -1,9 +1,12 @@
 """Fixtures of the studies' tests."""
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from ssl3d import cluster
 from ssl3d.experiments import protocol
+from ssl3d.experiments.analysis import figures
 from tests.support.small_study import tiny, use_stand_in
 
 
@@ -12,10 +15,29 @@ def study():
     return tiny()
 
 
+FIGURES = {
+    name: getattr(figures, name) for name in ("differences", "data_efficiency", "convergence")
+}
+
+
+def blank(*_):
+    figure = Figure((1, 1))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Figures that are drawn with a `stand_in` too; it leaves them blank, which takes no time."""
+    return lambda: [monkeypatch.setattr(figures, name, own) for name, own in FIGURES.items()]
+
+
 @pytest.fixture
 def stand_in(monkeypatch):
     """No training: every job writes a made-up result at once."""
     use_stand_in(monkeypatch.setattr)
+    for name in FIGURES:
+        monkeypatch.setattr(figures, name, blank)
     monkeypatch.setattr(cluster, "_PATIENCE", 1)
     return monkeypatch
 

@@ -7,6 +7,8 @@ import pytest
 
 from ssl3d.errors import UserError
 from ssl3d.experiments import findings
+from ssl3d.experiments.analysis import results_table
+from tests.support.hand_made_study import record_of, result
 
 RESULTS = Path(__file__).parents[2] / "results"
 
@@ -19,14 +21,41 @@ def test_the_page_is_what_the_command_renders(tmp_path):
     assert page.read_text() == (RESULTS / "README.md").read_text()
 
 
+def test_a_planned_study_has_a_section_once_it_is_stored(tmp_path):
+    shutil.copytree(RESULTS, tmp_path / "results")
+    rows = []
+    for n in range(1, 9):
+        about = {"split": str(n), "finished": f"2026-12-0{n}"}
+        rows.append(result("scratch", "all", n, 0.7 + n / 500, **about))
+        rows.append(result("scratch-double", "all", n, 0.7 + n / 500, 12, **about))
+        gain = 0.03 + n / 1000
+        own = {"mode": "finetune", "pretraining": f"rpl3d-e{n}", **about}
+        rows.append(result("rpl3d", "all", n, 0.7 + n / 500 + gain, **own))
+    results_table.write(tmp_path / "results" / "hippocampus-splits", record_of(rows))
+    page = findings.render(tmp_path / "results")
+    assert "24 cells, 2026-12-01 to 2026-12-08; planned before the first." in page
+    row = "| all | `rpl3d` | `scratch` | +0.034 [+0.032, +0.037] | "
+    assert row + "8 repetitions, 8 splits, 8 encoders | gain |" in page
+    assert "| all | `rpl3d` | `scratch-double` | +0.034" in page
+    assert "at its plateau |" in page
+    assert "python -m experiments.hippocampus_splits --output=results/hippocampus-splits" in page
+
+
+def test_no_stored_scratch_is_called_at_its_plateau_by_its_mean():
+    """+0.005 [+0.003, +0.007] was."""
+    page = (RESULTS / "README.md").read_text()
+    assert "| `scratch2d` | +0.005 [+0.003, +0.007] | 40 | not at its plateau |" in page
+    assert "| at its plateau |" not in page
+
+
 def test_the_page_is_short_and_the_results_are_small():
     assert len((RESULTS / "README.md").read_text().splitlines()) <= 150
     files = [file for file in RESULTS.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 2e6
     # Reports are made again with --report-only.
     tables = {"results.csv", "pretraining.csv", "cases.csv", "curves.csv"}
-    for folder in RESULTS.iterdir():
-        assert folder.name == "README.md" or {file.name for file in folder.iterdir()} == tables
+    for folder in RESULTS.glob("*/"):
+        assert {file.name for file in folder.iterdir()} - {"keys.json"} == tables
 
 
 def test_the_page_has_the_command_of_every_stored_study():

@@ -11,7 +11,6 @@ from ssl3d.data import pipeline
 from ssl3d.errors import UserError
 from ssl3d.experiments import protocol
 from ssl3d.experiments.analysis import report, results_table
-from ssl3d.experiments.hippocampus import STUDY
 from tests.support.small_study import STUDIES, done, rows, tiny
 
 CELLS = 6 * 2 * 2
@@ -22,7 +21,8 @@ def assert_same(found, wanted):
         pd.testing.assert_frame_equal(one, other, check_names=False)
 
 
-def test_a_whole_study(call, capsys):
+def test_a_whole_study(call, drawn, capsys):
+    drawn()
     assert call() == 0
     output = call.output
     found = rows(output)
@@ -44,8 +44,8 @@ def test_a_whole_study(call, capsys):
     said = capsys.readouterr().out
     assert "With 2 labels significantly better than scratch: rpl3d (+0.1" in said
     assert re.search(r"With all labels significantly better than scratch: .*rpl3d \(\+0\.1", said)
-    for name in ("data_efficiency", "convergence"):
-        assert (output / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("differences", "data_efficiency", "convergence"):
+        assert (output / "figures" / f"{name}.png").stat().st_size > 5000
         assert (output / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
 
 
@@ -54,7 +54,7 @@ def test_the_page_stands_for_itself(call):
     page = (call.output / "report.html").read_text()
     assert not re.search(r"(https?:)?//|<link|<script|src=\"(?!data:)", page.split("base64")[0])
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    assert len(pictures) == 2
+    assert len(pictures) == 3
     assert all(base64.b64decode(data).startswith(b"\x89PNG") for data in pictures)
     for text in ("Verdict", "gain: +0.1", "8 train, 4 val, 2 test", "a stand-in", "untrained"):
         assert text in page
@@ -76,8 +76,8 @@ def test_the_report_names_the_command_and_no_folder(call, tmp_path):
 @pytest.mark.parametrize(
     ("typed", "shown"),
     [
-        (["--data=/home/me", "--budget=20"], "--data=DIR --budget=20"),
-        (["--data", "/home/me", "--budget", "20"], "--data DIR --budget 20"),
+        (["--data=/home/me", "--splits=2"], "--data=DIR --splits=2"),
+        (["--data", "/home/me", "--splits", "2"], "--data DIR --splits 2"),
         ([], ""),
     ],
 )
@@ -138,6 +138,36 @@ def test_rows_of_other_data_are_kept_but_not_reported(call):
     assert call("--methods=scratch") == 0
     assert len(rows(call.output)) == 5
     assert "| 99 |" not in (call.output / "tables.md").read_text()
+
+
+def test_the_report_opens_with_question_data_and_days(call, study):
+    call("--methods=scratch,rpl3d")
+    opening = [
+        f"Question: {study.question}",
+        "Data: tiny 3D, 7 labelled training subjects, 2 test cases; pretrained on the same data.",
+        "Run: 2026-01-31; 8 cells.",
+    ]
+    lines = (call.output / "tables.md").read_text().splitlines()
+    assert [line for line in lines[1:8] if line] == opening
+
+
+def test_a_setting_of_the_command_line(call):
+    call("--methods=scratch", "--fractions=2", "--set=finetuning.steps=8", "--repetitions=1")
+    assert [row["steps"] for row in rows(call.output)] == ["8"]
+    assert "--set=finetuning.steps=8" in (call.output / "tables.md").read_text()
+
+
+def test_predictions_are_in_the_report_where_they_are_kept(call):
+    call("--methods=scratch", "--fractions=2", "--repetitions=1")
+    page = call.output / "report.html"
+    assert "<h2>Predictions</h2>" not in page.read_text()
+    (cell,) = (call.output / "cells").glob("scratch*")
+    folder = cell / "run" / "evaluation"
+    folder.mkdir(parents=True)
+    (folder / "median.png").write_bytes(b"\x89PNG of the median case")
+    call("--methods=scratch", "--fractions=2", "--repetitions=1", "--report-only")
+    assert "<h2>Predictions</h2>" in page.read_text()
+    assert base64.b64encode(b"\x89PNG of the median case").decode() in page.read_text()
 
 
 def test_narrowed(call):
@@ -218,7 +248,11 @@ def test_a_report_of_a_part_says_what_is_missing(call):
         (["--fractions=few"], "write 5%, or a number"),
         (["--modes=thawed"], "choose of finetune, frozen"),
         (["--repetitions=0"], "--repetitions"),
-        (["--budget=soon"], "--budget"),
+        (["--encoders=3"], "--encoders: give a whole number from 1 to 2, the repetitions"),
+        (["--splits=0"], "--splits: give a whole number from 1"),
+        (["--set=steps=8"], "--set=steps=8: write SECTION.KEY=VALUE"),
+        (["--set=finetuning.stepz=8", "--methods=scratch"], "stepz"),
+        (["--variant=best"], "--variant"),
         (["--workers=0"], "--workers"),
         (["--workers=2", "--scheduler=tcp://127.0.0.1:9"], "no --scheduler"),
         (["--scheduler=tcp://127.0.0.1:9"], "tcp://127.0.0.1:9: no Dask scheduler here"),
@@ -253,7 +287,7 @@ def test_report_only(call):
 
 
 def test_default_label_counts_fit_the_data(call):
-    call("--methods=scratch", study=tiny(labels=STUDY.labels, repetitions=1))
+    call("--methods=scratch", study=tiny(labels=("2", "8", "all"), repetitions=1))
     assert [row["labels"] for row in rows(call.output)] == ["2", "all"]
 
 

@@ -1,20 +1,45 @@
 import pandas as pd
 
 from ssl3d.experiments.analysis import figures, findings
-from tests.support.hand_made_study import record_of, result
+from tests.support.hand_made_study import record_of, result, rows_of
 
 
-def test_figures_show_methods_and_no_check_of_scratch(study, found):
+def drawn(axes):
+    return [line.get_label() for line in axes.lines if not line.get_label().startswith("_")]
+
+
+def test_each_method_has_a_panel_with_its_scratch_and_no_check_of_it(study, found):
     for figure in (figures.data_efficiency(study, found), figures.convergence(found)):
-        legend = figure.axes[-1].get_legend()
-        assert [text.get_text() for text in legend.get_texts()] == ["scratch", "rpl3d"]
+        used = [axes for axes in figure.axes if axes.lines]
+        assert [drawn(axes) for axes in used] == [["scratch", "rpl3d"]] * len(used)
     assert "scratch-double" in {key.method for key in found.rows}
+
+
+def test_differences_are_drawn_with_their_intervals(study, found):
+    figure = figures.differences(study, found)
+    assert [axes.get_title() for axes in figure.axes] == ["5% labels", "all labels"]
+    names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert names == ["rpl3d", "scratch-double"]
+    key = findings.Key("rpl3d", "finetune")
+    intervals = [
+        tuple(line.get_xdata()) for line in figure.axes[0].lines if len(line.get_xdata()) > 1
+    ]
+    assert found.comparisons[key, "5%"].interval in intervals
+
+
+def test_one_amount_of_labels_shows_every_repetition(study, record):
+    few = record_of([row for row in rows_of(record) if row["labels"] == "5%"])
+    figure = figures.data_efficiency(study, findings.find(study, few, 2, draws=200))
+    (axes,) = figure.axes
+    points = [len(line.get_xdata()) for line in axes.lines if line.get_marker() == "o"]
+    assert points == [2, 2]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["scratch", "rpl3d"]
 
 
 def test_figures_without_curves_or_a_single_repetition(study, tmp_path):
     rows = [result("scratch", "5%", 1, 0.5), result("rpl3d", "5%", 1, 0.6, mode="finetune")]
     full = record_of(rows)
     facts = findings.find(study, full, 2, draws=200)
-    assert len(figures.write(tmp_path / "a", study, facts)) == 2
+    assert len(figures.write(tmp_path / "a", study, facts)) == 3
     facts = findings.find(study, full._replace(curves=pd.DataFrame()), 2, draws=200)
-    assert len(figures.write(tmp_path / "b", study, facts)) == 1
+    assert len(figures.write(tmp_path / "b", study, facts)) == 2

@@ -1,12 +1,13 @@
 """The verdicts in words."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
 from ssl3d.experiments import protocol
 from ssl3d.experiments.analysis import findings, tables
-from ssl3d.experiments.analysis.templates import sentences
+from ssl3d.experiments.analysis.templates import render, sentences
 from tests.support.hand_made_study import record_of, result, rows_of, with_2d
 from tests.support.small_study import tiny
 
@@ -33,7 +34,7 @@ def test_2d_scratch_has_a_plateau_of_its_own(study, record):
         line for line in sentences("summary", facts) if "plateau" in line
     ]  # scratch is at its own
     assert said.startswith("With 5% labels scratch2d is not at its plateau: twice the steps change")
-    assert said.endswith(" it by +0.020.")
+    assert said.endswith(" it by +0.020 [+0.020, +0.020].")
     # Without it there is nothing to compare its double with, least of all 3D scratch.
     alone = findings.find(study, with_2d(record, "scratch2d-double", 0.32), 2, draws=200)
     assert set(alone.plateau) == {("scratch", "all")}
@@ -48,11 +49,13 @@ def test_gains_are_looked_at_against_twice_the_steps(study, record, double, said
     """They have to be 0.1 of scratch, in all repetitions; of others nobody asks."""
     doubles = [result("scratch-double", "5%", n, double + n / 100, 12) for n in (1, 2)]
     facts = findings.find(study, record_of(rows_of(record) + doubles), 2, draws=2000)
-    assert set(facts.beyond) == {(findings.Key("rpl3d", "finetune"), "5%")}
+    about = findings.Key("rpl3d", "finetune"), "5%", "scratch-double"
+    assert set(facts.beyond) == {about}
+    assert set(facts.refuted) == ({about} if said.startswith("no") else set())
     ((*row, verdict, repetitions),) = tables.beyond(facts).rows
     assert (*row, repetitions) == ("rpl3d", "5%", "scratch-double", "2")
     assert verdict.startswith(said)
-    words = "rpl3d against scratch-double, scratch with twice the steps, in 2 repetitions"
+    words = "rpl3d against scratch-double, a longer training of scratch, in 2 repetitions"
     assert f"With 5% labels {words}: {verdict}." in sentences("summary", facts)
     assert facts.plateau["scratch", "5%"].difference == pytest.approx(double - 0.5)
 
@@ -66,7 +69,7 @@ def test_reports_of_stored_tables_are_made_again(stand_in, volumes, tmp_path):
         for pattern in ("tables.*", "report.html", "figures/*")
         for file in (tmp_path / "out").glob(pattern)
     }
-    assert len(made) == 7
+    assert len(made) == 9
     stored = tmp_path / "stored"
     stored.mkdir()
     for name in ("results.csv", "pretraining.csv", "cases.csv", "curves.csv"):
@@ -76,3 +79,29 @@ def test_reports_of_stored_tables_are_made_again(stand_in, volumes, tmp_path):
     assert protocol.main(tiny(), [*typed, "--report-only"]) == 0
     assert {name: (stored / name).read_bytes() for name in made} == made
     assert {name: (stored / name).read_bytes() for name in before} == before
+
+
+def test_a_gain_that_longer_training_refutes_is_the_first_line(study, record):
+    longer = [result("scratch-long", "5%", n, 0.61 + n / 100, 12) for n in (1, 2)]
+    facts = findings.find(study, record_of(rows_of(record) + longer), 2, draws=500)
+    (said,) = sentences("refuted", facts)
+    assert said.startswith(
+        "With 5% labels longer training refutes the gain of rpl3d over scratch (+0"
+    )
+    assert "over scratch-long it is -0.010" in said
+    shown = dict.fromkeys(("opening", "notes", "summary", "about", "tables"), ())
+    page = render("tables.md", study=study, refuted=[said], **shown)
+    assert page.splitlines()[2] == f"**{said}**"
+    assert sentences("refuted", findings.find(study, record, 2, draws=500)) == []
+
+
+def test_a_diverged_cell_is_shown(study, record):
+    rows = [
+        row | {"diverged": "step 120" if row["cell"] == "rpl3d-5%-2" else ""}
+        for row in rows_of(record)
+    ]
+    facts = findings.find(study, record_of(rows), 2, draws=200)
+    assert facts.diverged == [(findings.Key("rpl3d", "finetune"), "5%", 2, "step 120")]
+    plan = SimpleNamespace(transductive=False)
+    wanted = "Diverged, and counted as a score of 0: rpl3d with 5% labels, repetition 2 (step 120)."
+    assert wanted in sentences("notes", plan, facts)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
 from ssl3d.experiments.analysis import statistics
+from ssl3d.experiments.analysis.statistics import Comparison, Estimate, Pair
 
 
 def scores(values):
@@ -143,14 +144,97 @@ def test_nothing_is_found_where_nothing_is(repetitions, of_repetitions, fewest, 
     assert fewest <= hits <= most
 
 
+def coverage(simulate, units=None, studies=400):
+    """The share of simulated studies whose 95 % interval holds the true difference, zero."""
+    random, held = np.random.default_rng(9), 0
+    for _ in range(studies):
+        difference = simulate(random)  # [R, M], NaN where another split tests the subject
+        scratch = np.where(np.isnan(difference), np.nan, 0.7)
+        names = subjects(difference.shape[1])
+        found = statistics.estimate(
+            scores(scratch + difference), scores(scratch), names, 100, units=units
+        )
+        low, high = found.interval()
+        held += low <= 0 <= high
+    return held / studies
+
+
+ENCODERS = np.repeat(range(5), 2)
+
+
+def of_encoders(random, encoders=ENCODERS, repetitions=10):
+    """Encoders vary (sd .02) more than label subsets (.01) and single cases (.02)."""
+    found = random.normal(0, 0.02, encoders.max() + 1)[encoders][:, None]
+    found = found + random.normal(0, 0.01, (repetitions, 1))
+    return found + random.normal(0, 0.02, (repetitions, 32))
+
+
+def test_intervals_hold_the_variance_of_encoders():
+    assert 0.92 <= coverage(of_encoders, ENCODERS) <= 0.98
+    # With one encoder in all repetitions, or each repetition on its own, they do not.
+    one = np.zeros(10, int)
+    assert coverage(lambda random: of_encoders(random, one)) < 0.6
+    assert coverage(of_encoders) < 0.91
+
+
+def test_intervals_hold_the_variance_of_splits():
+    """Eight splits of 100 subjects test 25 each: what they share ties them."""
+    units = np.repeat(range(8), 2)
+
+    def simulate(random):
+        people, split = random.normal(0, 0.08, 100), random.normal(0, 0.01, 8)
+        found = np.full((16, 100), np.nan)
+        for number in range(8):
+            tested = random.permutation(100)[:25]
+            for row in (2 * number, 2 * number + 1):
+                noise = random.normal(0, 0.01) + random.normal(0, 0.01, 25)
+                found[row, tested] = people[tested] + split[number] + noise
+        return found
+
+    assert 0.92 <= coverage(simulate, units) <= 0.99
+
+
+def test_repetitions_of_a_unit_are_one_replication():
+    """The t test of the means of the units, where subjects are alike."""
+    random = np.random.default_rng(10)
+    difference, units = random.normal(0.01, 0.02, (6, 1)), ["a", "a", "b", "b", "c", "c"]
+    found = statistics.estimate(
+        scores(difference + np.zeros(20)), scores(np.zeros((6, 20))), subjects(20), units=units
+    )
+    wanted = scipy_stats.ttest_1samp(difference.reshape(3, 2).mean(1), 0)
+    assert (found.p, found.freedom) == (pytest.approx(wanted.pvalue), pytest.approx(2))
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "within"), [(0.0, 0.001, True), (0.005, 0.001, False), (0.0, 0.01, False)]
+)
+def test_a_margin_holds_the_whole_interval(value, error, within):
+    found = Comparison(Estimate(value, error, 40), 0.5, 0.05, 40)
+    assert found.within(0.005) == within
+    assert not found._replace(repetitions=1).within(0.005)
+
+
+def test_what_is_pending_has_no_verdict():
+    found = Comparison(Estimate(0.1, 0.001, 40), 0.001, 0.05, 40, pending="too short to judge")
+    assert (found.shown(), found.word) == (0, "too short to judge")
+    assert found.verdict().startswith("too short to judge: +0.100 [")
+
+
+def test_kappa_of_the_subjects_that_a_split_tests():
+    grades, predicted = np.array([0, 1, 2, 2]), np.array([0, 1, 1, 2])
+    score = statistics.kappa_score(grades, predicted, 3, np.array([0, 0, 3, 3]), 5)
+    alone = statistics.kappa_score(grades, predicted, 3)
+    np.testing.assert_allclose(score(np.ones((1, 5))), alone(np.ones((1, 4))))
+
+
 def test_compare_finds_what_is_there_and_nothing_else():
     random = np.random.default_rng(6)
     scratch = random.normal(0.7, 0.05, (3, 60))
     noise = random.normal(0, 0.02, (3, 3, 60))
     methods = {
-        "better": ("scratch", scores(scratch + 0.05 + noise[0]), scores(scratch)),
-        "same": ("scratch", scores(scratch + noise[1] - noise[1].mean()), scores(scratch)),
-        "worse": ("scratch", scores(scratch - 0.05 + noise[2]), scores(scratch)),
+        "better": Pair("scratch", scores(scratch + 0.05 + noise[0]), scores(scratch)),
+        "same": Pair("scratch", scores(scratch + noise[1] - noise[1].mean()), scores(scratch)),
+        "worse": Pair("scratch", scores(scratch - 0.05 + noise[2]), scores(scratch)),
     }
     found = statistics.compare(methods, subjects(60), 4000)
     assert [found[name].shown() for name in ("better", "same", "worse")] == [1, 0, -1]
@@ -166,7 +250,7 @@ def test_compare_finds_what_is_there_and_nothing_else():
 def test_a_single_repetition_shows_nothing():
     scratch = np.random.default_rng(7).normal(0.7, 0.05, (1, 60))
     found = statistics.compare(
-        {"better": ("scratch", scores(scratch + 0.2), scores(scratch))}, subjects(60), 500
+        {"better": Pair("scratch", scores(scratch + 0.2), scores(scratch))}, subjects(60), 500
     )
     assert found["better"].shown() == 0
     assert "a single repetition" in found["better"].verdict()

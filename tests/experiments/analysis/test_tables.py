@@ -33,9 +33,14 @@ def test_markdown_word_for_word(study, found):
         "notes": ["A note."],
         "summary": ["Words."],
         "about": [("data", "none")],
+        "refuted": [],
+        "opening": [("Question", "why?")],
     }
     text = templates.render("tables.md", tables=[table], **about)
-    assert text == f"# {study.title}\n\nA note.\n\nWords.\n\n- data: none\n\n{MARKDOWN}"
+    assert (
+        text
+        == f"# {study.title}\n\nQuestion: why?\n\nA note.\n\nWords.\n\n- data: none\n\n{MARKDOWN}"
+    )
 
 
 LATEX = r"""\begin{table}
@@ -84,6 +89,15 @@ def test_scores_beside_one_another(two_scores, record, found):
         ("scratch-double", "0.718 ± 0.007", "–", "0.618 ± 0.007", "–"),
         ("Somebody et al.", "–", "–", "–", "0.900"),
     )
+
+
+def test_scores_as_the_challenge_has_them_are_beside_the_same_of_the_paper(two_scores, record):
+    columns = *two_scores.columns, Column("WT (BraTS)", "WT as in BraTS")
+    study = dataclasses.replace(two_scores, columns=columns)
+    rows = [row | {"WT (BraTS)": "0.5"} for row in rows_of(record)]
+    table = tables.scores_by_column(study, findings.find(study, record_of(rows), 2, draws=200))
+    assert table.header[-2:] == ("WT (BraTS)", "paper")
+    assert table.rows[0][-1] == "0.880"
 
 
 def test_scores_of_all_labels_are_not_set_beside_ours_of_fewer(two_scores, record):
@@ -137,7 +151,8 @@ def test_the_plateau_of_every_score(study, record):
         if row["cell"] != "scratch-double-all-2"
     ]
     table = tables.plateau(study, findings.find(study, record_of(rows), 2, draws=200))
-    row = ("scratch", "all", "+0.0030", "+0.2900", "–", "1", "at its plateau in dice")
+    verdict = "not shown to be at its plateau in dice"
+    row = ("scratch", "all", "+0.0030", "+0.2900", "–", "1", verdict)
     assert table.rows == (row,)  # a single repetition has no interval
 
 
