@@ -12,7 +12,15 @@ import pytest
 from ssl3d import prepare
 from ssl3d.data import store
 from ssl3d.errors import UserError
-from ssl3d.experiments import brats, hippocampus_levels, pancreas, phantom, protocol, retina
+from ssl3d.experiments import (
+    abdomen,
+    brats,
+    hippocampus_levels,
+    pancreas,
+    phantom,
+    protocol,
+    retina,
+)
 from tests.support import source_files
 from tests.support.long_axis import write_hippocampi
 from tests.support.small_study import tiny
@@ -171,6 +179,27 @@ def test_grades_have_no_source_to_be_scored_on(tmp_path):
     assert not (tmp_path / "out" / "data").exists()  # said before anything is cut
 
 
+def test_a_phantom_to_pretrain_on_is_generated_on_first_use(tmp_path):
+    shape = {"data.phantom.shape": (32, 32, 32)}
+    study = small(
+        abdomen.STUDY,
+        (16, 16, 16),
+        data=shape,
+        corpus=shape
+        | {
+            "data.phantom.train": 2,
+            "data.phantom.val": 1,
+            "data.phantom.test": 0,
+            "data.phantom.seed": 1,
+        },
+    )
+    found = protocol.open_corpus(study, tmp_path / "corpus")
+    assert [case.split for case in found.cases].count("train") == 2
+    assert found.extra["seed"] == 1
+    assert protocol.open_corpus(study, tmp_path / "corpus") == found
+    assert protocol.open_corpus(phantom.STUDY, None) is None
+
+
 def test_the_phantom_is_drawn_on_first_use(tmp_path):
     data = {
         "data.threads": 1,
@@ -181,6 +210,7 @@ def test_the_phantom_is_drawn_on_first_use(tmp_path):
     }
     study = small(phantom.STUDY, (16, 16, 16), data=data)
     options = protocol.parser(study).parse_args([f"--output={tmp_path}"])
+    protocol.check_counts(study, options)
     found = protocol.open_data(study, options, tmp_path)
     assert len(found.dataset.cases) == 3 + 2 + 2
     assert (tmp_path / "data" / "dataset.json").exists()
