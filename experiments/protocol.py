@@ -251,6 +251,8 @@ def open_corpus(study: Study, path: Path | None) -> store.Dataset | None:
     if not study.corpus:
         return None
     folder = path or Path("data") / f"{study.preset}_corpus"
+    if not path:
+        folder.mkdir(parents=True, exist_ok=True)
     settings = {**study.data, **study.corpus, "data.path": str(folder)}
     config = grid.load_config(f"{study.downstream}{study.rank}d", study.preset, settings)
     return sources.open_dataset(config)

@@ -193,6 +193,7 @@ def test_a_phantom_to_pretrain_on_is_generated_on_first_use(tmp_path):
             "data.phantom.seed": 1,
         },
     )
+    (tmp_path / "corpus").mkdir()
     found = protocol.open_corpus(study, tmp_path / "corpus")
     assert [case.split for case in found.cases].count("train") == 2
     assert found.extra["seed"] == 1
