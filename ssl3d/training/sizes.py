@@ -141,7 +141,7 @@ def explain(config: ml_collections.ConfigDict) -> str:
         parts.append(f"config.data.crop={tuple(config.data.crop)} ({inside}{budget})")
     if "encoder.depth" in free:
         shown = min(_shown(config), key=math.prod)
-        bottom = [-(-side // _multiple(config)) for side in shown]
+        bottom = -(-np.array(shown) // _strides(config))
         why = f"{_by(shown)} voxels shown, {_by(bottom)} at the bottleneck"
         parts.append(f"config.encoder.depth={config.encoder.depth} ({why})")
     if "batch_size" in free:
@@ -326,16 +326,16 @@ def _excess(config: ml_collections.ConfigDict) -> np.ndarray:
     """
     from ssl3d import tasks
 
-    shown, multiple = np.array(_shown(config)), _multiple(config)
-    short = multiple * (2 if tasks.needs(config) == "image" else 1)
-    return np.where(shown < short, 0, shown % multiple).max(axis=0)
+    shown, strides = np.array(_shown(config)), _strides(config)
+    short = strides * (2 if tasks.needs(config) == "image" else 1)
+    return np.where(shown < short, 0, shown % strides).max(axis=0)
 
 
-def _multiple(config: ml_collections.ConfigDict) -> int:
-    """Voxels of the input per voxel of the bottleneck, along an axis."""
+def _strides(config: ml_collections.ConfigDict) -> np.ndarray:
+    """Voxels of the input per voxel of the bottleneck [r]."""
     from ssl3d.models import encoders
 
-    return 2 ** (config.encoder.depth - 1 + encoders.kind_of(config.encoder).stem_halvings)
+    return np.array(encoders.total_strides(config.encoder, config.rank))
 
 
 def _by(numbers: Sequence[float] | np.ndarray) -> str:

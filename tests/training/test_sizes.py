@@ -196,3 +196,12 @@ def test_a_pretrained_encoder_keeps_its_depth(volumes, tmp_path):
     config.init.encoder = str(tmp_path)
     given, _ = problem.open_problem(config)
     assert given.config.encoder.depth == 1
+
+
+def test_strides_that_differ_by_axis_leave_thin_volumes_their_slices(collections):
+    strides = ((1, 1, 1), (2, 2, 1), (2, 2, 1), (2, 2, 2), (2, 2, 2))
+    encoder = {"encoder__kind": "resenc", "encoder__depth": 5, "encoder__strides": strides}
+    config = configured("segment3d", collections["thick slices"].path, **encoder)
+    assert config.data.crop[2] == 28
+    assert not any(side % 16 for side in config.data.crop[:2])
+    assert min(config.data.crop[:2]) > 200
