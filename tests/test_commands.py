@@ -47,7 +47,7 @@ def test_help_lists_the_commands_with_what_they_do(as_typed):
     [
         (__main__.choose, ["mian"], "no command 'mian'; the nearest is main"),
         (__main__.choose, [], "give a command (see ssl3d --help)"),
-        (__main__.choose, ["--hlep"], "--hlep (see ssl3d --help)"),
+        (__main__.choose, ["--hlep"], "the nearest is --help (see ssl3d --help)"),
         (study.main, ["brast"], "no study 'brast'; the nearest is brats"),
     ],
 )

@@ -93,7 +93,7 @@ def test_the_source_is_not_written_to(tmp_path):
         (["--recipe=mr", "--spacing=inf"], "--spacing: give numbers"),
         (["--recipe=mr", "--val=some"], "--val: 'some' is not a number between 0 and 1"),
         (["--recipe=mr", "--seed=-1"], "--seed: '-1' is not a whole number of 0 to"),
-        (["--recipe=mr", "--csv=grades.csv"], "--csv is for --layout=images, not folder"),
+        (["--recipe=mr", "--csv=grades.csv"], "--csv=grades.csv: no such file"),
     ],
 )
 def test_an_invalid_option_is_refused(tmp_path, options, what):
