@@ -6,10 +6,10 @@ python -m experiments.abdomen [--output=DIR] [--pretrain-data=DIR]
 setting; this study is planned with it before its first cell.
 """
 
-from ssl3d.experiments import protocol
+from ssl3d.experiments import command
 from ssl3d.experiments.engine import study
 
 STUDY = study.load(__file__)
 
 if __name__ == "__main__":
-    protocol.command(STUDY)
+    command.run(STUDY)

@@ -8,7 +8,7 @@ study does not see. Its results choose settings and are no evidence.
 
 import dataclasses
 
-from ssl3d.experiments import abdomen, protocol
+from ssl3d.experiments import abdomen, command
 from ssl3d.experiments.engine.study import DOUBLES, SCRATCH
 
 STUDY = dataclasses.replace(
@@ -28,4 +28,4 @@ STUDY = dataclasses.replace(
 )
 
 if __name__ == "__main__":
-    protocol.command(STUDY)
+    command.run(STUDY)

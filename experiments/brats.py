@@ -5,10 +5,10 @@ python -m experiments.brats --data=DIR --output=DIR [--pretrain-data=UKB]
 DIR and UKB as python -m ssl3d.prepare --layout=brats and --layout=ukb write them.
 """
 
-from ssl3d.experiments import protocol
+from ssl3d.experiments import command
 from ssl3d.experiments.engine import study
 
 STUDY = study.load(__file__)
 
 if __name__ == "__main__":
-    protocol.command(STUDY)
+    command.run(STUDY)

@@ -5,10 +5,10 @@ python -m experiments.hippocampus --data=DIR --output=DIR
 DIR as python -m ssl3d.prepare --layout=msd --source=Task04_Hippocampus writes it.
 """
 
-from ssl3d.experiments import protocol
+from ssl3d.experiments import command
 from ssl3d.experiments.engine import study
 
 STUDY = study.load(__file__)
 
 if __name__ == "__main__":
-    protocol.command(STUDY)
+    command.run(STUDY)

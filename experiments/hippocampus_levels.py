@@ -15,9 +15,8 @@ from tqdm import tqdm
 
 from ssl3d.data import store
 from ssl3d.errors import UserError
-from ssl3d.experiments import hippocampus, protocol
+from ssl3d.experiments import command, hippocampus
 from ssl3d.experiments.engine import study
-from ssl3d.experiments.engine.grid import digest
 
 LEVELS = ("in front", "anterior", "posterior", "behind")
 PARTS = ("Anterior", "Posterior")  # classes of Task04, label values 1 and 2
@@ -48,6 +47,8 @@ def write_slices(volumes: store.Dataset, folder: Path) -> store.Dataset:
 
     Each keeps the subject and split of its volume. Those of unlabelled volumes have no grade.
     """
+    from ssl3d.experiments.engine.grid import digest  # JAX, which --help does without
+
     # The manifest has checksums of images and labels, and how they were prepared.
     manifest = (volumes.path / store.MANIFEST).read_text()
     origin = {"slices_of": digest(manifest), "every": EVERY}
@@ -115,4 +116,4 @@ STUDY = study.load(
 )
 
 if __name__ == "__main__":
-    protocol.command(STUDY)
+    command.run(STUDY)

@@ -9,7 +9,7 @@ learning rates. It is judged by the means of the eight splits.
 
 import dataclasses
 
-from ssl3d.experiments import hippocampus, hippocampus_levels, protocol
+from ssl3d.experiments import command, hippocampus, hippocampus_levels
 from ssl3d.experiments.engine.study import DOUBLES, SCRATCH
 
 STUDY = dataclasses.replace(
@@ -32,4 +32,4 @@ STUDY = dataclasses.replace(
 )
 
 if __name__ == "__main__":
-    protocol.command(STUDY)
+    command.run(STUDY)

@@ -8,7 +8,7 @@ forty fresh repetitions, planned before the run.
 
 import dataclasses
 
-from ssl3d.experiments import hippocampus, protocol
+from ssl3d.experiments import command, hippocampus
 from ssl3d.experiments.engine.study import SCRATCH_2D
 
 STUDY = dataclasses.replace(
@@ -29,4 +29,4 @@ STUDY = dataclasses.replace(
 )
 
 if __name__ == "__main__":
-    protocol.command(STUDY)
+    command.run(STUDY)

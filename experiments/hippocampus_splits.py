@@ -8,7 +8,7 @@ own per task, and one draw of two and of eight labelled cases. It is judged by t
 
 import dataclasses
 
-from ssl3d.experiments import hippocampus, protocol
+from ssl3d.experiments import command, hippocampus
 from ssl3d.experiments.engine.study import DOUBLES, SCRATCH
 
 STUDY = dataclasses.replace(
@@ -30,4 +30,4 @@ STUDY = dataclasses.replace(
 )
 
 if __name__ == "__main__":
-    protocol.command(STUDY)
+    command.run(STUDY)

@@ -6,10 +6,10 @@ DIR as python -m ssl3d.prepare --layout=msd --source=Task07_Pancreas writes it; 
 cases are pretrained on too.
 """
 
-from ssl3d.experiments import protocol
+from ssl3d.experiments import command
 from ssl3d.experiments.engine import study
 
 STUDY = study.load(__file__)
 
 if __name__ == "__main__":
-    protocol.command(STUDY)
+    command.run(STUDY)

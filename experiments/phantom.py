@@ -3,10 +3,10 @@
 python -m experiments.phantom [--output=DIR]
 """
 
-from ssl3d.experiments import protocol
+from ssl3d.experiments import command
 from ssl3d.experiments.engine import study
 
 STUDY = study.load(__file__)
 
 if __name__ == "__main__":
-    protocol.command(STUDY)
+    command.run(STUDY)

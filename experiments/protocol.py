@@ -1,11 +1,4 @@
-"""A study as a command: runs the missing cells of its grid, and writes the report.
-
-    python -m experiments.hippocampus --data=DIR --output=DIR [--estimate] [...]
-
-Run the command again to continue; with --scheduler=ADDRESS it runs on a Dask cluster. The results
-are results.csv, which grows with every cell, tables.md, tables.tex, figures/ and report.html in the
-output.
-"""
+"""The protocol of a study: its data, the missing cells of its grid, its tables and report."""
 
 import argparse
 import contextlib
@@ -14,9 +7,8 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from ssl3d import cli, cluster, processes
+from ssl3d import cluster, processes
 from ssl3d.configs import datasets
 from ssl3d.data import store
 from ssl3d.errors import RunError, UserError
@@ -24,131 +16,34 @@ from ssl3d.experiments.analysis import report, results_table
 from ssl3d.experiments.analysis.results_table import Record
 from ssl3d.experiments.engine import estimate, grid, runs, splits
 from ssl3d.experiments.engine.grid import Cell, Size
-from ssl3d.experiments.engine.study import (
-    METHODS,
-    Study,
-    StudyData,
-    check,
-    label_fraction,
-    with_settings,
-    with_variant,
-)
+from ssl3d.experiments.engine.study import MODES, Study, StudyData, check, label_fraction
 from ssl3d.training import cases as sources
 
-MODES = ("finetune", "frozen")
 # Seconds between two updates of the tables while cells are run.
 AT_MOST_EVERY = 10.0
 # Folders of an output without results: a repository may hold the others, as results/ does.
 _TEMPORARY = (grid.CELLS, grid.PRETRAINING, "data", "splits", estimate.PROBE)
 
 
-def parser(study: Study) -> cli.Parser:
-    """The options of a study's command."""
-    about = f"{study.title}.\n\n{__doc__}"
-    result = cli.Parser(prog=f"python -m ssl3d.study {study.name}", description=about)
-    add = result.add_argument
-    add("--data", type=cli.path, help="prepared data; of a phantom: default OUTPUT/data")
-    add(
-        "--output",
-        type=cli.path,
-        default=Path("runs") / study.name,
-        help="folder of the study (default: %(default)s)",
-    )
-    add("--pretrain-data", type=cli.path, help="another prepared data set to pretrain on")
-    add("--source", type=cli.path, help="source files of the data, to score on their voxel grids")
-    amounts = "amounts of labelled training subjects to compare, e.g. 5%%,32,all"
-    names, labels = ",".join(study.methods), ",".join(study.labels).replace("%", "%%")
-    add(
-        "--methods",
-        type=_names,
-        help=f"methods to compare, of {','.join(METHODS)} (default: {names})",
-    )
-    add("--fractions", type=_names, help=f"{amounts} (default: {labels})")
-    add(
-        "--repetitions",
-        type=int,
-        default=study.repetitions,
-        help="repetitions of every cell, each with other labels and weights (default: %(default)s)",
-    )
-    modes = f"what becomes of the pretrained encoders: {','.join(MODES)}, or one of the two "
-    modes += f"(default: {','.join(study.modes)})"
-    add("--modes", type=_names, default=study.modes, help=modes)
-    about = f"pretraining seeds, dealt to the repetitions in turn (default: {study.encoders})"
-    add("--encoders", type=int, metavar="N", help=about)
-    about = (
-        f"random splits of the subjects, dealt likewise (default: {study.splits}; 1: the data's)"
-    )
-    add("--splits", type=int, metavar="N", help=about)
-    about = "a setting of the study's file, e.g. finetuning.steps=800; repeatable"
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help=about)
-    add("--variant", choices=("paper", "original"), help="tasks and network as published")
-    about = "print time and memory, and run nothing but a few steps; of GPUs, e.g. h100x8: by plan"
-    add("--estimate", nargs="?", const="", metavar="GPUS", help=about)
-    add(
-        "--workers",
-        type=int,
-        help="number of runs at a time (default: one, or one per accelerator)",
-    )
-    add(
-        "--scheduler", default="", metavar="ADDRESS", help="run on the Dask cluster at this address"
-    )
-    about_all = "pretrain on the images of validation and test cases too (without their labels)"
-    add("--transductive", action="store_true", help=about_all)
-    add("--report-only", action="store_true", help="only write the report of the stored results")
-    return result
+def print_plan(study: Study, options: argparse.Namespace) -> None:
+    """Prints what the study takes on the GPUs of `--estimate`, by plan and without data."""
+    gpus = estimate.gpus(options.estimate)
+    data = estimate.without_data(study)
+    jobs = grid.jobs(data, grid.cells(choose_size(data, options)))
+    costs = estimate.planned(options.estimate, jobs)
+    print(estimate.table(jobs, lambda job: costs[estimate.kind(job)], gpus))
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+def carry_out(study: Study, options: argparse.Namespace, arguments: Sequence[str]) -> None:
+    """Runs the missing cells and writes the report, as the only command to run in the output."""
+    options.output.mkdir(parents=True, exist_ok=True)
+    alone = processes.claimed(options.output / grid.CELLS, "--output", "runs this study")
+    with contextlib.nullcontext() if options.report_only else alone:
+        _carry_out(study, options, report.as_typed(study, arguments))
 
 
-def command(study: Study) -> NoReturn:
-    """Runs the study with the options of the command line, and exits."""
-    cli.run(lambda arguments: main(study, arguments))
-
-
-def main(study: Study, arguments: Sequence[str]) -> int:
-    """Runs the study's command; the exit status. Raises `UserError` and `RunError`."""
-    options = parser(study).parse_args(arguments)
-    check_counts(study, options)
-    if options.workers is not None and (options.workers < 1 or options.scheduler):
-        raise UserError("--workers: give a whole number from 1, and no --scheduler")
-    if options.variant:
-        study = with_variant(study, options.variant)
-    study = with_settings(study, options.set)
-    if options.estimate:
-        gpus = estimate.gpus(options.estimate)
-        data = estimate.without_data(study)
-        jobs = grid.jobs(data, grid.cells(choose_size(data, options)))
-        costs = estimate.planned(options.estimate, jobs)
-        print(estimate.table(jobs, lambda job: costs[estimate.kind(job)], gpus))
-        return 0
-    try:
-        with cli.disk_errors(options.output):
-            options.output.mkdir(parents=True, exist_ok=True)
-            alone = processes.claimed(options.output / grid.CELLS, "--output", "runs this study")
-            with contextlib.nullcontext() if options.report_only else alone:
-                carry_out(study, options, report.as_typed(study, arguments))
-    except processes.Stopped:
-        print("stopped; run the same command again to continue", flush=True)
-        return 1
-    return 0
-
-
-def check_counts(study: Study, options: argparse.Namespace) -> None:
-    """Fills in the numbers of encoders and splits; `UserError` for more than repetitions."""
-    if options.repetitions < 1:
-        raise UserError("--repetitions: give a whole number from 1")
-    for name in ("encoders", "splits"):
-        if getattr(options, name) is None:
-            setattr(options, name, min(getattr(study, name), options.repetitions))
-        if not 1 <= getattr(options, name) <= options.repetitions:
-            most = f"1 to {options.repetitions}, the repetitions"
-            raise UserError(f"--{name}: give a whole number from {most}")
-
-
-def carry_out(study: Study, options: argparse.Namespace, typed: str) -> None:
-    """Runs the missing cells and writes the report, of a stopped or failed study too."""
+def _carry_out(study: Study, options: argparse.Namespace, typed: str) -> None:
+    """Writes the report of a stopped or failed study too."""
     output = options.output.resolve()
     data, ending = open_data(study, options, output), None
     connect = functools.partial(cluster.connect, options.scheduler, options.workers)

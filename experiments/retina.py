@@ -5,10 +5,10 @@ python -m experiments.retina --data=DIR --output=DIR [--pretrain-data=FUNDUS]
 DIR and FUNDUS as python -m ssl3d.prepare --layout=images writes them.
 """
 
-from ssl3d.experiments import protocol
+from ssl3d.experiments import command
 from ssl3d.experiments.engine import study
 
 STUDY = study.load(__file__)
 
 if __name__ == "__main__":
-    protocol.command(STUDY)
+    command.run(STUDY)

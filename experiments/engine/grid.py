@@ -12,8 +12,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flax.traverse_util import flatten_dict
-
 import ssl3d
 from ssl3d import bounds, documents, tasks
 from ssl3d.atomic import atomic_write
@@ -25,6 +23,7 @@ from ssl3d.experiments.engine.study import (
     Column,
     Settings,
     StudyData,
+    dotted,
     label_fraction,
 )
 from ssl3d.training import cases as training_cases
@@ -302,7 +301,7 @@ def keep_keys(output: Path, planned: Iterable[Job]) -> None:
 
 
 def _flat(config: Any) -> dict[str, Any]:
-    return flatten_dict(json.loads(config.to_json()), sep=".")
+    return dotted(json.loads(config.to_json()))
 
 
 def case_hash(cases: Iterable[store.Case]) -> str:

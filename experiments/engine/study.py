@@ -1,15 +1,13 @@
 """The definition of a study, of which each study file holds one, and a study with its data."""
 
 import ast
+import csv
 import dataclasses
 import difflib
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import pandas as pd
-from flax.traverse_util import flatten_dict
 
 from ssl3d.configs import datasets, default
 from ssl3d.data import store
@@ -36,8 +34,16 @@ class Method(NamedTuple):
     about: str
 
 
-_FILE = pd.read_csv(Path(__file__).with_name("methods.csv"), keep_default_na=False)
-METHODS = {name: Method(*about) for name, *about in _FILE.itertuples(index=False)}
+def _read_methods() -> dict[str, Method]:
+    with Path(__file__).with_name("methods.csv").open(newline="", encoding="utf-8") as file:
+        _, *rows = csv.reader(file)
+    return {
+        name: Method(task, int(rank), mode, colour, control == "True", about)
+        for name, task, rank, mode, colour, control, about in rows
+    }
+
+
+METHODS = _read_methods()
 # Names for several methods in the files of studies: the paper's tasks, and controls.
 GROUPS = {
     "baselines": [SCRATCH, "scratch-long", "untrained-frozen"],
@@ -46,6 +52,8 @@ GROUPS = {
         for rank in ("3d", "2d")
     },
 }
+# What becomes of the pretrained encoders.
+MODES = ("finetune", "frozen")
 # Sections of a study that hold config keys, and those with a method or amount of labels between.
 _SECTIONS = ("data", "encoder", "pretraining", "finetuning", "finetuning_slices", "corpus")
 _SECTIONS_OF = ("pretraining_of", "finetuning_of")
@@ -83,7 +91,7 @@ class Study:
     derive: Callable[[store.Dataset, Path], store.Dataset] | None = None
     # The numbers of repetitions seed labels and weights: a confirmatory study needs fresh ones.
     first_repetition: int = 1
-    modes: tuple[str, ...] = ("finetune",)  # of the pretrained methods; also "frozen"
+    modes: tuple[str, ...] = ("finetune",)  # of `MODES`, for the pretrained methods
     encoder: Settings = dataclasses.field(default_factory=dict)  # of every method
     pretraining: Settings = dataclasses.field(default_factory=dict)
     pretraining_of: Mapping[str, Settings] = dataclasses.field(default_factory=dict)  # by method
@@ -121,10 +129,19 @@ def load(module: str, **more: Any) -> Study:
     keys["methods"] = tuple(name for key in keys["methods"] for name in GROUPS.get(key, [key]))
     keys["columns"] = tuple(Column(*column) for column in keys["columns"].items())
     for key in {*_SECTIONS} & keys.keys():
-        keys[key] = flatten_dict(keys[key], sep=".")
+        keys[key] = dotted(keys[key])
     for key in {*_SECTIONS_OF, "arms"} & keys.keys():
-        keys[key] = {name: flatten_dict(own, sep=".") for name, own in keys[key].items()}
+        keys[key] = {name: dotted(own) for name, own in keys[key].items()}
     return Study(**{"name": file.stem, **keys})
+
+
+def dotted(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested dictionaries by dotted key."""
+    values: dict[str, Any] = {}
+    for key, value in document.items():
+        nested = isinstance(value, dict)
+        values |= dotted(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return values
 
 
 def with_settings(study: Study, given: Sequence[str]) -> Study:

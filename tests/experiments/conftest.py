@@ -5,7 +5,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ssl3d import cluster
-from ssl3d.experiments import protocol
+from ssl3d.experiments import command
 from ssl3d.experiments.analysis import figures
 from tests.support.small_study import tiny, use_stand_in
 
@@ -47,7 +47,7 @@ def call(stand_in, volumes, study, tmp_path):
     """Runs the small study into tmp_path / "out"; the status."""
 
     def function(*options, study=study, data=volumes.path):
-        return protocol.main(study, [f"--data={data}", f"--output={tmp_path / 'out'}", *options])
+        return command.main(study, [f"--data={data}", f"--output={tmp_path / 'out'}", *options])
 
     function.output = tmp_path / "out"
     return function

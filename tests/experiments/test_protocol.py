@@ -9,7 +9,7 @@ import pytest
 
 from ssl3d.data import pipeline
 from ssl3d.errors import UserError
-from ssl3d.experiments import protocol
+from ssl3d.experiments import command
 from ssl3d.experiments.analysis import report, results_table
 from tests.support.small_study import STUDIES, done, rows, tiny
 
@@ -194,7 +194,7 @@ def test_tables_of_a_killed_study(call):
 def test_another_collection_is_refused(name, volumes, tmp_path):
     arguments = [f"--data={volumes.path}", f"--output={tmp_path / 'out'}"]
     with pytest.raises(UserError, match=r"its classes are bright, and .* Anterior, Posterior"):
-        protocol.main(STUDIES[name], arguments)
+        command.main(STUDIES[name], arguments)
 
 
 def test_fractions_in_any_order(call):
@@ -270,7 +270,7 @@ def test_wrong_options(call, options, message):
 
 def test_data_that_are_not_there_or_are_others(call, pictures):
     with pytest.raises(UserError, match="--data: give the folder"):
-        protocol.main(tiny(), [f"--output={call.output}"])
+        command.main(tiny(), [f"--output={call.output}"])
     with pytest.raises(UserError, match="holds 2D images, hippocampus is a study of 3D ones"):
         call(data=pictures.path)
 
@@ -333,6 +333,6 @@ def test_the_record_reads_as_it_was_written(call, tmp_path):
 
 @pytest.mark.parametrize(("name", "study"), STUDIES.items(), ids=STUDIES)
 def test_help(name, study, in_repository):
-    text = protocol.parser(study).format_help()
+    text = command.parser(study).format_help()
     assert text.startswith(f"usage: python -m ssl3d.study {name} ")
     assert "--scheduler" in text

@@ -15,6 +15,7 @@ from ssl3d.errors import UserError
 from ssl3d.experiments import (
     abdomen,
     brats,
+    command,
     hippocampus_levels,
     pancreas,
     phantom,
@@ -71,7 +72,7 @@ def prepared(folder, layout, write, *options, **arguments):
 
 
 def run(study, data, output, *options):
-    assert protocol.main(study, [f"--data={data}", f"--output={output}", *options]) == 0
+    assert command.main(study, [f"--data={data}", f"--output={output}", *options]) == 0
     with (output / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:  # no validation label chooses what is tested
@@ -168,14 +169,14 @@ def test_cut_slices_are_kept_out_of_repositories_from_the_start(tmp_path):
 
     study = small(dataclasses.replace(hippocampus_levels.STUDY, derive=cut), (8, 8))
     with pytest.raises(UserError, match="killed"):
-        protocol.main(study, [f"--data={volumes.path}", f"--output={out}", "--report-only"])
+        command.main(study, [f"--data={volumes.path}", f"--output={out}", "--report-only"])
 
 
 def test_grades_have_no_source_to_be_scored_on(tmp_path):
     volumes = write_hippocampi(tmp_path / "volumes")
     options = [f"--data={volumes.path}", f"--output={tmp_path / 'out'}", f"--source={tmp_path}"]
     with pytest.raises(UserError, match="--source: scores label maps, and hippocampus_levels has"):
-        protocol.main(hippocampus_levels.STUDY, options)
+        command.main(hippocampus_levels.STUDY, options)
     assert not (tmp_path / "out" / "data").exists()  # said before anything is cut
 
 
@@ -210,8 +211,8 @@ def test_the_phantom_is_drawn_on_first_use(tmp_path):
         "data.phantom.test": 2,
     }
     study = small(phantom.STUDY, (16, 16, 16), data=data)
-    options = protocol.parser(study).parse_args([f"--output={tmp_path}"])
-    protocol.check_counts(study, options)
+    options = command.parser(study).parse_args([f"--output={tmp_path}"])
+    command.check_counts(study, options)
     found = protocol.open_data(study, options, tmp_path)
     assert len(found.dataset.cases) == 3 + 2 + 2
     assert (tmp_path / "data" / "dataset.json").exists()

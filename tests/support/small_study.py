@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 
 from ssl3d import cluster
-from ssl3d.experiments import protocol
+from ssl3d.experiments import command
 from ssl3d.experiments.engine import runs
 from ssl3d.experiments.engine.grid import ROOT, versions
 from ssl3d.experiments.engine.study import Column
@@ -145,4 +145,4 @@ def tiny(**changes):
 
 if __name__ == "__main__":
     use_stand_in(setattr, run_apart)
-    protocol.command(tiny())
+    command.run(tiny())

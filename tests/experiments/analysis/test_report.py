@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ssl3d.experiments import protocol
+from ssl3d.experiments import command
 from ssl3d.experiments.analysis import findings, tables
 from ssl3d.experiments.analysis.templates import render, sentences
 from tests.support.hand_made_study import record_of, result, rows_of, with_2d
@@ -63,7 +63,7 @@ def test_gains_are_looked_at_against_twice_the_steps(study, record, double, said
 def test_reports_of_stored_tables_are_made_again(stand_in, volumes, tmp_path):
     """As of a checkout's results, which keep the four tables alone."""
     typed = [f"--data={volumes.path}", f"--output={tmp_path / 'out'}", "--methods=scratch,rpl3d"]
-    protocol.main(tiny(), typed)
+    command.main(tiny(), typed)
     made = {
         file.relative_to(tmp_path / "out"): file.read_bytes()
         for pattern in ("tables.*", "report.html", "figures/*")
@@ -76,7 +76,7 @@ def test_reports_of_stored_tables_are_made_again(stand_in, volumes, tmp_path):
         shutil.copy(tmp_path / "out" / name, stored)
     before = {file.name: file.read_bytes() for file in stored.iterdir()}
     typed[1] = f"--output={stored}"
-    assert protocol.main(tiny(), [*typed, "--report-only"]) == 0
+    assert command.main(tiny(), [*typed, "--report-only"]) == 0
     assert {name: (stored / name).read_bytes() for name in made} == made
     assert {name: (stored / name).read_bytes() for name in before} == before
 

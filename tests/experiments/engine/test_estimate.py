@@ -3,7 +3,7 @@ import json
 import pytest
 
 from ssl3d.errors import UserError
-from ssl3d.experiments import brats, hippocampus_levels_splits, protocol
+from ssl3d.experiments import brats, command, hippocampus_levels_splits
 from ssl3d.experiments.engine import estimate, grid
 from ssl3d.experiments.engine.estimate import Cost
 from ssl3d.experiments.engine.grid import Job, Size
@@ -63,7 +63,7 @@ def test_an_estimate_of_gpus_needs_neither_data_nor_gpus(monkeypatch, capsys):
 
     monkeypatch.setattr(estimate.subprocess, "run", plan)
     arguments = ["--methods=scratch,rpl3d", "--repetitions=5", "--estimate=h100x8"]
-    assert protocol.main(brats.STUDY, arguments) == 0
+    assert command.main(brats.STUDY, arguments) == 0
     assert {"--target=h100x1"} == {one for command in asked for one in command if "target" in one}
     configs = [one for command in asked for one in command if one.startswith("--config=")]
     assert sorted(configs) == ["--config=rpl3d:ukb", "--config=segment3d:brats"]
@@ -75,7 +75,7 @@ def test_an_estimate_of_gpus_needs_neither_data_nor_gpus(monkeypatch, capsys):
 @pytest.mark.parametrize("wrong", ["v5e:2x2", "h100", "8"])
 def test_an_estimate_is_of_gpus_or_of_this_machine(wrong):
     with pytest.raises(UserError, match=f"--estimate={wrong}: write GPUs, e.g. h100x8"):
-        protocol.main(brats.STUDY, [f"--estimate={wrong}"])
+        command.main(brats.STUDY, [f"--estimate={wrong}"])
 
 
 def test_kinds_hold_each_run_once(volumes):
@@ -89,8 +89,8 @@ def test_kinds_hold_each_run_once(volumes):
 def test_the_planned_study_of_levels_is_what_was_asked_for():
     """Eight splits with an encoder each, four label draws, both learning rates."""
     study = hippocampus_levels_splits.STUDY
-    options = protocol.parser(study).parse_args([])
-    protocol.check_counts(study, options)
+    options = command.parser(study).parse_args([])
+    command.check_counts(study, options)
     size = Size(
         *(study.methods, study.labels, options.repetitions, study.modes, study.first_repetition),
         *(options.encoders, options.splits, tuple(study.arms)),
