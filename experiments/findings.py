@@ -3,13 +3,11 @@
 python -m experiments.findings [--results=DIR]
 """
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 from ssl3d import cli
 from ssl3d.atomic import atomic_write
-from ssl3d.errors import UserError
 from ssl3d.experiments import (
     abdomen,
     hippocampus,
@@ -19,15 +17,9 @@ from ssl3d.experiments import (
     hippocampus_splits,
     phantom,
 )
-from ssl3d.experiments.analysis import results_table, statistics, templates
-from ssl3d.experiments.analysis.findings import Key, find
-from ssl3d.experiments.analysis.statistics import Comparison
-from ssl3d.experiments.analysis.tables import where
-from ssl3d.experiments.engine.study import DOUBLES, METHODS, Study
 
-# With several encoders: each has a section as soon as its tables are stored.
+# Of several encoders, and of one; see `page.render`.
 PLANNED = tuple(m.STUDY for m in (hippocampus_levels_splits, abdomen, hippocampus_splits))
-# With one. The longest prefix of a folder's name that is a study's names the study.
 STUDIES = tuple(m.STUDY for m in (hippocampus, hippocampus_levels, hippocampus_slices, phantom))
 
 
@@ -37,95 +29,13 @@ def main(arguments: Sequence[str]) -> int:
     default = Path("results")
     parser.add_argument("--results", type=cli.path, default=default, help="default: %(default)s")
     file = parser.parse_args(arguments).results / "README.md"
-    page = render(file.parent)
+    from ssl3d.experiments.analysis import page  # pandas, which --help does without
+
+    text = page.render(file.parent, PLANNED, STUDIES)
     with atomic_write(file) as partial:
-        partial.write_text(page, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
     print(f"page: {file}")
     return 0
-
-
-def render(folder: Path) -> str:
-    """The page, from the tables of the subfolders, each named after the study it begins with."""
-
-    @functools.cache
-    def stored(name: str) -> "Stored":
-        fitting = [study for study in STUDIES if name.startswith(_folder(study))]
-        return Stored(folder / name, max(fitting, key=lambda study: len(study.name)))
-
-    kept = [study for study in PLANNED if (folder / _folder(study)).exists()]
-    planned = [Stored(folder / _folder(study), study) for study in kept]
-    return templates.render("results.md", stored=stored, planned=planned)
-
-
-def _folder(study: Study) -> str:
-    return study.name.replace("_", "-")
-
-
-class Stored:
-    """A study as its folder of results keeps it, all rows; its settings may have changed since."""
-
-    def __init__(self, folder: Path, study: Study) -> None:
-        self.record = results_table.read(folder)
-        if self.record.results.empty:
-            raise UserError(f"{folder}: no results.csv; restore the stored study")
-        index = self.record.cases.reset_index()
-        classes = 1 + int(index["grade"].astype(int).max()) if "grade" in index else 0
-        self.facts = find(study, self.record, classes)
-        self.name, self.folder, self.title = study.name, folder.name, study.title
-        self.question, self.score = study.question, study.columns[0].name
-
-    @property
-    def days(self) -> str:
-        """The first and the last day of its cells."""
-        days = self.record.days
-        return " to ".join(dict.fromkeys((days[0], days[-1])))
-
-    def against(self, method: str, amount: str = "2") -> Comparison:
-        """A method compared with scratch of the same steps, as in the report."""
-        return self.facts.comparisons[_key(method), amount]
-
-    def beyond(self, method: str, amount: str = "2") -> Comparison:
-        """A method that gains, compared with its scratch with twice the steps."""
-        against = DOUBLES[self.against(method, amount).against]
-        return self.facts.beyond[_key(method), amount, against]
-
-    def encoders(self, method: str, amount: str) -> int:
-        """The number of encoders of a method."""
-        return self.facts.runs[_key(method), amount]["pretraining"].nunique()
-
-    def plateau(self, scratch: str, amount: str) -> str:
-        """Whether a scratch is at its plateau."""
-        return f"{where(self.facts.plateau[scratch, amount])}at its plateau"
-
-    def largest(self, amount: str) -> str:
-        """The 3D proxy task with the largest difference to scratch."""
-        compared = self.facts.compared(amount).items()
-        found = [(c.difference, row.method) for row, c in compared if METHODS[row.method].rank == 3]
-        return max(found)[1]
-
-    def compare(
-        self, method: str, others: "Stored", other: str, looks: int = 1, of: "Stored | None" = None
-    ) -> Comparison:
-        """Two methods with two labels, of two folders, in their common repetitions.
-
-        Args:
-          looks: number of looks at the data, which p and interval are corrected for.
-          of: restricts the repetitions to those of this folder.
-        """
-        own, rest = self.facts.runs[_key(method), "2"], others.facts.runs[_key(other), "2"]
-        common = own.index.intersection(rest.index)
-        if of:
-            common = common.intersection(of.record.results["repetition"].astype(int).tolist())
-        own, rest, subjects = own.loc[common], rest.loc[common], self.facts.subjects
-        assert subjects == others.facts.subjects
-        found = statistics.estimate(own["weighted"], rest["weighted"], subjects)
-        assert found
-        p = min(1.0, looks * found.p)
-        return Comparison(found, p, statistics.ALPHA / looks, len(common))
-
-
-def _key(method: str) -> Key:
-    return Key(method, METHODS[method].mode or "finetune")
 
 
 if __name__ == "__main__":

@@ -11,22 +11,22 @@ import ssl3d
 from ssl3d import __main__, cli, commands, study
 
 COMMANDS = sorted(commands.find("ssl3d"))
+STUDIES = sorted(commands.find("ssl3d.experiments"))
 LIBRARIES = ("jax", "flax", "orbax.checkpoint", "grain", "pandas", "matplotlib", "distributed")
 
 
 def test_what_runs_as_a_program_is_a_command():
     assert {"main", "prepare", "evaluate", "study", "info"} <= set(COMMANDS)
     assert not {"cli", "commands", "atomic", "tasks", "configs"} & set(COMMANDS)
-    studies = commands.find("ssl3d.experiments")
-    assert {"brats", "phantom", "equal_cost"} <= set(studies)
-    assert not {"protocol", "engine"} & set(studies)
-    assert all(studies.values())
+    assert {"brats", "phantom", "equal_cost"} <= set(STUDIES)
+    assert not {"command", "protocol", "engine"} & set(STUDIES)
+    assert all(commands.find("ssl3d.experiments").values())
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*COMMANDS, *(f"study {name}" for name in STUDIES)])
 def test_help_imports_no_large_library(as_typed, monkeypatch, name):
     monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
-    done = as_typed("ssl3d", name, "--help")
+    done = as_typed("ssl3d", *name.split(), "--help")
     assert done.returncode == 0
     assert done.stdout.startswith(f"usage: ssl3d {name}")
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}

@@ -21,7 +21,7 @@ def measured(monkeypatch):
         asked.append(name)
         return {"steps": 10, "pretrained_encoder": 0.5}
 
-    monkeypatch.setattr(equal_cost, "train_and_probe", figures)
+    monkeypatch.setattr("ssl3d.experiments.engine.equal_cost.train_and_probe", figures)
     return asked
 
 

@@ -73,4 +73,4 @@ def test_the_page_has_the_command_of_every_stored_study():
 
 def test_missing_tables_are_an_error(tmp_path):
     with pytest.raises(UserError, match=r"hippocampus: no results\.csv; restore the stored study"):
-        findings.render(tmp_path)
+        findings.main([f"--results={tmp_path}"])
