@@ -141,13 +141,17 @@ def convert(checkpoint: dict[str, Any], output: Path, origin: str, configuration
     return f"{output}: {len(weights)} arrays, {count:,} values"
 
 
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
 def main() -> None:
     """Runs the script."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("output", type=Path, help="new folder")
+    parser.add_argument("checkpoint", type=_path)
+    parser.add_argument("output", type=_path, help="new folder")
     parser.add_argument("--configuration", default="3d_fullres", help="of nnU-Net's plans")
     parser.add_argument("--trust", action="store_true")
     given = parser.parse_args()
