@@ -27,7 +27,7 @@ NAMES = (
     ".npy", ".npy label", "manifest", "msd: dataset.json", "nnunet: dataset.json",
     "bids: dseg.tsv", "images: train.csv", "splits.json", "splits.csv", "progress.jsonl",
     "encoder.json", "encoder.json, built", "safetensors", "model.json", "model.json, built",
-    "config.json", "metrics.jsonl", "plan.json", "result.json", "results.csv",
+    "config.json", "metrics.jsonl", "costs.json", "keys.json", "result.json", "results.csv",
 )  # fmt: skip
 
 

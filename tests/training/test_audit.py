@@ -172,7 +172,12 @@ def test_a_collection_too_small_for_the_task_is_refused_in_one_line(tiny, scans,
 def test_the_jitter_follows_the_fitted_crop(scans):
     config = importlib.import_module("ssl3d.configs.rpl3d").get_config("folder")
     config.update_from_flattened_dict(
-        {"data.path": str(scans.path), "data.coverage": 1.0, "encoder.depth": 2}
+        {
+            "data.path": str(scans.path),
+            "data.coverage": 1.0,
+            "data.crop": (64, 64, 64),
+            "encoder.depth": 2,
+        }
     )
     bounds.derive(config)
     problem.open_problem(config)
