@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -65,10 +67,37 @@ def test_a_trace_that_cannot_be_written_is_refused_at_once(
     assert "file/trace: Not a directory; fix this" in error
 
 
-def test_a_config_that_fails_ends_the_suite_with_its_name(call_command, tmp_path):
+def test_a_suite_leaves_out_what_cannot_be_measured(call_command, monkeypatch, tmp_path):
+    """Both configs of a folder, of which one has no data."""
+    for name, preset in (("a2d", "retina"), ("b2d", "phantom")):
+        (tmp_path / f"{name}.py").write_text(
+            "from ssl3d.configs import rpl2d\n"
+            f"def get_config(arg='{preset}'):\n    return rpl2d.get_config(arg)\n"
+        )
+    row = figures.Benchmark("rpl2d_phantom", *range(1, len(figures.Benchmark._fields)))
+    measured = json.dumps(row._asdict())
+    script = (
+        f"import sys; sys.exit('error: no data') if 'a2d' in sys.argv[1] else print({measured!r})"
+    )
+    run = subprocess.run
+    monkeypatch.setattr(
+        figures.subprocess,
+        "run",
+        lambda command, **options: run([sys.executable, "-c", script, command[3]], **options),
+    )
+    given = [f"--config={tmp_path}/b2d.py", "--suite"]
+    status, said, error = call_command(benchmark.main, *given)
+    assert status == 0
+    assert said.splitlines()[2:] == [figures.line(row)]
+    assert f"left out: --config={tmp_path}/a2d.py: no data" in error
+
+
+def test_a_suite_without_a_figure_is_an_error(call_command, tmp_path):
     path = f"--config.data.path={tmp_path}/none"
-    given = ["--config=configs/rpl3d.py:folder", path, "--suite"]
+    (tmp_path / "rpl3d.py").write_text("from ssl3d.configs.rpl3d import get_config\n")
+    given = [f"--config={tmp_path}/rpl3d.py:folder", path, "--suite"]
     status, _, error = call_command(benchmark.main, *given)
     assert status == 1
-    assert "configs/classify2d.py:folder: " in error
+    assert f"left out: --config={tmp_path}/rpl3d.py:folder: " in error
     assert "no prepared data set" in error
+    assert "none of the configs could be measured" in error

@@ -141,12 +141,14 @@ def benchmark(config: ml_collections.ConfigDict, profile: Path | None = None) ->
 def suite(options: Sequence[str], show: bool) -> list[Benchmark]:
     """The figures of every config in the folder of the one in `options`, each in its own process.
 
+    A config that cannot be measured, e.g. without data, is named on stderr and left out.
+
     Args:
       options: of the command, without `--suite`.
       show: print the rows as they come.
 
     Raises:
-      RunError: one of them failed.
+      RunError: none could be measured.
     """
     (given,) = (option for option in options if option.startswith("--config="))
     name, _, dataset = given.removeprefix("--config=").partition(":")
@@ -158,10 +160,13 @@ def suite(options: Sequence[str], show: bool) -> list[Benchmark]:
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         if ended.returncode:
             reason = (ended.stderr.strip().splitlines() or ["no message"])[-1]
-            raise RunError(f"{own}: {reason.removeprefix('error: ')}")
+            print(f"left out: {own}: {reason.removeprefix('error: ')}", file=sys.stderr, flush=True)
+            continue
         found.append(Benchmark(**json.loads(ended.stdout.splitlines()[-1])))
         if show:
             print(line(found[-1]), flush=True)
+    if not found:
+        raise RunError("--suite: none of the configs could be measured")
     return found
 
 

@@ -48,7 +48,13 @@ def alone(parts, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "rank"), [("rpl", 2), ("rotation", 3), ("exemplar", 2), ("mae", 2)]
+    ("name", "rank"),
+    [
+        ("rpl", 2),
+        ("rotation", 3),
+        pytest.param("exemplar", 2, marks=pytest.mark.slow),
+        pytest.param("mae", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_one_part_is_that_task_alone(tiny, datasets, rank, name):
     config = tiny(f"joint{rank}d", datasets[rank].path, task__parts=(name,))

@@ -307,7 +307,17 @@ def test_sigterm_saves_and_the_same_command_goes_on(
 # Validation.
 
 
-@pytest.mark.parametrize("name", ["rpl2d", "cpc2d", "exemplar2d", "mae2d", "contrast2d", "joint2d"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cpc2d",
+        "exemplar2d",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("rpl2d", "mae2d", "contrast2d", "joint2d")
+        ),
+    ],
+)
 def test_validation_does_not_depend_on_the_batch_size(tiny, pictures, name):
     """Eight examples: two batches of four, or three of three with one row of padding."""
     config = tiny(name, pictures.path, validation__repeats=2)

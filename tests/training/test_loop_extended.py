@@ -64,6 +64,7 @@ def test_it_ends_the_same_however_often_it_is_stopped(finished, longer, extended
     assert weights(tmp_path / "run") == weights(extended)
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_can_be_extended_too(config, longer, tmp_path, capsys):
     assert loop.train(config, tmp_path, stop_at=2)
     assert loop.train(longer, tmp_path)
