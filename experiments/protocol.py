@@ -28,7 +28,7 @@ _TEMPORARY = (grid.CELLS, grid.PRETRAINING, "data", "splits", estimate.PROBE)
 def print_plan(study: Study, options: argparse.Namespace) -> None:
     """Prints what the study takes on the GPUs of `--estimate`, by plan and without data."""
     gpus = estimate.gpus(options.estimate)
-    data = estimate.without_data(study)
+    data = estimate.without_data(study, options.splits)
     jobs = grid.jobs(data, grid.cells(choose_size(data, options)))
     costs = estimate.planned(options.estimate, jobs)
     print(estimate.table(jobs, lambda job: costs[estimate.kind(job)], gpus))

@@ -165,7 +165,7 @@ def planned(target: str, jobs: Sequence[Job]) -> dict[str, Cost]:
     return costs
 
 
-def without_data(study: Study) -> StudyData:
+def without_data(study: Study, splits: int = 1) -> StudyData:
     """The study on made-up manifests, whose runs have the steps and sizes of the study."""
     identity = tuple(map(tuple, np.eye(study.rank + 1).tolist()))
     cases = tuple(
@@ -180,4 +180,6 @@ def without_data(study: Study) -> StudyData:
     about = study.title, study.rank, ("m",), ("a", "b", "c"), "subject", cases
     downstream, corpus = (store.Dataset(Path("none") / name, *about) for name in ("a", "b"))
     own = study.pretraining_preset or study.corpus
-    return StudyData(study, downstream, corpus if own else downstream)
+    # Every split has the sizes of the data's own.
+    dealt = (downstream,) * splits if splits > 1 else ()
+    return StudyData(study, downstream, corpus if own else downstream, dealt=dealt)

@@ -72,6 +72,17 @@ def test_an_estimate_of_gpus_needs_neither_data_nor_gpus(monkeypatch, capsys):
     assert f"40 cells: {hours:.1f} hours of runs; 8 at a time: about {hours / 8:.1f} hours" in said
 
 
+def test_an_estimate_of_gpus_counts_the_encoders_of_each_split(monkeypatch, capsys):
+    text = json.dumps({"seconds": 0.02, "memory": 3e9})
+    done = type("Done", (), {"returncode": 0, "stdout": text, "stderr": ""})
+    monkeypatch.setattr(estimate.subprocess, "run", lambda *_, **__: done)
+    assert protocol.main(hippocampus_levels_splits.STUDY, ["--estimate=h100x8"]) == 0
+    said = capsys.readouterr().out
+    assert "192 cells: " in said
+    (row,) = [line.split("|") for line in said.splitlines() if line.startswith("| cpc2d")]
+    assert row[2].strip() == "8"
+
+
 @pytest.mark.parametrize("wrong", ["v5e:2x2", "h100", "8"])
 def test_an_estimate_is_of_gpus_or_of_this_machine(wrong):
     with pytest.raises(UserError, match=f"--estimate={wrong}: write GPUs, e.g. h100x8"):
