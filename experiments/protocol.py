@@ -47,7 +47,8 @@ def _carry_out(study: Study, options: argparse.Namespace, typed: str) -> None:
     output = options.output.resolve()
     data, ending = open_data(study, options, output), None
     connect = functools.partial(cluster.connect, options.scheduler, options.workers)
-    jobs = grid.jobs(data, grid.cells(choose_size(data, options)))
+    size = choose_size(data, options)
+    jobs = grid.jobs(data, grid.cells(size))
     known = results_table.read(output).known()
     missing = [job for job in jobs if job.row["cell"] not in known]
     if options.estimate is not None:
@@ -63,7 +64,7 @@ def _carry_out(study: Study, options: argparse.Namespace, typed: str) -> None:
         finally:
             _update(output)
     everything = results_table.read(output)
-    found = results_table.restrict(everything, current(data, everything))
+    found = results_table.restrict(everything, current(data, everything, size))
     left = len({job.row["cell"] for job in jobs} - found.known())
     if len(found.results) or not ending:
         report.write(data, found, (left, len(jobs)), typed, output)
@@ -208,8 +209,12 @@ def choose_size(data: StudyData, options: argparse.Namespace) -> Size:
     )
 
 
-def current(data: StudyData, everything: Record) -> set[str]:
-    """Names of the stored cells that were run with the present settings."""
+def current(data: StudyData, everything: Record, size: Size) -> set[str]:
+    """Names of the stored cells that were run with the present settings.
+
+    Of other encoders or splits than `size` deals to their repetitions there are none among them:
+    a repetition would count twice.
+    """
     table = everything.results.reindex(columns=[*Cell._fields], fill_value="")
     # Tables of before had neither encoders nor splits.
     numbers = ["repetition", "encoder", "split"]
@@ -217,7 +222,11 @@ def current(data: StudyData, everything: Record) -> set[str]:
     allowed = []
     for cell in map(Cell._make, table.drop_duplicates().itertuples(index=False)):
         with contextlib.suppress(UserError):  # of a cell of other data
-            if cell.split > len(data.dealt) or cell.arm not in (data.study.arms or ("",)):
+            encoder, split = grid.dealt(size, cell.repetition)
+            trained = encoder if METHODS[cell.method].task else 0
+            if (cell.encoder, cell.split) != (trained, split):
+                continue
+            if cell.arm not in (data.study.arms or ("",)):
                 continue
             check(data.of(cell.split), [cell.method], [cell.labels])
             allowed.append(cell)

@@ -91,12 +91,11 @@ def cells(size: Size) -> tuple[Cell, ...]:
     Encoders and splits are dealt to the repetitions in turn.
     """
     found = []
-    for number in range(size.repetitions):
-        encoder = number % size.encoders + 1
-        split = number % size.splits + 1 if size.splits > 1 else 0
+    for repetition in range(size.first_repetition, size.first_repetition + size.repetitions):
+        encoder, split = dealt(size, repetition)
         found += [
             Cell(
-                *(method, mode, amount, size.first_repetition + number),
+                *(method, mode, amount, repetition),
                 *(encoder if METHODS[method].task else 0, split, arm),
             )
             for amount in size.labels
@@ -105,6 +104,12 @@ def cells(size: Size) -> tuple[Cell, ...]:
             for mode in ([METHODS[method].mode] if METHODS[method].mode else size.modes)
         ]
     return tuple(found)
+
+
+def dealt(size: Size, repetition: int) -> tuple[int, int]:
+    """The encoder and the split of a repetition; see `Cell`."""
+    number = repetition - size.first_repetition
+    return number % size.encoders + 1, number % size.splits + 1 if size.splits > 1 else 0
 
 
 def jobs(data: StudyData, grid: Iterable[Cell]) -> tuple[Job, ...]:

@@ -79,3 +79,12 @@ def test_fewer_repetitions_have_fewer_encoders(call):
     first = done(call.output)
     call("--methods=rpl3d", "--fractions=2", "--repetitions=3", study=study)
     assert sum((done(call.output) - first).values()) == 2
+
+
+def test_cells_of_other_encoders_and_splits_are_kept_but_not_reported(call):
+    """Two of one repetition would count twice."""
+    options = "--methods=scratch,rpl3d", "--fractions=2"
+    for dealt in ((), ("--encoders=2",), ("--encoders=2", "--splits=2")):
+        call(*options, *dealt)
+        assert "Run: 2026-01-31; 4 cells." in (call.output / "tables.md").read_text()
+    assert len(rows(call.output)) == 4 + 1 + 4
