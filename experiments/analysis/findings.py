@@ -255,11 +255,13 @@ def _usual(scratch: str) -> str:
 
 
 def units_of(rows: pd.DataFrame) -> list[Any]:
-    """The unit of replication of each repetition: its split, encoder, or itself."""
-    for name in ("split", "pretraining"):
-        if rows[name].nunique() > 1:
-            return rows[name].tolist()
-    return rows.index.tolist()
+    """The unit of replication of each repetition: its split, encoder, or itself.
+
+    Of splits and encoders those that are fewer: splits may share the encoders of other data.
+    """
+    several = {name: rows[name].nunique() for name in ("split", "pretraining")}
+    several = {name: count for name, count in several.items() if count > 1}
+    return rows[min(several, key=several.__getitem__)].tolist() if several else rows.index.tolist()
 
 
 def _pair(against: str, own: pd.DataFrame, scratch: pd.DataFrame) -> Pair:

@@ -3,8 +3,9 @@
 A difference d_r is paired by repetition r (label subset, initial weights) and by test subject. It
 varies with the pretrained encoder, the split, the repetition and the test subjects. Repetitions of
 one encoder, or on one split, are no independent replications of it: the unit of replication is the
-split where there are several, else the encoder, else the repetition. With U units, of means D_u,
-over M test subjects,
+split where there are several, else the encoder, else the repetition; where several splits share
+fewer encoders, pretrained on other data, it is the encoder. With U units, of means D_u, over M test
+subjects,
 
     D = mean_u D_u,   SE^2 = var_u(D_u) / U + M / (M - 1) * var*(D)
 

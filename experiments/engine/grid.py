@@ -116,8 +116,13 @@ def jobs(data: StudyData, grid: Iterable[Cell]) -> tuple[Job, ...]:
     """The runs of the cells, in order. Raises `UserError` where the data do not allow one."""
     of = functools.cache(data.of)
     pretraining = functools.cache(lambda *about: pretraining_job(of(about[-1]), *about))
+    # The splits are those of the downstream data: encoders of other data serve all of them.
     return tuple(
-        cell_job(of(cell.split), cell, pretraining(cell.method, cell.encoder, cell.split))
+        cell_job(
+            of(cell.split),
+            cell,
+            pretraining(cell.method, cell.encoder, 0 if data.elsewhere else cell.split),
+        )
         for cell in grid
     )
 

@@ -267,6 +267,19 @@ def test_splits_are_judged_by_their_means_on_their_own_test_cases(study):
     assert tables.comparisons(facts).rows[0][-1] == "4 repetitions, 2 splits, 1 encoder"
 
 
+def test_encoders_that_splits_share_are_the_units(study):
+    """Eight splits with two encoders of other data are two replications of the encoder."""
+    rows = []
+    for n in range(1, 9):
+        split, encoder = str(n), f"rpl3d-e{n % 2}"
+        rows.append(result("scratch", "5%", n, 0.6, split=split))
+        about = {"mode": "finetune", "pretraining": encoder, "split": split}
+        rows.append(result("rpl3d", "5%", n, 0.62 + n % 2 / 100, **about))
+    facts = findings.find(study, record_of(rows), 2, draws=200)
+    (found,) = facts.comparisons.values()
+    assert (found.repetitions, found.units) == (8, 2)
+
+
 def test_arms_are_compared_within_each(study):
     rows = []
     for arm, gain in (("slow", 0.1), ("fast", 0.0)):

@@ -273,6 +273,16 @@ def test_encoders_and_splits_are_dealt_to_the_repetitions(plan, tmp_path):
     assert [job.name for job in fewer[::2]] == [job.name for job in jobs[::2]]
 
 
+def test_splits_share_the_encoders_of_other_data(plan, tmp_path):
+    dealt = tuple(splits.deal(plan.dataset, n, tmp_path / str(n)) for n in (1, 2))
+    corpus = dataclasses.replace(plan.corpus, path=tmp_path)
+    plan = dataclasses.replace(plan, dealt=dealt, corpus=corpus)
+    size = Size(("rpl3d",), ("2",), 2, ("finetune",), encoders=1, splits=2)
+    first, second = grid.jobs(plan, grid.cells(size))
+    assert first.row["split"] != second.row["split"]
+    assert first.needs == second.needs
+
+
 def test_arms_are_other_settings_of_the_same_encoders(plan):
     arms = {"slow": {"optimizer.learning_rate": 1e-4}, "fast": {"optimizer.learning_rate": 1e-2}}
     plan = changed(plan, arms=arms)
