@@ -189,9 +189,17 @@ def smallest_norm(config: Mapping[str, Any] | ConfigDict, size: Sequence[int]) -
 
 
 def total_strides(config: Mapping[str, Any] | ConfigDict, rank: int) -> tuple[int, ...]:
-    """Voxels of the input per voxel of the bottleneck, along each axis."""
+    """Voxels of the input per voxel of the bottleneck, along each axis.
+
+    Raises:
+      UserError: the config's strides are not of that rank.
+    """
     halvings = config["depth"] - 1 + kind_of(config).stem_halvings
     by_level = config.get("strides") or ((2,) * rank,) * halvings
+    if not all(isinstance(level, (list, tuple)) and len(level) == rank for level in by_level):
+        raise UserError(
+            f"encoder.strides is {by_level!r}; these are {rank}D images: give {rank} for each level"
+        )
     return tuple(math.prod(level[axis] for level in by_level) for axis in range(rank))
 
 

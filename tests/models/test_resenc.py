@@ -112,6 +112,8 @@ def test_settings_of_another_rank_are_named():
     encoder = encoders.build(FLAT)
     with pytest.raises(UserError, match=r"encoder\.strides=.* is for 3D images, these are 2D"):
         shapes(encoder, jnp.zeros((1, 8, 8, 1)))
+    with pytest.raises(UserError, match=r"encoder\.strides is .*; these are 2D images"):
+        encoders.build(FLAT, (8, 8))
 
 
 def test_settings_from_a_json_are_the_same():
