@@ -58,6 +58,9 @@ NEUTRAL = (
 # Keys that a later run in the same workdir may change: they do not influence the weights.
 _FREE = (*NEUTRAL, "validate_every", "predict.overlap", "predict.mirror")
 
+# What runs did before there was a choice.
+_BEFORE = {"task.select_by": "kappa"}
+
 # Keys of `config.json` beside the config's: the run's identity, and its lengths before it was
 # extended.
 _IDENTITY, _LENGTHS = "identity", "steps_before"
@@ -127,7 +130,7 @@ def _compare(before: Mapping[str, Any], now: Mapping[str, Any], workdir: Path) -
     """Raises `UserError` for the first key whose value makes `now` another run than `before`."""
     old_values, new_values = (flatten_dict(dict(found), sep=".") for found in (before, now))
     for key in sorted(old_values.keys() | new_values.keys()):
-        old, new = old_values.get(key), new_values.get(key)
+        old, new = old_values.get(key, _BEFORE.get(key)), new_values.get(key)
         if key == DRAWS and old != new:
             raise UserError(
                 f"{workdir} holds a run of another version of the code, which samples training "

@@ -239,6 +239,19 @@ def test_a_key_that_came_and_changes_nothing_is_none(tmp_path, neutral):
     checkpoint.check_config(more, tmp_path)
 
 
+def test_runs_from_before_there_was_a_choice_go_on_as_they_did(tmp_path):
+    """Kappa alone selected the best model of a classification."""
+    checkpoint.check_config(config(), tmp_path)
+    more = config()
+    more.task = {"select_by": "kappa"}
+    checkpoint.check_config(more, tmp_path)
+    shutil.rmtree(tmp_path)
+    checkpoint.check_config(config(), tmp_path)
+    more.task.select_by = "auroc"
+    with pytest.raises(UserError, match=r"task\.select_by='kappa', this one has 'auroc'"):
+        checkpoint.check_config(more, tmp_path)
+
+
 @pytest.mark.parametrize("before", [{}, {"draws": 1}])
 def test_a_run_goes_on_with_the_draws_that_it_began_with(tmp_path, before):
     checkpoint.check_config(config(), tmp_path, before)
