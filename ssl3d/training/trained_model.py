@@ -83,6 +83,8 @@ class Keeper:
         file = workdir / "model" / "best" / DESCRIPTION
         if file.exists():
             document = documents.read_object(file, _REMEDY)
+            if "replaces" in document:  # a kill left the weights of one of two models
+                document, _ = export.read_described(file, file.with_name(WEIGHTS), remedy=_REMEDY)
             with documents.fields(file, _REMEDY):
                 self._best = float(document["best"])
         for line in run_log.read_metrics(workdir):

@@ -120,6 +120,23 @@ def test_a_best_model_outlives_a_kill(make_keeper, tmp_path):
     assert best_step(tmp_path) == 20
 
 
+def test_a_best_model_whose_weights_a_kill_left_out_is_saved_again(make_keeper, tmp_path):
+    """By a kill between its description and its weights."""
+    folder = tmp_path / "model" / "best"
+    keeper = make_keeper(resumed=False)
+    keeper.offer(100, {"kappa": 0.80}, WEIGHTS)
+    first = (folder / trained_model.WEIGHTS).read_bytes()
+    before = json.loads((folder / trained_model.DESCRIPTION).read_text())
+    better = {"params": {"x": np.ones(1, np.float32)}}
+    keeper.offer(150, {"kappa": 0.85}, better)
+    half = json.loads((folder / trained_model.DESCRIPTION).read_text()) | {"replaces": before}
+    (folder / trained_model.DESCRIPTION).write_text(json.dumps(half))
+    (folder / trained_model.WEIGHTS).write_bytes(first)
+    make_keeper(resumed=True).offer(150, {"kappa": 0.85}, better)
+    assert best_step(tmp_path) == 150
+    assert (folder / trained_model.WEIGHTS).read_bytes() != first
+
+
 def test_an_undefined_score_is_the_lowest(make_keeper, tmp_path):
     keeper = make_keeper(resumed=False)
     for step, score in enumerate((np.nan, np.nan, -1.0, np.nan), start=1):
