@@ -114,8 +114,12 @@ class Findings:
 
     @property
     def refuted(self) -> dict[tuple[Key, str, str], Comparison]:
-        """The gains that a longer-trained scratch leaves nothing of, as in `beyond`."""
-        return {about: found for about, found in self.beyond.items() if found.shown() < 1}
+        """The gains that a longer-trained scratch leaves nothing of, as in `beyond`.
+
+        A single repetition, which never shows a gain, refutes none.
+        """
+        several = {about: found for about, found in self.beyond.items() if found.repetitions > 1}
+        return {about: found for about, found in several.items() if found.shown() < 1}
 
     @property
     def diverged(self) -> list[tuple[Key, str, Any, str]]:
