@@ -169,8 +169,24 @@ def with_settings(study: Study, given: Sequence[str]) -> Study:
                 f"--set={text}: write SECTION.KEY=VALUE, e.g. finetuning.steps=800; sections: "
                 f"{', '.join((*_SECTIONS, *(f'{name}.NAME' for name in _SECTIONS_OF)))}"
             )
+        _check_used(study, text, section, name)
         study = dataclasses.replace(study, **changes)
     return study
+
+
+def _check_used(study: Study, text: str, section: str, name: str) -> None:
+    """Raises `UserError` for a setting that no run would have."""
+    owner, _, inner = name.partition(".")
+    if section == "pretraining_of" and owner not in METHODS:
+        near = difflib.get_close_matches(owner, METHODS, n=1, cutoff=0.0)[0]
+        raise UserError(f"--set={text}: no method {owner!r}; the nearest is {near}")
+    key = inner if section == "finetuning_of" else name
+    arms = [arm for arm, settings in study.arms.items() if key in settings]
+    if section.startswith("finetuning") and arms:
+        raise UserError(
+            f"--set={text}: is what the arms of {study.name} differ in ({', '.join(arms)}); change "
+            "them in its file"
+        )
 
 
 def with_variant(study: Study, variant: str) -> Study:

@@ -38,6 +38,16 @@ def test_settings_replace_those_of_the_file(study):
             with_settings(study, [wrong])
 
 
+def test_settings_that_no_run_would_have_are_refused(study):
+    with pytest.raises(UserError, match=r"no method 'rpl4d'; the nearest is rpl3d"):
+        with_settings(study, ["pretraining_of.rpl4d.steps=3"])
+    study = dataclasses.replace(study, arms={"short": {"steps": 3}, "long": {"steps": 6}})
+    for text in ("finetuning.steps=3", "finetuning_of.8.steps=3", "finetuning_slices.steps=3"):
+        with pytest.raises(UserError, match=r"the arms of .* differ in \(short, long\)"):
+            with_settings(study, [text])
+    assert with_settings(study, ["pretraining.steps=3"]).pretraining["steps"] == 3
+
+
 @pytest.mark.parametrize(("variant", "kind"), [("paper", "resunet"), ("original", "unet")])
 def test_variants_are_of_the_tasks_and_the_network(plan, variant, kind):
     """With the study's own width, where that is for a laptop."""
