@@ -32,6 +32,9 @@ from ssl3d.experiments.engine.study import Study, StudyData
 
 FILE, PROBE = "costs.json", "probe"
 _STEPS = 6
+# Beginnings of keys that change no step's seconds: lengths, seeds, rates, and which cases.
+_FREE = ("steps", "validate_every", "seed", "transfer.", "init.", "data.label_")
+_FREE += ("optimizer.learning_rate", "optimizer.warmup_steps")
 
 
 class Cost(NamedTuple):
@@ -88,16 +91,27 @@ def kind(job: Job) -> str:
 
 
 def here(output: Path, jobs: Sequence[Job], connect: Connect) -> dict[str, Cost]:
-    """The cost of each kind on this machine (or cluster); times what the output has not kept."""
-    costs = read(output)
+    """The cost of each kind on this machine (or cluster).
+
+    Times what the output has not kept, or has kept of other settings.
+    """
+    kept, costs = read(output), {}
     for name, own in kinds(jobs).items():
-        if name not in costs:
+        timed = f"{name} {_settings(own[0])}"
+        if timed not in kept:
             print(f"timing {_STEPS} steps of {name}", flush=True)
-            costs[name] = probe(output, own[0], connect)
-            document = {one: cost._asdict() for one, cost in costs.items()}
+            kept[timed] = probe(output, own[0], connect)
+            document = {one: cost._asdict() for one, cost in kept.items()}
             with atomic_write(output / FILE) as partial:
                 partial.write_text(json.dumps(document, indent=1) + "\n")
+        costs[name] = kept[timed]
     return costs
+
+
+def _settings(job: Job) -> str:
+    """A short hash of the settings on which the seconds of a step depend."""
+    kept = {key: value for key, value in job.overrides.items() if not key.startswith(_FREE)}
+    return grid.digest(json.dumps([job.argument, kept], sort_keys=True))
 
 
 def read(output: Path) -> dict[str, Cost]:

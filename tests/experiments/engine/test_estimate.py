@@ -35,6 +35,11 @@ def test_an_estimate_runs_a_few_steps_of_each_kind_once(call, capsys):
     assert not (call.output / "results.csv").exists()
     call("--methods=scratch,rpl3d,rpl2d", "--estimate")
     assert done(call.output) == first
+    call("--methods=scratch,rpl3d,rpl2d", "--estimate", "--set=finetuning.steps=8")
+    assert done(call.output) == first
+    call("--methods=scratch", "--estimate", "--set=encoder.width=8")
+    assert sum((done(call.output) - first).values()) == 1
+    capsys.readouterr()
     # What is finished needs no more time, nor does a pretraining that is.
     call("--methods=scratch,rpl3d", "--fractions=2")
     capsys.readouterr()
