@@ -43,7 +43,9 @@ def read(file: Path, trust: bool) -> dict[str, Any]:
 
 
 def encoder_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The arrays of stem and stages by their names in the encoder, each once."""
+    """The arrays of stem and stages by their names in the encoder, each once. Raises SystemExit."""
+    if not isinstance(checkpoint, dict) or "network_weights" not in checkpoint:
+        raise SystemExit("no checkpoint of nnssl or nnU-Net: it has no network_weights")
     plan = checkpoint.get("nnssl_adaptation_plan", {})
     keys = {
         plan.get("key_to_stem", "encoder.stem") + ".": STEM,

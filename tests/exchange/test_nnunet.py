@@ -218,12 +218,14 @@ def test_what_is_no_residual_encoder_is_named(tmp_path):
     make = (
         "import sys, torch; torch.save({'network_weights': {'a': torch.ones(1)}}, sys.argv[1])\n"
         "torch.save({'network_weights': {}, 'more': object}, sys.argv[1] + '2')\n"
+        "torch.save({'state_dict': {}}, sys.argv[1] + '3')\n"
     )
     checkpoint = tmp_path / "checkpoint.pth"
     torch_python.succeeds("-c", make, checkpoint)
     for file, message in (
         (checkpoint, "no residual encoder"),
         (f"{checkpoint}2", "--trust"),
+        (f"{checkpoint}3", "no network_weights"),
         (tmp_path / "nowhere", "cannot be read"),
     ):
         done = torch_python.run(f"{SCRIPTS}/convert_checkpoint.py", file, tmp_path / "out")
