@@ -19,7 +19,7 @@ import ml_collections
 import numpy as np
 from jax import Array
 
-from ssl3d import metrics, tasks, xla
+from ssl3d import bounds, metrics, tasks, xla
 from ssl3d.data import store
 from ssl3d.downstream import contract
 from ssl3d.downstream.contract import Parts, ProbeRow
@@ -63,6 +63,7 @@ def probe(config: ml_collections.ConfigDict, split: str) -> dict[str, Any]:
     transfer.check_encoder(config)  # before a data set is generated
     dataset = open_dataset(config)
     transfer.adopt_architecture(config, len(dataset.modalities))
+    bounds.derive(config)  # a crop that follows from the data follows from the depth too
     cases = Parts(*choose_cases(config, dataset), labelled(config, dataset.split(split)))
     if not cases.test:
         raise UserError(

@@ -6,11 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ssl3d import bounds
+from ssl3d.configs import segment3d
 from ssl3d.data import store
 from ssl3d.downstream import linear_probe
 from ssl3d.errors import UserError
 from ssl3d.models import export, heads, readouts
+from ssl3d.training import problem
 from ssl3d.training.cases import choose_cases
+from tests.support import exported
 from tests.support.datasets import forget_digests
 from tests.support.random_weights import write_encoder
 
@@ -55,6 +59,31 @@ def test_what_is_linear_in_the_features_of_voxels_is_found(tiny, volumes, pretra
     assert dice["raw intensities"] < 0.8
     assert rows["pretrained encoder"]["features"] == 28
     assert rows["raw intensities"]["features"] == 2
+
+
+def test_sizes_that_follow_from_the_data_are_those_of_a_run(volumes, tmp_path, monkeypatch):
+    """They follow from the depth of the pretrained encoder."""
+
+    class Seen(Exception):
+        pass
+
+    def build(config, labels):
+        raise Seen(config.data.crop, config.encoder.depth)
+
+    settings = {"kind": "resunet", "width": 4, "depth": 2}
+    encoder = exported.write_encoder(tmp_path / "encoder", settings, 3)
+    config = segment3d.get_config("folder")
+    config.data.path, config.init.encoder = str(tmp_path / "data"), str(encoder)
+    (tmp_path / "data").mkdir()
+    cases = tuple(dataclasses.replace(case, shape=(27,) * 3) for case in volumes.cases)
+    store.write_manifest(dataclasses.replace(volumes, path=tmp_path / "data", cases=cases))
+    run = problem.open_problem(config.copy_and_resolve_references())[0].config
+    bounds.derive(config)
+    assert (config.data.crop, run.data.crop) == ((24,) * 3, (26,) * 3)
+    monkeypatch.setattr(linear_probe.tasks, "build", build)
+    with pytest.raises(Seen) as seen:
+        linear_probe.probe(config, "test")
+    assert seen.value.args == (run.data.crop, run.encoder.depth)
 
 
 def test_what_is_linear_in_the_pooled_features_is_found(tiny, pretrained, tmp_path, make_dataset):
