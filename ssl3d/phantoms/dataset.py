@@ -154,7 +154,8 @@ def write(
     recipe = {"phantom": kind, "shape": list(shape), "counts": dict(counts), "seed": seed}
     if (folder / store.MANIFEST).exists():
         dataset = store.read(folder)
-        if dataset.extra != recipe:
+        # Its subjects may be dealt to other splits, which is noted beside the recipe.
+        if any(dataset.extra.get(key) != value for key, value in recipe.items()):
             remedy = "choose another --config.data.path or delete the folder"
             if "phantom" not in dataset.extra:
                 remedy = "for prepared data give a preset, e.g. --config=configs/rpl3d.py:folder"

@@ -9,6 +9,7 @@ import pytest
 from ssl3d.data import store
 from ssl3d.errors import UserError
 from ssl3d.experiments.engine import splits
+from ssl3d.phantoms import dataset as phantom
 
 
 def counts(dataset):
@@ -43,6 +44,16 @@ def test_unlabelled_subjects_stay(volumes, tmp_path):
     some = dataclasses.replace(volumes, cases=(bare, *volumes.cases[1:]))
     dealt = splits.deal(some, 1, tmp_path / "1")
     assert [case.id for case in dealt.split("unlabelled")] == [bare.id]
+
+
+def test_runs_find_the_phantom_of_their_config_in_a_split(volumes, tmp_path):
+    counts = {"train": 8, "val": 4, "test": 2}
+    recipe = {"phantom": "brain", "shape": [24, 24, 24], "counts": counts, "seed": 3}
+    whole = dataclasses.replace(volumes, extra=recipe)
+    dealt = splits.deal(whole, 1, tmp_path / "1")
+    assert phantom.write("brain", dealt.path, (24, 24, 24), counts, seed=3) == dealt
+    with pytest.raises(UserError, match="holds another data set"):
+        phantom.write("brain", dealt.path, (24, 24, 24), counts, seed=4)
 
 
 def test_a_folder_of_other_data_is_refused(volumes, tmp_path):
