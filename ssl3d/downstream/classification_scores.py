@@ -129,5 +129,5 @@ def headline(summary: Mapping[str, Any]) -> str:
         for name, each in summary["by_class"].items()
     )
     parts.append(f"sensitivity / specificity: {', '.join(classes)}")
-    parts.append(f"the largest class is {summary['largest_class_share']:.3f} of the cases")
+    parts.append(f"share of the largest class {summary['largest_class_share']:.3f}")
     return ", ".join(parts)

@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--trust", action="store_true")
     given = parser.parse_args()
     if given.output.exists():
-        raise SystemExit(f"{given.output}: is there already; give a new folder")
+        raise SystemExit(f"{given.output}: already exists; give a new folder")
     checkpoint = read(given.checkpoint, given.trust)
     print(convert(checkpoint, given.output, given.checkpoint.name, given.configuration))
 

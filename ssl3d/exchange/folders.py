@@ -40,7 +40,7 @@ def export(
       UserError: nothing to export, no such format for it, or `output` holds something.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output}: is there already; give a new folder, --output=DIR")
+        raise UserError(f"{output}: already exists; give a new folder, --output=DIR")
     writers: dict[str, Write] = {
         "torch": torch_folder.write,
         "nnunet": nnunet.write,
@@ -63,6 +63,6 @@ def export(
 def _next(output: Path, kind: str, found: Source) -> str:
     """How to check and use the export, as a phrase."""
     if kind == "nnunet":
-        return f"where torch is, python {output / nnunet.SCRIPT} writes its checkpoint"
+        return f"where torch is installed, run python {output / nnunet.SCRIPT} for the checkpoint"
     scripts = output / "scripts" if kind == "monai" else output
-    return f"where torch is, python {scripts / found.part}.py checks it"
+    return f"where torch is installed, check it: python {scripts / found.part}.py"

@@ -92,7 +92,7 @@ def _facts(source: Source) -> dict[str, Any]:
         "task": about.get("task", "unknown"),
         "steps": _steps(about, config),
         "cost": _cost(config, metrics),
-        "values": f"{values:,}",
+        "parameters": f"{values:,}",
         "code": f"ssl3d {about['version']}",
     }
     for split, title in (("val", "validation"), ("probe", "probe of the frozen encoder")):
@@ -104,7 +104,7 @@ def _facts(source: Source) -> dict[str, Any]:
 
 def _steps(about: dict[str, Any], config: dict[str, Any]) -> str:
     steps = about.get("step", about.get("steps", "unknown"))
-    return f"{steps}, of {config['batch_size']} images" if "batch_size" in config else f"{steps}"
+    return f"{steps}, batches of {config['batch_size']}" if "batch_size" in config else f"{steps}"
 
 
 def _scores(line: dict[str, Any]) -> str:

@@ -188,7 +188,7 @@ def load_into(
             sentences[-1] += f" ({', '.join(repeated)} repeated over the channels)"
     # without the name of the collection
     names = sorted({name.split("/", 1)[1] for name in rest})
-    sentences.append(f"at random start {', '.join(names)}")
+    sentences.append(f"starting at random: {', '.join(names)}")
     return traverse_util.unflatten_dict(merged, sep="/"), "; ".join(sentences)
 
 

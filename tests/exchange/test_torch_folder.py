@@ -173,5 +173,5 @@ def test_what_cannot_be_exported_is_named(tmp_path):
     run = exported.write_encoder(tmp_path / "run", densenet, 2)
     with pytest.raises(UserError, match=r"densenet121 has no counterpart .* unet or resunet"):
         folders.export(run, tmp_path / "out", "torch")
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         folders.export(run, tmp_path / "run", "torch")

@@ -72,7 +72,7 @@ def test_segmentation_starts_from_it_if_asked_to(
     assert f"arrays of the encoder loaded from {pretrained / 'encoder'}" in said
     assert ("of the decoder loaded from" in said) == decoder
     beginning = "decoder/logits_0/bias" if decoder else "decoder/level_0/"
-    assert f"at random start {beginning}" in said
+    assert f"starting at random: {beginning}" in said
     assert all(same(tmp_path / "run", pretrained, "encoder", within=1e-6).values())
     found = same(tmp_path / "run", pretrained, "decoder", within=1e-6)
     for name, equal in found.items():

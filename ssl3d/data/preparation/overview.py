@@ -67,9 +67,10 @@ def summary(dataset: store.Dataset, left_out: int, reused: int, seconds: float) 
     parts = [f"{split} {counts[split]}" for split in store.SPLITS if counts[split]]
     cases = "1 case" if len(dataset.cases) == 1 else f"{len(dataset.cases)} cases"
     line = f"{dataset.path}: {cases} ({', '.join(parts)}; "
-    line += f"splits by {dataset.splits_by})"
+    line += f"splits by {dataset.splits_by}"
     if dataset.splits_by == "case":
         line += ", as the source has no subject ids"
+    line += ")"
     if reused:
         line += f"; {reused} already prepared"
     if left_out:

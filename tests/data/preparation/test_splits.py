@@ -67,7 +67,7 @@ def test_unlabelled_collections_have_a_validation_split_too(tmp_path):
 def test_splits_by_case_are_reported(tmp_path, capsys):
     dataset = run("msd", files.write_msd(tmp_path / "source"), tmp_path / "out")
     assert dataset.splits_by == "case"
-    assert "splits by case), as the source has no subject ids" in capsys.readouterr().out
+    assert "splits by case, as the source has no subject ids)" in capsys.readouterr().out
     rows = list(csv.DictReader((tmp_path / "out/report.csv").open()))
     assert {row["split by"] for row in rows} == {"case"}
 
