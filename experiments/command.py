@@ -36,7 +36,7 @@ def parser(study: Study) -> cli.Parser:
     add(
         "--methods",
         type=_names,
-        help=f"methods to compare, of {','.join(METHODS)} (default: {names})",
+        help=f"methods to compare, of {', '.join(METHODS)} (default: {names})",
     )
     add("--fractions", type=_names, help=f"{amounts} (default: {labels})")
     add(
@@ -45,19 +45,19 @@ def parser(study: Study) -> cli.Parser:
         default=study.repetitions,
         help="repetitions of every cell, each with other labels and weights (default: %(default)s)",
     )
-    modes = f"what becomes of the pretrained encoders: {','.join(MODES)}, or one of the two "
+    modes = f"transfer modes of the pretrained encoders, of {', '.join(MODES)} "
     modes += f"(default: {','.join(study.modes)})"
     add("--modes", type=_names, default=study.modes, help=modes)
-    about = f"pretraining seeds, dealt to the repetitions in turn (default: {study.encoders})"
+    about = f"pretraining seeds, assigned to the repetitions in turn (default: {study.encoders})"
     add("--encoders", type=int, metavar="N", help=about)
     about = (
-        f"random splits of the subjects, dealt likewise (default: {study.splits}; 1: the data's)"
+        f"random splits of the subjects, assigned likewise (default: {study.splits}; 1: the data's)"
     )
     add("--splits", type=int, metavar="N", help=about)
     about = "a setting of the study's file, e.g. finetuning.steps=800; repeatable"
     add("--set", action="append", default=[], metavar="KEY=VALUE", help=about)
     add("--variant", choices=("paper", "original"), help="tasks and network as published")
-    about = "print time and memory, and run nothing but a few steps; of GPUs, e.g. h100x8: by plan"
+    about = "print time and memory, run only a few steps; for GPUs, e.g. h100x8: by ssl3d.plan"
     add("--estimate", nargs="?", const="", metavar="GPUS", help=about)
     add(
         "--workers",

@@ -25,7 +25,11 @@ def main(arguments: Sequence[str]) -> None:
     add("--output", type=cli.path, required=True, help="folder for the runs and the table")
     add("--preset", default="phantom", help="preset of configs/datasets.py (default: %(default)s)")
     add(
-        "--rank", type=int, choices=(2, 3), default=3, help="of the networks (default: %(default)s)"
+        "--rank",
+        type=int,
+        choices=(2, 3),
+        default=3,
+        help="rank of the networks (default: %(default)s)",
     )
     add("--minutes", type=float, default=5.0, help="minutes for each task (default: %(default)s)")
     add(

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     add("--format", required=True, choices=("torch", "nnunet", "monai", "hub"), dest="kind")
     add("--output", required=True, type=cli.path, help="new folder for the export")
     add("--model", default="", choices=("best", "last"), help="the network of a segmentation run")
-    add("--licence", default="unknown", help="hub: its name there, e.g. cc-by-4.0")
+    add("--licence", default="unknown", help="hub: the licence's name there, e.g. cc-by-4.0")
     add("--upload", default="", metavar="OWNER/NAME", help="hub: upload the folder")
     options = parser.parse_args(arguments)
     if options.kind != "hub" and (options.upload or options.licence != "unknown"):

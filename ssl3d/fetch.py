@@ -18,9 +18,12 @@ from ssl3d.data import archives, public_sets
 def main(arguments: Sequence[str]) -> None:
     """Runs the command. Raises `UserError`, `RunError`."""
     parser = cli.Parser(prog="python -m ssl3d.fetch", description=__doc__)
-    parser.add_argument("name", nargs="?", metavar="NAME", help="of the set; without it, all names")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="data set (default: list all)")
     parser.add_argument(
-        "--output", type=cli.path, default=Path("sources"), help="folder of the sets (sources)"
+        "--output",
+        type=cli.path,
+        default=Path("sources"),
+        help="folder of the sets (default: sources)",
     )
     options = parser.parse_args(arguments)
     if options.name is None:

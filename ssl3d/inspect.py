@@ -24,7 +24,9 @@ def main(arguments: Sequence[str]) -> int:
     add = parser.add_argument
     add("--output", type=cli.path, help="PNG file (default: inspect_NAME.png)")
     add("--cases", type=int, default=2, help="number of cases (default: 2)")
-    add("--split", default="train", choices=store.SPLITS, help="of the cases (default: train)")
+    add(
+        "--split", default="train", choices=store.SPLITS, help="split of the cases (default: train)"
+    )
     add("--audit", action="store_true", help="look for shortcuts on noise, instead of pictures")
     add("--network", action="store_true", help="audit with the config's network")
     options, config = cli.parse_with_config(parser, arguments)

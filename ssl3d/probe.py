@@ -15,8 +15,8 @@ foreground Dice. Scores are those of the prepared grid, for classes even where c
 names regions.
 
 Classification: the features of an image are the mean and the maximum of the bottleneck; without a
-network, the most frequent class is predicted. The penalty is selected by
-the score of config.task.select_by.
+network, the most frequent class is predicted. The penalty is selected by the score of
+config.task.select_by.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ def add_options(parser: cli.Parser) -> None:
         "--model",
         choices=model_kinds.KINDS,
         default="best",
-        help="the one of the best validation score, or of the run's end (default: best)",
+        help="the model of the best validation score, or of the run's end (default: best)",
     )
     add("--mirror", action="store_true", help="average over images mirrored as in training")
     add(

@@ -154,8 +154,12 @@ def main() -> None:
     )
     parser.add_argument("checkpoint", type=_path)
     parser.add_argument("output", type=_path, help="new folder")
-    parser.add_argument("--configuration", default="3d_fullres", help="of nnU-Net's plans")
-    parser.add_argument("--trust", action="store_true")
+    parser.add_argument(
+        "--configuration", default="3d_fullres", help="configuration of nnU-Net's plans"
+    )
+    parser.add_argument(
+        "--trust", action="store_true", help="read a checkpoint that may run programs"
+    )
     given = parser.parse_args()
     if given.output.exists():
         raise SystemExit(f"{given.output}: already exists; give a new folder")

@@ -35,7 +35,7 @@ def test_the_card_tells_where_the_weights_come_from(run, tmp_path):
         "license: cc-by-4.0",
         "| data | phantom brain |",
         "| task | rpl |",
-        "| steps | 30, of 4 images |",
+        "| steps | 30, batches of 4 |",
         "| cost | 10 s of training steps |",  # 40 volumes at 8 a second, 80 at 16
         "| validation, step 30 | accuracy 0.750, chance 0.040 |",
         "| probe of the frozen encoder, step 30 | dice 0.610, untrained 0.500 |",
