@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, TextIO
 
 import ml_collections
 from absl import flags
@@ -70,8 +70,15 @@ def run(main: Callable[[Sequence[str]], int | None], at_once: bool = False) -> N
     """
     try:
         with disk_errors():
-            sys.exit(main(sys.argv[1:]) or 0)
+            try:
+                status = main(sys.argv[1:]) or 0
+            except SystemExit as end:  # --help, --print_config
+                status = end.code
+            sys.stdout.flush()
+            sys.exit(status)
     except (UserError, RunError) as error:
+        if isinstance(error.__context__, BrokenPipeError) and _unread(sys.stdout):
+            sys.exit(1)
         print("error: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
         if at_once and isinstance(error, RunError):
             sys.stdout.flush()
@@ -86,6 +93,17 @@ def run(main: Callable[[Sequence[str]], int | None], at_once: bool = False) -> N
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(1)
+
+
+def _unread(stream: TextIO) -> bool:
+    """Whether the reader of `stream` has left, e.g. `head`; then nothing more is written to it."""
+    try:
+        print(file=stream, flush=True)
+    except BrokenPipeError:
+        # At exit Python flushes once more, and would report the error again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return True
+    return False
 
 
 def path(text: str) -> Path:

@@ -330,6 +330,17 @@ def test_errors_of_the_disk_are_usage_errors(monkeypatch, capsys):
     assert capsys.readouterr().err == line
 
 
+@pytest.mark.parametrize("letters", [1, 1_000_000])
+def test_a_reader_that_leaves_early_is_no_error(letters):
+    """As in `--print_config | head`: short output fails at the end, long output at once."""
+    code = f"from ssl3d import cli; cli.run(lambda arguments: print('x' * {letters}))"
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 def test_control_c_is_no_traceback(monkeypatch, capsys):
     assert status(failing(KeyboardInterrupt()), monkeypatch) == 1
     assert capsys.readouterr().err == "interrupted\n"
