@@ -71,7 +71,8 @@ class TensorBoard:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+            if math.isfinite(value):  # else the package warns: an undefined kappa is no fault
+                self._events.add_scalar(name, value, step)
 
     def picture(self, step: int, name: str, picture: Picture) -> None:
         self._events.add_image(name, picture, step, dataformats="HWC")

@@ -100,6 +100,12 @@ def test_tensorboard_has_the_settings_and_the_score_to_compare(tmp_path):
     assert [metric.name.tag for metric in metrics] == ["val/accuracy"]
 
 
+def test_an_undefined_score_is_no_warning(tmp_path, caplog):
+    use(settings(), tmp_path)
+    assert not caplog.records
+    assert "train/kappa" not in {value.tag for _, value in summaries(tmp_path)}
+
+
 def test_wandb_is_told_the_same_and_resumed(wandb, tmp_path):
     for expected in (None, "abc123"):
         use(settings(wandb="heads"), tmp_path)
