@@ -16,7 +16,7 @@ from ssl3d.experiments.analysis import report, results_table
 from ssl3d.experiments.analysis.results_table import Record
 from ssl3d.experiments.engine import estimate, grid, runs, splits
 from ssl3d.experiments.engine.grid import Cell, Size
-from ssl3d.experiments.engine.study import MODES, Study, StudyData, check, label_fraction
+from ssl3d.experiments.engine.study import METHODS, MODES, Study, StudyData, check, label_fraction
 from ssl3d.training import cases as sources
 
 # Seconds between two updates of the tables while cells are run.

@@ -81,7 +81,7 @@ def test_an_estimate_of_gpus_counts_the_encoders_of_each_split(monkeypatch, caps
     text = json.dumps({"seconds": 0.02, "memory": 3e9})
     done = type("Done", (), {"returncode": 0, "stdout": text, "stderr": ""})
     monkeypatch.setattr(estimate.subprocess, "run", lambda *_, **__: done)
-    assert protocol.main(hippocampus_levels_splits.STUDY, ["--estimate=h100x8"]) == 0
+    assert command.main(hippocampus_levels_splits.STUDY, ["--estimate=h100x8"]) == 0
     said = capsys.readouterr().out
     assert "192 cells: " in said
     (row,) = [line.split("|") for line in said.splitlines() if line.startswith("| cpc2d")]
