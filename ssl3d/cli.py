@@ -70,6 +70,7 @@ def run(main: Callable[[Sequence[str]], int | None], at_once: bool = False) -> N
     """
     try:
         with disk_errors():
+            status: int | str | None
             try:
                 status = main(sys.argv[1:]) or 0
             except SystemExit as end:  # --help, --print_config

@@ -33,8 +33,10 @@ from ssl3d.experiments.engine.study import Study, StudyData
 FILE, PROBE = "costs.json", "probe"
 _STEPS = 6
 # Beginnings of keys that change no step's seconds: lengths, seeds, rates, and which cases.
-_FREE = ("steps", "validate_every", "seed", "transfer.", "init.", "data.label_")
-_FREE += ("optimizer.learning_rate", "optimizer.warmup_steps")
+_FREE = (
+    *("steps", "validate_every", "seed", "transfer.", "init.", "data.label_"),
+    *("optimizer.learning_rate", "optimizer.warmup_steps"),
+)
 
 
 class Cost(NamedTuple):
