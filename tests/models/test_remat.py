@@ -14,7 +14,7 @@ X = normal(0, 2, 32, 32, 1)
 
 
 def gradients_of(kind, depth, remat):
-    """The compiled gradients of a network, its variables, and the flops of its model."""
+    """The compiled gradients of a network, its parameters, flops, and bytes kept for them."""
     settings = {"kind": kind, "width": 4, "depth": depth, "norm": "batch", "dropout": 0.2}
     encoder = encoders.build(settings | {"remat": remat})
     full = encoders.kind_of(settings).full_resolution
@@ -28,8 +28,12 @@ def gradients_of(kind, depth, remat):
         )
         return (jax.tree.leaves(out)[-1] ** 2).mean(), changed
 
-    lowered = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(variables["params"])
-    return lowered.compile(), variables["params"], hlo.model_flops(lowered)
+    params = variables["params"]
+    lowered = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(params)
+    # What a compiler makes of it depends on its version.
+    kept = jax.eval_shape(lambda params: jax.vjp(loss, params, has_aux=True)[1], params)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
+    return lowered.compile(), params, hlo.model_flops(lowered), size
 
 
 @pytest.mark.parametrize(
@@ -37,7 +41,7 @@ def gradients_of(kind, depth, remat):
     [("resunet", 2), ("unet", 2), pytest.param("densenet121", 3, marks=pytest.mark.slow)],
 )
 def test_less_memory_for_the_same_numbers(kind, depth):
-    (plain, params, flops), (remat, others, more) = (
+    (plain, params, flops, one), (remat, others, more, other) = (
         gradients_of(kind, depth, on) for on in (False, True)
     )
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(others), strict=True):
@@ -46,7 +50,6 @@ def test_less_memory_for_the_same_numbers(kind, depth):
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected[1]))
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6 * largest)
-    one, other = (step.memory_analysis().temp_size_in_bytes for step in (plain, remat))
-    assert other < 0.85 * one
+    assert other < 0.5 * one
     # No convolution but those of one voxel is computed again.
     assert flops < more < 1.15 * flops
