@@ -29,9 +29,7 @@ def parser() -> cli.Parser:
     add("--input", required=True, type=cli.path, help="a file, or a folder of images")
     add("--output", required=True, type=cli.path, help="folder for the predictions")
     add("--layout", choices=sorted(LAYOUTS), help="default: the training data's, or any files")
-    add(
-        "--format", choices=("nifti", "dicom-seg"), default="nifti", help="format of the label maps"
-    )
+    add("--format", choices=("nifti", "dicom-seg"), default="nifti", help="of the label maps")
     add("--probabilities", action="store_true", help="segmentation: write these too")
     add("--no-pictures", dest="pictures", action="store_false", help="no previews")
     add("--on-error", choices=("stop", "skip"), default="stop", help="skip: leave out bad files")

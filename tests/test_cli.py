@@ -394,13 +394,3 @@ def test_every_option_that_names_a_place_expands_a_tilde():
     root = Path(cli.__file__).parents[1]
     sources = [*(root / "ssl3d").rglob("*.py"), *(root / "experiments").rglob("*.py")]
     assert not [file for file in sources if "type=Path" in file.read_text()]
-
-
-# Values that follow from others.
-
-
-@pytest.mark.parametrize("task", ["rpl3d", "jigsaw3d"])
-@pytest.mark.parametrize("side", [24, 32, 48, 96])
-def test_the_jitter_follows_the_crop(parse, task, side):
-    config = parse(f"--config=configs/{task}.py:folder", f"--config.data.crop={(side,) * 3}")[1]
-    assert config.task.jitter == max(min(side // 3 // 4, 8), 1)

@@ -11,7 +11,7 @@ def test_it_says_what_was_written_and_what_comes_next(tmp_path, capsys):
     export.main([f"--workdir={run}", "--format=torch", f"--output={output}"])
     said = capsys.readouterr().out
     assert f"{output}: encoder of {run}" in said
-    assert f"python {output}/encoder.py checks it" in said
+    assert f"check it: python {output}/encoder.py" in said
     assert sorted(path.name for path in output.iterdir()) == [
         "encoder.json",
         "encoder.py",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl3d import bounds, tasks, xla
+from ssl3d import bounds, cli, tasks, xla
 from ssl3d.configs import datasets, default
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, heads
@@ -328,3 +328,12 @@ def test_two_images_have_two_pooled_features_in_every_preset(preset):
         pool = config.head.pool if "head" in config else "mean"
         for size in encoded_sizes(config):
             assert pooled_difference(encoder, size, pool) > 0.02, name
+
+
+@pytest.mark.parametrize("task", ["rpl3d", "jigsaw3d"])
+@pytest.mark.parametrize("side", [24, 32, 48, 96])
+def test_the_jitter_follows_the_crop(in_repository, task, side):
+    parser = cli.Parser(prog="python -m ssl3d.main")
+    given = [f"--config=configs/{task}.py:folder", f"--config.data.crop={(side,) * 3}"]
+    config = cli.parse_with_config(parser, given)[1]
+    assert config.task.jitter == max(min(side // 3 // 4, 8), 1)

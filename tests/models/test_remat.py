@@ -38,7 +38,11 @@ def gradients_of(kind, depth, remat):
 
 @pytest.mark.parametrize(
     ("kind", "depth"),
-    [("resunet", 2), ("unet", 2), pytest.param("densenet121", 3, marks=pytest.mark.slow)],
+    [
+        ("resunet", 2),
+        pytest.param("unet", 2, marks=pytest.mark.slow),
+        pytest.param("densenet121", 3, marks=pytest.mark.slow),
+    ],
 )
 def test_less_memory_for_the_same_numbers(kind, depth):
     (plain, params, flops, one), (remat, others, more, other) = (

@@ -54,6 +54,7 @@ def test_a_finished_run_goes_on_from_its_last_step(finished, extended):
     assert weights(extended) != weights(finished)
 
 
+@pytest.mark.slow
 def test_it_ends_the_same_however_often_it_is_stopped(finished, longer, extended, tmp_path, capsys):
     shutil.copytree(finished, tmp_path / "run")
     for stop in (5, 0):

@@ -85,6 +85,7 @@ def assert_twenty_losses_agree(volumes, shared):
         assert max(map(float, differences.split())) < 1e-3, name
 
 
+@pytest.mark.slow
 def test_two_and_eight_devices_train_as_one_does(volumes):
     assert_twenty_losses_agree(volumes, [("rotation2d", 2)])
 
