@@ -41,21 +41,15 @@ def fetch(url: str, md5: str, folder: Path) -> Path:
     pooch.get_logger().setLevel("WARNING")
     name = url.rpartition("/")[2]
     partial = folder / f".{name}.partial"
-    resumed = partial.exists()
-    try:
-        return Path(_retrieve(pooch, url, md5, folder, name, partial))
-    except _OtherChecksum:
-        if not resumed:  # the file of the server is another one
-            raise UserError(_other(url, md5)) from None
-    except requests.RequestException as error:
-        raise RunError(_broken(url, partial, error)) from None
-    try:
-        # What an earlier attempt left was damaged, or is of another version of the file.
-        return Path(_retrieve(pooch, url, md5, folder, name, partial))
-    except _OtherChecksum:
-        raise UserError(_other(url, md5)) from None
-    except requests.RequestException as error:
-        raise RunError(_broken(url, partial, error)) from None
+    # What an earlier attempt left may be damaged, or of another version of the file: once more.
+    for _ in range(1 + partial.exists()):
+        try:
+            return Path(_retrieve(pooch, url, md5, folder, name, partial))
+        except _OtherChecksum:
+            continue
+        except requests.RequestException as error:
+            raise RunError(_broken(url, partial, error)) from None
+    raise UserError(_other(url, md5))
 
 
 class _OtherChecksum(Exception):
