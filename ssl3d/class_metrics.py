@@ -69,8 +69,7 @@ def balanced_accuracy(
 def _share(
     hits: Bool[np.ndarray, " B"], among: Bool[np.ndarray, " B"], weights: Float[np.ndarray, "*R B"]
 ) -> PerDraw:
-    total = weights @ among
-    return np.asarray((weights @ (hits & among)) / np.where(total > 0, total, np.nan))
+    return metrics.ratio(weights @ (hits & among), weights @ among)
 
 
 # What can select a model: kappa for grades, which have an order, the others for any classes.

@@ -293,7 +293,7 @@ def quadratic_kappa(
     answered = weights @ (predicted[:, None] == grades)
     observed = weights @ penalty[labels, predicted]
     by_chance = np.einsum("...i,ij,...j->...", true, penalty, answered)
-    return 1 - _ratio(observed * weights.sum(-1), by_chance)
+    return 1 - ratio(observed * weights.sum(-1), by_chance)
 
 
 def auroc(
@@ -310,7 +310,7 @@ def auroc(
         [_area(labels == k, column, weights) for k, column in enumerate(probabilities.T)], axis=-1
     )
     defined = ~np.isnan(areas)
-    return _ratio(np.where(defined, areas, 0).sum(-1), defined.sum(-1))
+    return ratio(np.where(defined, areas, 0).sum(-1), defined.sum(-1))
 
 
 def _area(
@@ -325,14 +325,14 @@ def _area(
     positives = np.add.reduceat(weights * positive, starts, axis=-1)
     negatives = np.add.reduceat(weights * ~positive, starts, axis=-1)
     below = negatives.cumsum(-1) - negatives / 2
-    return _ratio((positives * below).sum(-1), positives.sum(-1) * negatives.sum(-1))
+    return ratio((positives * below).sum(-1), positives.sum(-1) * negatives.sum(-1))
 
 
 def _mean(values: Shaped[np.ndarray, " B"], weights: Float[np.ndarray, "*R B"]) -> PerDraw:
     return weights @ values / weights.sum(-1)
 
 
-def _ratio(
+def ratio(
     numerator: Real[np.ndarray, "*R"] | np.number, denominator: Real[np.ndarray, "*R"] | np.number
 ) -> Float[np.ndarray, "*R"]:
     """NaN where the denominator is 0."""
