@@ -115,13 +115,16 @@ def space_to_depth(x: Float[Array, "B *S C"]) -> Float[Array, "B *half C*2**{x.n
     return blocks.reshape(*blocks.shape[: x.ndim - 1], -1)
 
 
-def depth_to_space(x: Float[Array, "B *S D"]) -> Float[Array, "B *doubled D//2**{x.ndim-2}"]:
-    """The inverse of `space_to_depth`."""
+def depth_to_space(
+    x: Float[Array, "B *S D"], strides: tuple[int, ...] = ()
+) -> Float[Array, "B *larger D//2**{x.ndim-2-strides.count(1)}"]:
+    """Channels into blocks of `strides` voxels, 1 or 2 each; by default, of `space_to_depth`."""
     rank = x.ndim - 2
-    blocks = x.reshape(*x.shape[:-1], *(2,) * rank, -1)
+    strides = strides or (2,) * rank
+    blocks = x.reshape(*x.shape[:-1], *strides, -1)
     order = itertools.chain.from_iterable((axis, axis + rank) for axis in _spatial(x))
-    doubled = [2 * x.shape[axis] for axis in _spatial(x)]
-    return blocks.transpose(0, *order, blocks.ndim - 1).reshape(x.shape[0], *doubled, -1)
+    larger = [stride * x.shape[axis] for axis, stride in zip(_spatial(x), strides, strict=True)]
+    return blocks.transpose(0, *order, blocks.ndim - 1).reshape(x.shape[0], *larger, -1)
 
 
 def upsample_nearest(x: Float[Array, "B *S C"]) -> Float[Array, "B *doubled C"]:
@@ -251,21 +254,24 @@ def _downsample(
 
 
 class Upsample(nn.Module):
-    """Transposed convolution, kernel 2^rank, stride 2."""
+    """Transposed convolution whose kernel is its stride, by default 2 along every axis."""
 
     channels: int
     bias: bool = False
     dtype: DTypeLike = jnp.float32
+    strides: tuple[int, ...] = ()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B *S C"]) -> Float[Array, "B *doubled {self.channels}"]:
+    def __call__(self, x: Float[Array, "B *S C"]) -> Float[Array, "B *larger {self.channels}"]:
         rank = x.ndim - 2
-        shape = (*(2,) * rank, x.shape[-1], self.channels)
-        # Every output voxel sees one input voxel: the fan-in is C, not 2^rank C.
-        init = nn.initializers.variance_scaling(2.0 * 2**rank, "fan_in", "truncated_normal")
+        strides = self.strides or (2,) * rank
+        # Every output voxel sees one input voxel: the fan-in is C, whatever the kernel's volume.
+        scale = 2.0 * math.prod(strides)
+        init = nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
+        shape = (*strides, x.shape[-1], self.channels)
         kernel = self.param("kernel", init, shape, jnp.float32).astype(self.dtype)
         flat = jnp.moveaxis(kernel, rank, 0).reshape(x.shape[-1], -1)
-        y = depth_to_space(x.astype(self.dtype) @ flat)
+        y = depth_to_space(x.astype(self.dtype) @ flat, strides)
         if self.bias:
             y += self.param("bias", nn.initializers.zeros, (self.channels,)).astype(self.dtype)
         return y

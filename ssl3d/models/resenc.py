@@ -197,9 +197,8 @@ class Decoder(nn.Module):
         logits = []
         for number, i in enumerate(reversed(range(len(skips)))):
             (channels, _, _, kernel), skip = plan[i], skips[i]
-            up = strided.Upsample(
-                channels, plan[i + 1].strides, dtype, name=f"transpconvs.{number}"
-            )
+            strides, name = plan[i + 1].strides, f"transpconvs.{number}"
+            up = layers.Upsample(channels, bias=True, dtype=dtype, strides=strides, name=name)
             # A size that the stride does not divide was rounded up on the way down.
             x = up(x)[:, *(slice(0, side) for side in skip.shape[1:-1])]
             level = remat.level(ConvNorm, self.remat)(

@@ -1,4 +1,4 @@
-"""Convolution, mean pooling and transposed convolution with a kernel and a stride per axis.
+"""Convolution and mean pooling with a kernel and a stride per axis.
 
 For networks that are planned for anisotropic voxels, as nnU-Net's. A kernel has 1 or 3 voxels along
 an axis, a stride is 1 or 2, and n voxels become ceil(n / stride). The forms are chosen as in
@@ -7,7 +7,6 @@ an axis, a stride is 1 or 2, and n voxels become ceil(n / stride). The forms are
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import flax.linen as nn
@@ -142,25 +141,3 @@ class Conv(nn.Module):
         if self.bias:
             y += self.param("bias", nn.initializers.zeros, (self.channels,)).astype(self.dtype)
         return y
-
-
-class Upsample(nn.Module):
-    """Transposed convolution whose kernel is its stride."""
-
-    channels: int
-    strides: Axes
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B *S C"]) -> Float[Array, "B *larger {self.channels}"]:
-        rank, volume = len(self.strides), math.prod(self.strides)
-        # Every output voxel sees one input voxel: the fan-in is C, whatever the kernel's volume.
-        init = nn.initializers.variance_scaling(2.0 * volume, "fan_in", "truncated_normal")
-        shape = (*self.strides, x.shape[-1], self.channels)
-        kernel = self.param("kernel", init, shape, jnp.float32).astype(self.dtype)
-        flat = jnp.moveaxis(kernel, rank, 0).reshape(x.shape[-1], -1)
-        blocks = (x.astype(self.dtype) @ flat).reshape(*x.shape[:-1], *self.strides, -1)
-        order = itertools.chain.from_iterable((1 + axis, 1 + axis + rank) for axis in range(rank))
-        larger = [side * stride for side, stride in zip(x.shape[1:-1], self.strides, strict=True)]
-        y = blocks.transpose(0, *order, blocks.ndim - 1).reshape(x.shape[0], *larger, -1)
-        return y + self.param("bias", nn.initializers.zeros, (self.channels,)).astype(self.dtype)

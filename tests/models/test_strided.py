@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from ssl3d import xla
-from ssl3d.models import strided
+from ssl3d.models import layers, strided
 from tests.support.oracles import SPECS, agree, normal
 
 
@@ -72,7 +72,7 @@ def test_mean_pool_is_over_the_voxels_there_are(problem):
 def test_upsample_is_a_transposed_convolution(strides):
     rank = len(strides)
     x, kernel = normal(0, 2, *(5, 4, 3)[:rank], 3), normal(1, *strides, 3, 4)
-    up = strided.Upsample(4, strides)
+    up = layers.Upsample(4, bias=True, strides=strides)
     agree(
         lambda x, kernel: up.apply({"params": {"kernel": kernel, "bias": jnp.ones(4)}}, x),
         # The library's turns the kernel around.
