@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -24,6 +26,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Writes a JSON object atomically, with sorted keys: equal documents give equal bytes."""
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
 
 
 def leftovers(path: Path) -> Iterator[Path]:

@@ -16,7 +16,6 @@ while the weights are replaced, the JSON describes the ones before as well (`rep
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +28,7 @@ from flax import traverse_util
 from safetensors.numpy import save
 
 from ssl3d import documents
-from ssl3d.atomic import atomic_write, leftovers
+from ssl3d.atomic import atomic_write, leftovers, write_json
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, safetensors_files, torch_layout
 
@@ -77,15 +76,10 @@ def save_variables(
             partial.unlink(missing_ok=True)
     before = _present_description(folder / description_name, folder / weights_name)
     if before is not None:
-        _write_json(folder / description_name, described | {"replaces": before})
+        write_json(folder / description_name, described | {"replaces": before})
     with atomic_write(folder / weights_name) as partial:
         partial.write_bytes(weights)
-    _write_json(folder / description_name, described)
-
-
-def _write_json(file: Path, document: Mapping[str, Any]) -> None:
-    with atomic_write(file) as partial:
-        partial.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+    write_json(folder / description_name, described)
 
 
 def _present_description(file: Path, weights: Path) -> dict[str, Any] | None:

@@ -21,7 +21,7 @@ from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 
 from ssl3d import documents
-from ssl3d.atomic import atomic_write
+from ssl3d.atomic import write_json
 from ssl3d.errors import RunError, UserError
 
 # Two, so that a damaged one has a predecessor.
@@ -107,8 +107,7 @@ def check_config(
     if jax.process_index() == 0:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            with atomic_write(file) as partial:
-                partial.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")
+            write_json(file, now)
         except OSError as error:
             raise UserError(
                 f"{workdir}: cannot be written ({error}); give another --workdir"

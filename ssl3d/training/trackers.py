@@ -10,7 +10,6 @@ its folder keeps their names.
 from __future__ import annotations
 
 import importlib
-import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,7 +24,7 @@ from tensorboardX import SummaryWriter
 from tensorboardX.summary import hparams
 
 from ssl3d import documents
-from ssl3d.atomic import atomic_write
+from ssl3d.atomic import write_json
 from ssl3d.errors import UserError
 
 RUNS = "trackers.json"
@@ -213,8 +212,7 @@ class Trackers:
             self._optional[key] = begun
             runs[key] = begun.run
         if self._optional:
-            with atomic_write(workdir / RUNS) as partial:
-                partial.write_text(json.dumps(runs, indent=1, sort_keys=True) + "\n")
+            write_json(workdir / RUNS, runs)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._own.scalars(step, values)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from ssl3d import atomic
 from ssl3d.errors import UserError
 from ssl3d.models import encoders, export, load_encoder
 from tests.support.random_weights import random_variables
@@ -100,7 +101,8 @@ def test_a_kill_while_an_export_is_replaced_leaves_a_pair(exported, monkeypatch,
 
     description = describe(SETTINGS["plain"]) | {"step": 2}
     with monkeypatch.context() as patch:
-        patch.setattr(export, "atomic_write", atomic_write)
+        for module in (export, atomic):
+            patch.setattr(module, "atomic_write", atomic_write)
         with pytest.raises(Killed):
             export.save_encoder(folder, after, description)
     expected = after if killed_at == 3 else before
