@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -221,6 +221,17 @@ def _named_sections(
     for key, value in config.items():
         if isinstance(value, ml_collections.ConfigDict):
             yield from _named_sections(value, f"{prefix}{key}.")
+
+
+def dotted(
+    config: Mapping[str, Any] | ml_collections.ConfigDict, prefix: str = ""
+) -> dict[str, Any]:
+    """Value by dotted key of a config or of nested dictionaries, in the keys' order."""
+    values: dict[str, Any] = {}
+    for key, value in config.items():
+        nested = isinstance(value, dict | ml_collections.ConfigDict)
+        values |= dotted(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return values
 
 
 def check(config: ml_collections.ConfigDict) -> None:

@@ -183,7 +183,7 @@ def parse_with_config(
     file = config_file(name)
     _make_importable(file.resolve())
     paths = [f"--config={file}{colon}{argument}"]
-    shipped = _leaves(_load(paths))
+    shipped = bounds.dotted(_load(paths))
     # The last one of a key counts; ml_collections would string tuples together.
     overrides = list({override.partition("=")[0]: override for override in overrides}.values())
     automatic = _AUTOMATIC in overrides
@@ -206,7 +206,7 @@ def parse_with_config(
     if options.print_config:
         given = {override.partition("=")[0].removeprefix("--config.") for override in overrides}
         pending = bounds.pending(config)
-        for key, value in _leaves(config).items():
+        for key, value in bounds.dotted(config).items():
             was = shipped[key]
             change = f"  # {'overridden' if key in given else 'derived'}, was {was!r}"
             fitted = "  # or the next multiple of the devices" * (
@@ -291,14 +291,3 @@ def _check_override(override: str, leaves: Mapping[str, object]) -> None:
     if key not in leaves:
         nearest = difflib.get_close_matches(key, leaves, n=1, cutoff=0.0)[0]
         raise UserError(f"--config.{key}: no such key; the nearest is --config.{nearest}")
-
-
-def _leaves(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, object]:
-    """Value by dotted key, in the keys' order."""
-    values: dict[str, object] = {}
-    for key, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            values |= _leaves(value, f"{prefix}{key}.")
-        else:
-            values[prefix + key] = value
-    return values

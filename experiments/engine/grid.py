@@ -23,7 +23,6 @@ from ssl3d.experiments.engine.study import (
     Column,
     Settings,
     StudyData,
-    dotted,
     label_fraction,
 )
 from ssl3d.training import cases as training_cases
@@ -311,7 +310,7 @@ def keep_keys(output: Path, planned: Iterable[Job]) -> None:
 
 
 def _flat(config: Any) -> dict[str, Any]:
-    return dotted(json.loads(config.to_json()))
+    return bounds.dotted(json.loads(config.to_json()))
 
 
 def case_hash(cases: Iterable[store.Case]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ssl3d.bounds import dotted
 from ssl3d.configs import datasets, default
 from ssl3d.data import store
 from ssl3d.errors import UserError
@@ -133,15 +134,6 @@ def load(module: str, **more: Any) -> Study:
     for key in {*_SECTIONS_OF, "arms"} & keys.keys():
         keys[key] = {name: dotted(own) for name, own in keys[key].items()}
     return Study(**{"name": file.stem, **keys})
-
-
-def dotted(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of nested dictionaries by dotted key."""
-    values: dict[str, Any] = {}
-    for key, value in document.items():
-        nested = isinstance(value, dict)
-        values |= dotted(value, f"{prefix}{key}.") if nested else {prefix + key: value}
-    return values
 
 
 def with_settings(study: Study, given: Sequence[str]) -> Study:
