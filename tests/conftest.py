@@ -29,9 +29,12 @@ jaxtyping.install_import_hook(
 )
 
 from ssl3d import cli
+from tests.support import compiled_once
 from tests.support.datasets import write_dataset
 from tests.support.random_models import save_random_model
 from tests.support.tiny_configs import tiny_arguments, tiny_config
+
+compiled_once.install()
 
 # The machine may be busy, and the first example of a test compiles.
 hypothesis.settings.register_profile("no deadline", deadline=None)

@@ -111,7 +111,7 @@ def one_step(name, variant, tiny, dataset):
     [
         pytest.param(name, variant, marks=() if quick else pytest.mark.slow)
         for name, variant in itertools.product(PUBLISHED_CONFIGS, ("paper", "original"))
-        for quick in [variant == "original" and name in ("exemplar2d", "rpl2d")]
+        for quick in [variant == "original" and name == "exemplar2d"]
     ],
 )
 def test_variants_take_a_step(tiny, datasets, name, variant):

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -41,10 +42,14 @@ def test_what_is_linear_in_the_features_of_voxels_is_found(tiny, volumes, pretra
     coefficients = jnp.asarray(np.random.default_rng(3).normal(size=(4 + 8 + 16, 1)))
     coefficients /= jnp.linalg.norm(coefficients)
 
+    @jax.jit
+    def of_image(image):
+        levels = module.apply(variables, image).levels
+        return readouts.scores_of(levels, coefficients, jnp.zeros(1))[0, ..., 0]
+
     def score(case):
         image = np.asarray(store.load_image(volumes, case), np.float32)[None]
-        levels = module.apply(variables, jnp.asarray(image)).levels
-        return np.asarray(readouts.scores_of(levels, coefficients, jnp.zeros(1)))[0, ..., 0]
+        return np.asarray(of_image(image))
 
     limit = np.quantile([score(case) for case in volumes.cases], 0.8)
     dataset = modified(
@@ -91,7 +96,7 @@ def test_what_is_linear_in_the_pooled_features_is_found(tiny, pretrained, tmp_pa
     pictures = make_dataset(tmp_path / "plain", 2, 3, splits=splits, side=16)
     module, variables = export.load_encoder(pretrained[2])
     images = np.stack([store.load_image(pictures, case) for case in pictures.cases])
-    features = module.apply(variables, jnp.asarray(images, jnp.float32))
+    features = jax.jit(module.apply)(variables, jnp.asarray(images, jnp.float32))
     pooled = np.concatenate([heads.pooled(features, how) for how in ("mean", "max")], axis=-1)
     pooled = (pooled - pooled.mean(0)) / (pooled.std(0) + 1e-3)
     score = pooled @ np.random.default_rng(0).normal(size=pooled.shape[1])

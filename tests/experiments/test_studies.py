@@ -142,6 +142,7 @@ def test_retina(tmp_path):
     assert "validation accuracy of the five bits" in table
 
 
+@pytest.mark.slow
 def test_levels_of_the_hippocampus_are_of_slices_cut_on_first_use(tmp_path):
     data = write_hippocampi(tmp_path / "volumes").path
     study = small(hippocampus_levels.STUDY, (8, 8), labels=("2",))

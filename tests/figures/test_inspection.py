@@ -55,7 +55,7 @@ def test_the_same_seed_gives_the_same_picture(tiny, pictures, tmp_path):
     assert other.shape != first.shape or (other != first).any()
 
 
-@pytest.mark.parametrize("name", ["mae2d", "rpl2d"])
+@pytest.mark.parametrize("name", ["mae2d", pytest.param("rpl2d", marks=pytest.mark.slow)])
 def test_a_run_draws_what_it_shows_and_is_answered(tiny, pictures, tmp_path, name):
     config = tiny(name, pictures.path, steps=2, log__pictures_every=2)
     drawn = []

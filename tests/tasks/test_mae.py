@@ -203,7 +203,7 @@ def test_the_network_sees_no_masked_voxel(tiny, name):
     volume = jnp.asarray(crop_of(config.data.crop))
     key = jax.random.key(1)
     inputs, targets = task.views(key, {"volume": volume}, True)
-    variables = task.network.init(key, inputs[None])
+    variables = jax.jit(task.network.init)(key, inputs[None])
     assert set(variables["params"]) == {"encoder", "decoder"}
 
     @jax.jit

@@ -77,7 +77,9 @@ def config_of(tiny, name, dataset, **overrides):
     return tiny(name, dataset.path, data__crop=(24,) * int(name[-2]), batch_size=8, **overrides)
 
 
-@pytest.mark.parametrize("name", ["rpl3d", "rotation3d", "rotation2d"])
+@pytest.mark.parametrize(
+    "name", ["rpl3d", "rotation3d", pytest.param("rotation2d", marks=pytest.mark.slow)]
+)
 def test_shipped_tasks_stay_at_chance(tiny, scans, name):
     result = audit.audit(config_of(tiny, name, scans), **SMALL)
     assert result.low <= result.chance <= result.high, result.verdict

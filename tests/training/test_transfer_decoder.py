@@ -80,7 +80,9 @@ def test_segmentation_starts_from_it_if_asked_to(
             assert equal == (decoder and "logits" not in name), name
 
 
-@pytest.mark.parametrize("pretrained", ["group", "batch"], indirect=True)
+@pytest.mark.parametrize(
+    "pretrained", [pytest.param("group", marks=pytest.mark.slow), "batch"], indirect=True
+)
 def test_frozen_keeps_the_encoder_and_trains_the_decoder(tiny, volumes, pretrained, tmp_path):
     config = segmentation(tiny, volumes, pretrained, steps=3, transfer__mode="frozen")
     assert loop.train(config, tmp_path / "run")
