@@ -69,7 +69,8 @@ def data_efficiency(study: Study, findings: Findings) -> Figure:
             points = {i: (one.value, *one.interval()) for i, one in found.items() if one}
             if not points:
                 continue
-            _draw(axes, own, list(points), *np.array(list(points.values())).T, marker="o")
+            mean, low, high = np.array(list(points.values())).T
+            _draw(axes, own, list(points), mean, low, high, marker="o")
         axes.set_xticks(range(len(labels)), labels)
         axes.set_title(findings.label(key))
     _limit(figure.axes, findings, name)
@@ -187,9 +188,7 @@ def _baselines(findings: Findings, key: Key) -> Sequence[Key]:
     return [Key(name, "random") for name in names]
 
 
-def _draw(
-    axes: Axes, key: Key, at: Sequence[float], mean: Any, low: Any, high: Any, marker: str = ""
-) -> None:
+def _draw(axes: Axes, key: Key, at: Any, mean: Any, low: Any, high: Any, marker: str = "") -> None:
     """The line of a method, with its band where that is defined."""
     colour, dashes = METHODS[key.method].colour, "--" if key.mode == "frozen" else "-"
     axes.plot(at, mean, color=colour, linestyle=dashes, marker=marker, label=key.method)

@@ -135,8 +135,8 @@ def diverged_scores(job: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         ]
         return cases, {"kappa": 0.0}
     nothing = {str(name): 0.0 for name, _ in job["columns"]}
-    cases = [{"id": c.id, "subject": c.subject} | nothing for c in tested if c.labelled]
-    return cases, dict(nothing)
+    labelled = [case for case in tested if case.labelled]
+    return [{"id": c.id, "subject": c.subject} | nothing for c in labelled], dict(nothing)
 
 
 def read_evaluation(

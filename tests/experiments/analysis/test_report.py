@@ -87,7 +87,7 @@ def test_a_gain_at_equal_steps_only_is_the_first_line(study, record):
     (said,) = sentences("equal_steps_only", facts)
     assert said.startswith("With 5% labels rpl3d gains over scratch (+0.1")
     longer = "scratch-long, scratch trained as long as pretraining and fine-tuning: -0.010 ["
-    assert f"), but is not shown to be better than {longer}" in said
+    assert f"), but is worse than {longer}" in said
     assert said.endswith("] in 2 repetitions.")
     shown = dict.fromkeys(("opening", "notes", "summary", "about", "tables"), ())
     page = render("tables.md", study=study, equal_steps_only=[said], **shown)
