@@ -23,50 +23,34 @@ def parser(study: Study) -> cli.Parser:
     result = cli.Parser(prog=f"python -m ssl3d.study {study.name}", description=about)
     add = result.add_argument
     add("--data", type=cli.path, help="prepared data; of a phantom: default OUTPUT/data")
-    add(
-        "--output",
-        type=cli.path,
-        default=Path("runs") / study.name,
-        help="folder of the study (default: %(default)s)",
-    )
+    folder, about = Path("runs") / study.name, "folder of the study (default: %(default)s)"
+    add("--output", type=cli.path, default=folder, help=about)
     add("--pretrain-data", type=cli.path, help="another prepared data set to pretrain on")
     add("--source", type=cli.path, help="source files of the data, to score on their voxel grids")
     amounts = "amounts of labelled training subjects to compare, e.g. 5%%,32,all"
     names, labels = ",".join(study.methods), ",".join(study.labels).replace("%", "%%")
-    add(
-        "--methods",
-        type=_names,
-        help=f"methods to compare, of {', '.join(METHODS)} (default: {names})",
-    )
+    about = f"methods to compare, of {', '.join(METHODS)} (default: {names})"
+    add("--methods", type=_names, help=about)
     add("--fractions", type=_names, help=f"{amounts} (default: {labels})")
-    add(
-        "--repetitions",
-        type=int,
-        default=study.repetitions,
-        help="repetitions of every cell, each with other labels and weights (default: %(default)s)",
-    )
-    modes = f"transfer modes of the pretrained encoders, of {', '.join(MODES)} "
-    modes += f"(default: {','.join(study.modes)})"
-    add("--modes", type=_names, default=study.modes, help=modes)
+    about = "repetitions of every cell, each with other labels and weights (default: %(default)s)"
+    add("--repetitions", type=int, default=study.repetitions, help=about)
+    about = f"transfer modes of the pretrained encoders, of {', '.join(MODES)} "
+    about += f"(default: {','.join(study.modes)})"
+    add("--modes", type=_names, default=study.modes, help=about)
     about = f"pretraining seeds, assigned to the repetitions in turn (default: {study.encoders})"
     add("--encoders", type=int, metavar="N", help=about)
-    about = (
-        f"random splits of the subjects, assigned likewise (default: {study.splits}; 1: the data's)"
-    )
+    about = f"random splits of the subjects, assigned likewise (default: {study.splits}; "
+    about += "1: the data's)"
     add("--splits", type=int, metavar="N", help=about)
     about = "a setting of the study's file, e.g. finetuning.steps=800; repeatable"
     add("--set", action="append", default=[], metavar="KEY=VALUE", help=about)
     add("--variant", choices=("paper", "original"), help="tasks and network as published")
     about = "print time and memory, run only a few steps; for GPUs, e.g. h100x8: by ssl3d.plan"
     add("--estimate", nargs="?", const="", metavar="GPUS", help=about)
-    add(
-        "--workers",
-        type=int,
-        help="number of runs at a time (default: one, or one per accelerator)",
-    )
-    add(
-        "--scheduler", default="", metavar="ADDRESS", help="run on the Dask cluster at this address"
-    )
+    about = "number of runs at a time (default: one, or one per accelerator)"
+    add("--workers", type=int, help=about)
+    about = "run on the Dask cluster at this address"
+    add("--scheduler", default="", metavar="ADDRESS", help=about)
     about_all = "pretrain on the images of validation and test cases too (without their labels)"
     add("--transductive", action="store_true", help=about_all)
     add("--report-only", action="store_true", help="only write the report of the stored results")
@@ -91,14 +75,15 @@ def main(study: Study, arguments: Sequence[str]) -> int:
     if options.variant:
         study = with_variant(study, options.variant)
     study = with_settings(study, options.set)
+    print(study.title, flush=True)  # before the seconds that the imports and the data take
     from ssl3d.experiments import protocol  # JAX and pandas, which --help does without
 
-    if options.estimate:
-        protocol.print_plan(study, options)
-        return 0
     try:
         with cli.disk_errors(options.output):
-            protocol.carry_out(study, options, arguments)
+            if options.estimate:
+                protocol.print_plan(study, options)
+            else:
+                protocol.carry_out(study, options, arguments)
     except processes.Stopped:
         print("stopped; run the same command again to continue", flush=True)
         return 1

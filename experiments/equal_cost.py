@@ -16,35 +16,18 @@ def main(arguments: Sequence[str]) -> None:
     """Runs the command. Raises `UserError` and `RunError`."""
     parser = cli.Parser(prog="python -m ssl3d.study equal_cost", description=__doc__)
     add = parser.add_argument
-    add(
-        "--data",
-        type=cli.path,
-        required=True,
-        help="prepared data; of a phantom: an existing folder",
-    )
+    about = "prepared data; of a phantom: an existing folder"
+    add("--data", type=cli.path, required=True, help=about)
     add("--output", type=cli.path, required=True, help="folder for the runs and the table")
-    add("--preset", default="phantom", help="preset of configs/datasets.py (default: %(default)s)")
-    add(
-        "--rank",
-        type=int,
-        choices=(2, 3),
-        default=3,
-        help="rank of the networks (default: %(default)s)",
-    )
-    add("--minutes", type=float, default=5.0, help="minutes for each task (default: %(default)s)")
-    add(
-        "--tasks",
-        type=lambda text: text.split(","),
-        help="tasks to compare, e.g. rpl,mae (default: every proxy task)",
-    )
-    about = "downstream problem of the linear probe (default: %(default)s)"
+    default = " (default: %(default)s)"
+    add("--preset", default="phantom", help=f"preset of configs/datasets.py{default}")
+    add("--rank", type=int, choices=(2, 3), default=3, help=f"rank of the networks{default}")
+    add("--minutes", type=float, default=5.0, help=f"minutes for each task{default}")
+    about = "tasks to compare, e.g. rpl,mae (default: every proxy task)"
+    add("--tasks", type=lambda text: text.split(","), help=about)
+    about = f"downstream problem of the linear probe{default}"
     add("--probe", default="segment", choices=("segment", "classify"), help=about)
-    add(
-        "--labels",
-        type=float,
-        default=0.25,
-        help="share of the labels for the probe (default: %(default)s)",
-    )
+    add("--labels", type=float, default=0.25, help=f"share of the labels for the probe{default}")
     options = parser.parse_args(arguments)
     from ssl3d.experiments.engine import equal_cost  # JAX and pandas, which --help does without
 

@@ -16,7 +16,15 @@ from ssl3d.experiments.analysis import report, results_table
 from ssl3d.experiments.analysis.results_table import Record
 from ssl3d.experiments.engine import estimate, grid, runs, splits
 from ssl3d.experiments.engine.grid import Cell, Size
-from ssl3d.experiments.engine.study import METHODS, MODES, Study, StudyData, check, label_fraction
+from ssl3d.experiments.engine.study import (
+    METHODS,
+    MODES,
+    Settings,
+    Study,
+    StudyData,
+    check,
+    label_fraction,
+)
 from ssl3d.training import cases as sources
 
 # Seconds between two updates of the tables while cells are run.
@@ -25,18 +33,21 @@ AT_MOST_EVERY = 10.0
 _TEMPORARY = (grid.CELLS, grid.PRETRAINING, "data", "splits", estimate.PROBE)
 
 
+# (folder, how to make them) -> data that a study makes on first use.
+Made = Callable[[Path, Callable[[], store.Dataset]], store.Dataset]
+
+
 def print_plan(study: Study, options: argparse.Namespace) -> None:
     """Prints what the study takes on the GPUs of `--estimate`, by plan and without data."""
     gpus = estimate.gpus(options.estimate)
     data = estimate.without_data(study, options.splits)
     jobs = grid.jobs(data, grid.cells(choose_size(data, options)))
     costs = estimate.planned(options.estimate, jobs)
-    print(estimate.table(jobs, lambda job: costs[estimate.kind(job)], gpus))
+    print(estimate.table(jobs, costs, gpus))
 
 
 def carry_out(study: Study, options: argparse.Namespace, arguments: Sequence[str]) -> None:
     """Runs the missing cells and writes the report, as the only command to run in the output."""
-    options.output.mkdir(parents=True, exist_ok=True)
     alone = processes.claimed(options.output / grid.CELLS, "--output", "runs this study")
     with contextlib.nullcontext() if options.report_only else alone:
         _carry_out(study, options, report.as_typed(study, arguments))
@@ -79,19 +90,18 @@ def print_estimate(output: Path, missing: Sequence[grid.Job], connect: runs.Conn
     if not missing:
         print("nothing is missing")
         return
-    with connect() as client:
-        workers = len(client.nthreads())
     missing = [
         dataclasses.replace(job, needs=None)
         if job.needs and (output / job.needs.name / runs.RESULT).exists()
         else job
         for job in missing
     ]
-    try:
-        costs = estimate.here(output, missing, connect)
-    finally:
-        _keep_out_of_repositories(output)
-    print(estimate.table(missing, lambda job: costs[estimate.kind(job)], workers))
+    with connect() as client:
+        try:
+            costs = estimate.here(output, missing, lambda: contextlib.nullcontext(client))
+        finally:
+            _keep_out_of_repositories(output)
+        print(estimate.table(missing, costs, len(client.nthreads())))
 
 
 class _Keeping:
@@ -125,47 +135,50 @@ def open_data(study: Study, options: argparse.Namespace, output: Path) -> StudyD
         raise UserError(f"--source: scores label maps, and {study.name} has grades; leave it out")
     if source and not source.is_dir():
         raise UserError(f"--source={source}: no such folder")
-    # Last, as it may generate or cut them.
-    dataset = open_dataset(study, options.data, output)
-    corpus = open_corpus(study, options.pretrain_data) or dataset
-    source = str(source.resolve()) if source else ""
-    dealt: tuple[store.Dataset, ...] = ()
-    if options.splits > 1:
-        folder = output / "splits"
-        folder.mkdir(exist_ok=True)
+
+    def made(folder: Path, make: Callable[[], store.Dataset]) -> store.Dataset:
+        """Data that the study makes on first use, in a folder of its own."""
+        if options.report_only and not (folder / store.MANIFEST).exists():
+            reason = "no data here, and a report alone makes none"
+            raise UserError(f"{folder}: {reason}; run the command without --report-only")
+        if folder not in (options.data, options.pretrain_data):  # which may be mistyped
+            folder.mkdir(parents=True, exist_ok=True)
         _keep_out_of_repositories(output)
-        numbers = range(1, options.splits + 1)
-        dealt = tuple(splits.deal(dataset, number, folder / str(number)) for number in numbers)
+        return make()
+
+    # Last, as it may generate or cut them.
+    dataset = open_dataset(study, options.data, output, made)
+    corpus = open_corpus(study, options.pretrain_data, made) or dataset
+    source = str(source.resolve()) if source else ""
+    dealt = tuple(
+        made(folder, functools.partial(splits.deal, dataset, number, folder))
+        for number in range(1, options.splits + 1 if options.splits > 1 else 1)
+        for folder in [output / "splits" / str(number)]
+    )
     keys = grid.read_keys(output)
     return StudyData(study, dataset, corpus, options.transductive, source, dealt, keys)
 
 
-def open_corpus(study: Study, path: Path | None) -> store.Dataset | None:
+def open_corpus(study: Study, path: Path | None, made: Made) -> store.Dataset | None:
     """The separate data to pretrain on, if any; a phantom is generated on first use."""
     if path and not (study.corpus and not (path / store.MANIFEST).exists()):
         return store.read(path)
     if not study.corpus:
         return None
     folder = path or Path("data") / f"{study.preset}_corpus"
-    if not path:
-        folder.mkdir(parents=True, exist_ok=True)
-    settings = {**study.data, **study.corpus, "data.path": str(folder)}
-    config = grid.load_config(f"{study.downstream}{study.rank}d", study.preset, settings)
-    return sources.open_dataset(config)
+    return _phantom(study, study.corpus, folder, made)
 
 
-def open_dataset(study: Study, path: Path | None, output: Path) -> store.Dataset:
+def open_dataset(study: Study, path: Path | None, output: Path, made: Made) -> store.Dataset:
     """The downstream data. On first use a phantom is generated, and slices are cut."""
+    folder, derive = output / "data", study.derive
     if study.preset.startswith("phantom"):
-        folder = path or output / "data"
-        settings = {**study.data, "data.path": str(folder)}
-        config = grid.load_config(f"{study.downstream}{study.rank}d", study.preset, settings)
-        return _made_once(output, folder, lambda: sources.open_dataset(config))
+        return _phantom(study, {}, path or folder, made)
     if path is None:
         raise UserError("--data: give the folder that python -m ssl3d.prepare has written")
-    dataset, derive, folder = store.read(path), study.derive, output / "data"
+    dataset = store.read(path)
     if derive:
-        return _made_once(output, folder, lambda: derive(dataset, folder))
+        return made(folder, lambda: derive(dataset, folder))
     if dataset.rank != study.rank:
         raise UserError(
             f"{path}: holds {dataset.rank}D images, {study.name} is a study of {study.rank}D ones"
@@ -179,11 +192,10 @@ def open_dataset(study: Study, path: Path | None, output: Path) -> store.Dataset
     return dataset
 
 
-def _made_once(output: Path, folder: Path, make: Callable[[], store.Dataset]) -> store.Dataset:
-    if folder.parent == output:
-        folder.mkdir(exist_ok=True)
-        _keep_out_of_repositories(output)
-    return make()
+def _phantom(study: Study, own: Settings, folder: Path, made: Made) -> store.Dataset:
+    settings = {**study.data, **own, "data.path": str(folder)}
+    config = grid.load_config(f"{study.downstream}{study.rank}d", study.preset, settings)
+    return made(folder, lambda: sources.open_dataset(config))
 
 
 def choose_size(data: StudyData, options: argparse.Namespace) -> Size:
@@ -221,13 +233,11 @@ def current(data: StudyData, everything: Record, size: Size) -> set[str]:
     table[numbers] = table[numbers].replace("", "0").astype(int)
     allowed = []
     for cell in map(Cell._make, table.drop_duplicates().itertuples(index=False)):
+        encoder, split = grid.dealt(size, cell.repetition)
+        dealt = encoder if METHODS[cell.method].task else 0, split
+        if (cell.encoder, cell.split) != dealt or cell.arm not in size.arms:
+            continue
         with contextlib.suppress(UserError):  # of a cell of other data
-            encoder, split = grid.dealt(size, cell.repetition)
-            trained = encoder if METHODS[cell.method].task else 0
-            if (cell.encoder, cell.split) != (trained, split):
-                continue
-            if cell.arm not in (data.study.arms or ("",)):
-                continue
             check(data.of(cell.split), [cell.method], [cell.labels])
             allowed.append(cell)
     return {job.row["cell"] for job in grid.jobs(data, allowed)}

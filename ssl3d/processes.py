@@ -23,7 +23,7 @@ from ssl3d.errors import UserError
 
 _LOCK, _HOLDER = ".lock", ".lock.json"
 # Seconds for a process that was asked to end to save its work.
-_GRACE = 60.0
+GRACE = 60.0
 # What this process watches, by group; None: the group was ended.
 _watched: dict[str, set[subprocess.Popen] | None] = {}
 
@@ -82,13 +82,13 @@ def watch(process: subprocess.Popen, group: str) -> int:
     return status
 
 
-async def end(group: str) -> None:
-    """Ends the watched processes of a group, with time to save, and those still to come."""
+async def end(group: str, grace: float = GRACE) -> None:
+    """Ends the watched processes of a group, with seconds to save, and those still to come."""
     processes = list(_watched.get(group) or ())
     _watched[group] = None
     for process in processes:
         process.terminate()
-    latest = time.monotonic() + _GRACE
+    latest = time.monotonic() + grace
     while any(process.poll() is None for process in processes) and time.monotonic() < latest:
         await asyncio.sleep(0.1)
     for process in processes:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -44,6 +45,17 @@ def test_a_group_ends_with_time_to_save():
     assert ended == [3, 3]
     assert processes.watch(saving(), "a") == 3  # one that came too late
     asyncio.run(processes.end("b"))
+
+
+def test_a_group_without_grace_is_killed_at_once():
+    ended = []
+    thread = threading.Thread(target=lambda: ended.append(processes.watch(saving(), "c")))
+    thread.start()
+    while not processes._watched.get("c"):
+        time.sleep(0.01)
+    asyncio.run(processes.end("c", grace=0))
+    thread.join(10)
+    assert ended == [-signal.SIGKILL]
 
 
 def test_the_input_of_a_process_closes_when_the_one_that_started_it_is_killed(tmp_path):

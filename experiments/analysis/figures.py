@@ -20,7 +20,6 @@ from ssl3d.experiments.analysis import statistics
 from ssl3d.experiments.analysis.findings import PLATEAU, Findings, Key
 from ssl3d.experiments.engine.study import DOUBLES, METHODS, Study
 
-_BAND: dict[str, Any] = {"alpha": 0.15, "linewidth": 0}
 _SIDE = 2.5  # inches of a panel
 _COLUMNS = 4
 
@@ -70,9 +69,8 @@ def data_efficiency(study: Study, findings: Findings) -> Figure:
             points = {i: (one.value, *one.interval()) for i, one in found.items() if one}
             if not points:
                 continue
-            at, (mean, low, high) = list(points), np.array(list(points.values())).T
-            axes.plot(at, mean, marker="o", **_line(own))
-            axes.fill_between(at, low, high, color=METHODS[own.method].colour, **_BAND)
+            mean, low, high = np.array(list(points.values())).T
+            _draw(axes, own, list(points), mean, low, high, marker="o")
         axes.set_xticks(range(len(labels)), labels)
         axes.set_title(findings.label(key))
     _limit(figure.axes, findings, name)
@@ -114,12 +112,9 @@ def convergence(findings: Findings) -> Figure:
                 continue
             table = findings.curves[own, amount]
             steps, scores = table.index.to_numpy(float), table.to_numpy().T
-            axes.plot(steps, scores.mean(0), **_line(own))
-            if len(scores) > 1:
-                # Within the observed range: the band of few repetitions can be far wider.
-                low, high = np.clip(statistics.t_interval(scores), scores.min(), scores.max())
-                colour = METHODS[own.method].colour
-                axes.fill_between(steps, low, high, color=colour, **_BAND)
+            # Within the observed range: the band of few repetitions can be far wider.
+            band = np.clip(statistics.t_interval(scores), scores.min(), scores.max())
+            _draw(axes, own, steps, scores.mean(0), *band)
         axes.set_title(f"{findings.label(key)}, {amount} labels")
     figure.supxlabel("step", fontsize="medium")
     figure.supylabel("validation score", fontsize="medium")
@@ -188,18 +183,16 @@ def _compared(findings: Findings) -> list[Key]:
 
 def _baselines(findings: Findings, key: Key) -> Sequence[Key]:
     """The scratch that a row is compared with."""
-    names = [
-        found.against
-        for shown in (findings.comparisons, findings.controls)
-        for (own, _), found in shown.items()
-        if own == key
-    ]
-    return [Key(name, "random") for name in dict.fromkeys(names)]
+    shown = findings.comparisons | findings.controls
+    names = dict.fromkeys(found.against for (own, _), found in shown.items() if own == key)
+    return [Key(name, "random") for name in names]
 
 
-def _line(key: Key) -> dict[str, Any]:
-    dashed = "--" if key.mode == "frozen" else "-"
-    return {"color": METHODS[key.method].colour, "linestyle": dashed, "label": key.method}
+def _draw(axes: Axes, key: Key, at: Any, mean: Any, low: Any, high: Any, marker: str = "") -> None:
+    """The line of a method, with its band where that is defined."""
+    colour, dashes = METHODS[key.method].colour, "--" if key.mode == "frozen" else "-"
+    axes.plot(at, mean, color=colour, linestyle=dashes, marker=marker, label=key.method)
+    axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def _limit(panels: Sequence[Axes], findings: Findings, name: str) -> None:

@@ -113,10 +113,10 @@ class Findings:
         return {name: found for name, found in doubled.items() if not found.within(PLATEAU)}
 
     @property
-    def refuted(self) -> dict[tuple[Key, str, str], Comparison]:
-        """The gains that a longer-trained scratch leaves nothing of, as in `beyond`.
+    def equal_steps_only(self) -> dict[tuple[Key, str, str], Comparison]:
+        """The gains that are not shown over a scratch that was trained longer, as in `beyond`.
 
-        A single repetition, which never shows a gain, refutes none.
+        A single repetition never shows a gain, and questions none.
         """
         several = {about: found for about, found in self.beyond.items() if found.repetitions > 1}
         return {about: found for about, found in several.items() if found.shown() < 1}
@@ -145,12 +145,9 @@ class Findings:
     def replication(self, place: Place) -> str:
         """The numbers of repetitions, splits and encoders of a place, e.g. "10 repetitions"."""
         rows = self.runs[place]
-        counts = [(len(rows), "repetition"), (rows["split"].nunique(), "split")]
-        trained = rows["pretraining"].replace("", np.nan).nunique()
-        texts = [f"{n} {what}{'s' * (n > 1)}" for n, what in counts if n > 1 or what != "split"]
-        return ", ".join(
-            [*texts, *([f"{trained} encoder{'s' * (trained > 1)}"] if trained else [])]
-        )
+        splits, encoders = rows["split"].nunique(), len({*rows["pretraining"]} - {""})
+        counts = {"repetition": len(rows), "split": splits * (splits > 1), "encoder": encoders}
+        return ", ".join(f"{n} {what}{'s' * (n > 1)}" for what, n in counts.items() if n)
 
     def steps(self, amount: str) -> int:
         """The usual steps with an amount of labels: scratch-long and the doubled ones have more."""
@@ -228,9 +225,8 @@ def _judge(
     def judged(family: Mapping[Any, Pair]) -> dict[Any, Comparison]:
         found = statistics.compare(family, facts.subjects, draws)
         return {
-            name: one._replace(pending=facts.pending(scratch, amount, least))
+            name: one._replace(pending=facts.pending(_usual(one.against), amount, least))
             for name, one in found.items()
-            for scratch in [_usual(one.against)]
         }
 
     family = {p: pair for p, pair in pairs.items() if not METHODS[p[0].method].control}

@@ -28,14 +28,14 @@ def write(
         raise UserError(f"{output}: no finished cell yet; run the study first")
     study = plan.study
     facts = findings.find(study, found, len(plan.dataset.classes), missing=missing)
-    refuted = sentences("refuted", facts)
+    equal_steps_only = sentences("equal_steps_only", facts)
     summary = sentences("summary", facts)
     about = sentences("about", study, plan, found, facts, typed)
     pictures = figures.write(output / "figures", study, facts)
     cases = predictions(facts, output)
     shown = {
         "study": study,
-        "refuted": refuted,
+        "equal_steps_only": equal_steps_only,
         "opening": [
             text.split(": ", 1) for text in sentences("opening", study, plan, found, facts)
         ],
@@ -51,7 +51,7 @@ def write(
     for name in ("tables.md", "tables.tex", "report.html"):
         with atomic_write(output / name) as partial:
             partial.write_text(render(name, **shown), encoding="utf-8")
-    print(*refuted, *summary, f"report: {output / 'report.html'}", sep="\n", flush=True)
+    print(*equal_steps_only, *summary, f"report: {output / 'report.html'}", sep="\n", flush=True)
 
 
 def predictions(facts: Findings, output: Path) -> dict[str, Path]:

@@ -240,13 +240,11 @@ def holm(p_values: Sequence[float]) -> tuple[list[float], list[float]]:
 
 
 def compare(
-    methods: Mapping[Any, Pair], subjects: Sequence[str], draws: int = DRAWS, pending: str = ""
+    methods: Mapping[Any, Pair], subjects: Sequence[str], draws: int = DRAWS
 ) -> dict[Any, Comparison]:
-    """Each method against scratch, corrected for the number of methods.
+    """Each method of a family against scratch, corrected for the number of methods.
 
-    Args:
-      methods: a family; those without a common repetition are left out.
-      pending: why there is no verdict yet, if so.
+    Those without a common repetition are left out.
     """
     estimates = {
         name: found
@@ -259,7 +257,7 @@ def compare(
     for (name, value), p, level in zip(estimates.items(), corrected, levels, strict=True):
         pair, count = methods[name], len(methods[name].own)
         units = count if pair.units is None else len(set(pair.units))
-        judged[name] = Comparison(value, p, level, count, pair.against, units, pending)
+        judged[name] = Comparison(value, p, level, count, pair.against, units)
     return judged
 
 

@@ -101,13 +101,13 @@ def _against(
 ) -> Table:
     rows = tuple(
         (
-            findings.label(place[0]),
-            place[1],
+            findings.label(key),
+            labels,
             one.against,
             one.verdict(),
-            findings.replication(place),
+            findings.replication((key, labels)),
         )
-        for place, one in found.items()
+        for (key, labels), one in found.items()
     )
     header = ("method", "labels", "against", "verdict", "replication")
     return Table(title, header, rows, sentences(name, *about))

@@ -14,18 +14,18 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from ssl3d import documents
+from ssl3d import documents, processes
 from ssl3d.atomic import atomic_write
 from ssl3d.data import store
-from ssl3d.errors import UserError
-from ssl3d.experiments.engine import grid, runs, worker
+from ssl3d.errors import RunError, UserError
+from ssl3d.experiments.engine import grid, runs
 from ssl3d.experiments.engine.grid import Job
 from ssl3d.experiments.engine.runs import Connect
 from ssl3d.experiments.engine.study import Study, StudyData
@@ -53,28 +53,24 @@ class Cost(NamedTuple):
         return self.fixed + validations * self.validation + job.row["steps"] * self.step
 
 
-def table(jobs: Sequence[Job], cost: Callable[[Job], Cost], workers: int) -> str:
+def table(jobs: Sequence[Job], costs: Mapping[str, Cost], workers: int) -> str:
     """The kinds of runs with their costs, and the hours of all on so many workers."""
-    rows, hours = [], 0.0
+    rows = []
     for name, own in kinds(jobs).items():
-        seconds = [cost(job).seconds(job) for job in own]
-        hours += sum(seconds) / 3600
-        rows.append(
-            {
-                "runs": name,
-                "number": len(own),
-                "seconds per step": cost(own[0]).step,
-                "minutes each": np.mean(seconds) / 60,
-                "GB": cost(own[0]).memory / 1e9,
-                "hours": sum(seconds) / 3600,
-            }
-        )
-    lines = pd.DataFrame(rows).to_markdown(index=False, floatfmt=".3g")
+        cost = costs.get(name, Cost(*[math.nan] * 4))
+        hours = sum(map(cost.seconds, own)) / 3600
+        rows.append((name, len(own), cost.step, 60 * hours / len(own), cost.memory / 1e9, hours))
+    header = ["runs", "number", "seconds per step", "minutes each", "GB", "hours"]
+    found = pd.DataFrame(rows, columns=header)
+    shown = found.astype(object).where(found.notna(), "–")
+    hours, untimed = found["hours"].sum(), found["runs"][found["hours"].isna()]
     cells = sum(job.name.startswith(grid.CELLS) for job in jobs)
-    each = f"{workers} at a time: about {hours / workers:.1f} hours" if workers > 1 else ""
-    return "\n".join(
-        [lines, f"{cells} cells: {hours:.1f} hours of runs" + (f"; {each}" if each else "")]
-    )
+    total = f"{cells} cells: {hours:.1f} hours of runs"
+    if workers > 1:
+        total += f"; {workers} at a time: about {hours / workers:.1f} hours"
+    if len(untimed):
+        total += f"; without {', '.join(untimed)}, which could not be timed"
+    return f"{shown.to_markdown(index=False, floatfmt='.3g')}\n{total}"
 
 
 def kinds(jobs: Sequence[Job]) -> dict[str, list[Job]]:
@@ -88,26 +84,28 @@ def kinds(jobs: Sequence[Job]) -> dict[str, list[Job]]:
 
 def kind(job: Job) -> str:
     """Runs of one kind have the same seconds per step."""
-    method = f" ({job.row['method']})" if job.name.startswith(grid.PRETRAINING) else ""
-    return f"{job.config}{method}"
+    if job.name.startswith(grid.PRETRAINING):
+        return f"{job.config} ({job.row['method']})"
+    return job.config + ", frozen" * (job.overrides.get("transfer.mode") == "frozen")
 
 
 def here(output: Path, jobs: Sequence[Job], connect: Connect) -> dict[str, Cost]:
-    """The cost of each kind on this machine (or cluster).
+    """The cost of each kind on this machine (or cluster); none of a kind that failed.
 
-    Times what the output has not kept, or has kept of other settings.
+    Times what the output has not kept, or has kept of other settings. Raises `UserError` and
+    `processes.Stopped`; what was timed before is kept.
     """
-    kept, costs = read(output), {}
-    for name, own in kinds(jobs).items():
-        timed = f"{name} {_settings(own[0])}"
-        if timed not in kept:
-            print(f"timing {_STEPS} steps of {name}", flush=True)
-            kept[timed] = probe(output, own[0], connect)
-            document = {one: cost._asdict() for one, cost in kept.items()}
+    kept, firsts = read(output), {name: own[0] for name, own in kinds(jobs).items()}
+    keys = {name: f"{name} {_settings(job)}" for name, job in firsts.items()}
+    missing = [name for name, key in keys.items() if key not in kept]
+    for number, name in enumerate(missing, 1):
+        print(f"[{number} of {len(missing)}] timing {_STEPS} steps of {name}", flush=True)
+        if cost := probe(output, firsts[name], connect):
+            kept[keys[name]] = cost
+            document = {key: cost._asdict() for key, cost in kept.items()}
             with atomic_write(output / FILE) as partial:
                 partial.write_text(json.dumps(document, indent=1) + "\n")
-        costs[name] = kept[timed]
-    return costs
+    return {name: kept[key] for name, key in keys.items() if key in kept}
 
 
 def _settings(job: Job) -> str:
@@ -129,27 +127,44 @@ def read(output: Path) -> dict[str, Cost]:
         }
 
 
-def probe(output: Path, job: Job, connect: Connect) -> Cost:
-    """Times a few steps of a run, with the evaluation of a cell. Raises as `runs.work` does."""
-    few = {"steps": _STEPS, "validate_every": _STEPS, "log_every": 1}
-    few |= {"optimizer.warmup_steps": 1}
+def probe(output: Path, job: Job, connect: Connect) -> Cost | None:
+    """Times a few steps of a run, with the evaluation of a cell; None if the run fails.
+
+    Raises `UserError` and `processes.Stopped` as `runs.work` does.
+    """
+    few: dict[str, float] = {"steps": _STEPS, "validate_every": _STEPS, "log_every": 1}
+    # Steps of no length cost the same, and none diverges.
+    few |= {"optimizer.warmup_steps": 1, "optimizer.learning_rate": 1e-9}
     if "transfer.warmup_steps" in job.overrides:
         few["transfer.warmup_steps"] = 0
-    # Its pretraining does not exist yet; random weights cost the same.
-    random = {"init.encoder": "", "transfer.mode": "random"} if job.needs else {}
-    folder = f"{PROBE}/{job.name.replace('/', '-')}"
-    shutil.rmtree(output / folder, ignore_errors=True)  # of an interrupted measurement
-    overrides, row = {**job.overrides, **few, **random}, {**job.row, "probe": True}
-    short = dataclasses.replace(job, name=folder, overrides=overrides, row=row, needs=None)
+    folder = output / PROBE / job.name.replace("/", "-")
+    shutil.rmtree(folder, ignore_errors=True)  # of a failed measurement
+    overrides, row = untrained(job) | few, {**job.row, "probe": True}
+    name = folder.relative_to(output).as_posix()
+    short = dataclasses.replace(job, name=name, overrides=overrides, row=row, needs=None)
     started = time.monotonic()
-    with contextlib.redirect_stdout(None):
-        runs.work(output, [short], connect)
+    try:
+        with contextlib.redirect_stdout(None):
+            runs.work(output, [short], connect, grace=0)  # nothing of it is worth saving
+    except RunError:
+        print(f"not timed: {runs.last_words(folder)} (see {folder / runs.LOG})", flush=True)
+        return None
+    except processes.Stopped:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     seconds = time.monotonic() - started
-    row = json.loads((output / folder / worker.RESULT).read_text())["row"]
-    shutil.rmtree(output / folder)
+    row = json.loads((folder / runs.RESULT).read_text())["row"]
+    shutil.rmtree(folder)
     fixed = seconds - 2 * row["validation_seconds"] - _STEPS * row["step_seconds"]
     memory = 2.0**20 * row["peak_memory_mb"]
     return Cost(max(fixed, 0.0), row["validation_seconds"], row["step_seconds"], memory)
+
+
+def untrained(job: Job) -> dict[str, Any]:
+    """The overrides of a run without its pretraining, of which random weights cost the same."""
+    mode = job.overrides.get("transfer.mode")
+    known = {} if mode in (None, "frozen") else {"transfer.mode": "random"}
+    return {**job.overrides, "init.encoder": "", **known}
 
 
 def gpus(target: str) -> int:
@@ -161,21 +176,22 @@ def gpus(target: str) -> int:
 
 
 def planned(target: str, jobs: Sequence[Job]) -> dict[str, Cost]:
-    """The cost of each kind on one GPU of a target, by `ssl3d.plan`. Raises `UserError`."""
-    costs = {}
-    for name, own in kinds(jobs).items():
-        overrides = {**own[0].overrides, "init.encoder": "", "mesh.space": 1}
-        if "transfer.mode" in overrides:
-            overrides["transfer.mode"] = "random"
+    """The cost of each kind on one GPU of a target, by `ssl3d.plan`.
+
+    Raises `UserError` and `processes.Stopped`.
+    """
+    costs, found = {}, kinds(jobs)
+    for number, (name, (job, *_)) in enumerate(found.items(), 1):
         command = [sys.executable, "-m", "ssl3d.plan", "--json", "--quick"]
         command += [f"--target={target.partition('x')[0]}x1"]
-        command.append(f"--config={own[0].config}:{own[0].argument}")
+        command.append(f"--config={job.config}:{job.argument}")
+        overrides = untrained(job) | {"mesh.space": 1}
         command += [f"--config.{key}={value}" for key, value in overrides.items()]
-        print(f"compiling {name}", flush=True)
-        run = subprocess.run(command, capture_output=True, text=True)
+        print(f"[{number} of {len(found)}] compiling {name}", flush=True)
+        with processes.stopping():
+            run = subprocess.run(command, capture_output=True, text=True)
         if run.returncode:
-            *_, last = run.stderr.strip().splitlines() or ["no message"]
-            raise UserError(f"--estimate={target}: {name}: {last.removeprefix('error: ')}")
+            raise UserError(f"--estimate={target}: {name}: {runs.last_line(run.stderr)}")
         plan = json.loads(run.stdout.splitlines()[-1])
         costs[name] = Cost(0.0, 0.0, plan["seconds"], plan["memory"])
     return costs

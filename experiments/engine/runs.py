@@ -35,33 +35,34 @@ def work(
     jobs: Sequence["Job"],
     connect: Connect,
     after: Callable[[], None] = lambda: None,
+    grace: float = processes.GRACE,
 ) -> None:
     """Runs every unfinished job after its pretraining, and calls `after` when one is finished.
 
-    Raises `UserError` for an input error of a job, `RunError` where jobs failed and the others are
-    done, and `processes.Stopped`.
+    Stopped, it gives the jobs `grace` seconds to save their work. Raises `UserError` for an input
+    error of a job, `RunError` where jobs failed and the others are done, and `processes.Stopped`.
     """
     if all(_is_done(output, job.name) for job in jobs):
         return
-    names, begun = {job.name for job in jobs}, set[str]()
+    # A pretraining has the number of the first job that needs it.
+    numbers: dict[str, int] = {}
     futures: dict[str, Future] = {}
     failed: dict[str, str] = {}
     study = uuid.uuid4().hex  # this call, in keys, events and processes
 
     def announce(event: tuple[float, str]) -> None:
         _, name = event
-        number = len(begun | {name}) if name in names else len(begun) + 1
-        begun.update({name} & names)
-        print(f"[{number} of {len(jobs)}] {name}", flush=True)
+        print(f"[{numbers[name]} of {len(jobs)}] {name}", flush=True)
 
-    def submit(job: "Job", priority: int) -> "Future | None":
+    def submit(job: "Job", number: int) -> "Future | None":
         """The future of a job, after that of its pretraining; None for a finished one."""
         if job.name not in futures and not _is_done(output, job.name):
-            needs = submit(job.needs, priority) if job.needs else None
+            numbers[job.name] = number
+            needs = submit(job.needs, number) if job.needs else None
             about = {"needs": job.needs and job.needs.name, "command": job.command}
             run = study, output, json.loads(json.dumps(vars(job) | about))
             key = f"{job.name}-{study}"
-            futures[job.name] = client.submit(supervise, *run, needs, key=key, priority=priority)
+            futures[job.name] = client.submit(supervise, *run, needs, key=key, priority=-number)
         return futures.get(job.name)
 
     with processes.stopping(), connect() as client:
@@ -69,12 +70,10 @@ def work(
 
         client.subscribe_topic(study, announce)
         try:
-            for number, job in enumerate(jobs):
-                if not submit(job, -number):
-                    begun.add(job.name)
+            for number, job in enumerate(jobs, 1):
+                submit(job, number)
             for future in as_completed(list(futures.values())):
                 name = future.key.removesuffix(f"-{study}")
-                begun.update({name} & names)
                 try:
                     cluster.result(future)
                     cluster.wait_to_see(output / name / RESULT)
@@ -87,7 +86,7 @@ def work(
         except BaseException:
             with contextlib.suppress(Exception):  # the scheduler may be what has failed
                 client.cancel(list(futures.values()))
-                client.run(processes.end, study, on_error="ignore")
+                client.run(processes.end, study, grace, on_error="ignore")
             raise
     if failed:
         raise RunError(
@@ -124,11 +123,22 @@ def supervise(study: str, output: Path, job: dict[str, Any], needs: None = None)
         return
     if status == STOPPED:  # by the system, which is about to end this Dask worker too
         raise Reschedule
-    *_, last = (folder / LOG).read_text(errors="replace").strip().splitlines() or ["no message"]
-    reason = last.removeprefix("error: ")
+    reason = last_words(folder)
     if status == 2:
         raise UserError(f"{reason} ({name})")
     raise RunError(f"{name}: failed with status {status}: {reason} (see {folder / LOG})")
+
+
+def last_words(folder: Path) -> str:
+    """The last message of a run."""
+    log = folder / LOG
+    return last_line(log.read_text(errors="replace") if log.exists() else "")
+
+
+def last_line(text: str) -> str:
+    """The last line of what a process printed, which tells its error."""
+    *_, last = text.strip().splitlines() or ["no message"]
+    return last.removeprefix("error: ")
 
 
 def _spent(folder: Path) -> float:

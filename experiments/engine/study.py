@@ -45,14 +45,6 @@ def _read_methods() -> dict[str, Method]:
 
 
 METHODS = _read_methods()
-# Names for several methods in the files of studies: the paper's tasks, and controls.
-GROUPS = {
-    "baselines": [SCRATCH, "scratch-long", "untrained-frozen"],
-    **{
-        rank: [f"{task}{rank}" for task in ("cpc", "exemplar", "jigsaw", "rotation", "rpl")]
-        for rank in ("3d", "2d")
-    },
-}
 # What becomes of the pretrained encoders.
 MODES = ("finetune", "frozen")
 # Sections of a study that hold config keys, and those with a method or amount of labels between.
@@ -123,11 +115,10 @@ class Study:
 def load(module: str, **more: Any) -> Study:
     """The study of the TOML file beside a module, whose keys are `Study`'s; `more` are others.
 
-    Settings have dotted keys, e.g. `optimizer.learning_rate = 1e-4`. Methods may be `GROUPS`.
+    Settings have dotted keys, e.g. `optimizer.learning_rate = 1e-4`.
     """
     file = Path(module).with_suffix(".toml")
     keys = as_tuples(tomllib.loads(file.read_text())) | more
-    keys["methods"] = tuple(name for key in keys["methods"] for name in GROUPS.get(key, [key]))
     keys["columns"] = tuple(Column(*column) for column in keys["columns"].items())
     for key in {*_SECTIONS} & keys.keys():
         keys[key] = dotted(keys[key])

@@ -66,8 +66,10 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
         if not loop.train(config, workdir):
             return None
     except DivergedError as error:
-        # A pretraining, without which its cells say nothing; or cases at fault from the start.
-        if not job["columns"] or not run_log.read_metrics(workdir):
+        # A pretraining, without which its cells say nothing; cases at fault from the start; or a
+        # run that is timed.
+        timed = job["row"].get("probe")
+        if not job["columns"] or timed or not run_log.read_metrics(workdir):
             raise
         diverged = str(error).partition(":")[0]
     lines = run_log.read_metrics(workdir)
@@ -126,10 +128,10 @@ def diverged_scores(job: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     dataset, of = store.read(job["overrides"]["data.path"]), job["columns"][0][1]
     tested = dataset.split("test")
     if of == "kappa":
-        graded = [case for case in tested if case.grade is not None]
         cases = [
             {"id": c.id, "subject": c.subject, "grade": str(c.grade), "predicted": "0"}
-            for c in graded
+            for c in tested
+            if c.grade is not None
         ]
         return cases, {"kappa": 0.0}
     nothing = {str(name): 0.0 for name, _ in job["columns"]}

@@ -286,6 +286,20 @@ def test_report_only(call):
     assert (call.output / "figures" / "data_efficiency.png").exists()
 
 
+@pytest.mark.parametrize("name", ["phantom", "abdomen"])
+def test_a_report_alone_makes_no_data(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"out/data: no data here, and a report alone makes none"):
+        command.main(STUDIES[name], ["--output=out", "--report-only"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_alone_deals_no_splits(call):
+    with pytest.raises(UserError, match=r"splits/1: no data here"):
+        call("--report-only", "--splits=2")
+    assert not call.output.exists()
+
+
 def test_default_label_counts_fit_the_data(call):
     call("--methods=scratch", study=tiny(labels=("2", "8", "all"), repetitions=1))
     assert [row["labels"] for row in rows(call.output)] == ["2", "all"]

@@ -33,7 +33,7 @@ def test_markdown_word_for_word(study, found):
         "notes": ["A note."],
         "summary": ["Words."],
         "about": [("data", "none")],
-        "refuted": [],
+        "equal_steps_only": [],
         "opening": [("Question", "why?")],
     }
     text = templates.render("tables.md", tables=[table], **about)

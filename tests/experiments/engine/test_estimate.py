@@ -1,4 +1,5 @@
 import json
+import time
 
 import pytest
 
@@ -8,7 +9,7 @@ from ssl3d.experiments.engine import estimate, grid
 from ssl3d.experiments.engine.estimate import Cost
 from ssl3d.experiments.engine.grid import Job, Size
 from ssl3d.experiments.engine.study import StudyData
-from tests.support.small_study import done, tiny
+from tests.support.small_study import done, start, tiny
 
 
 def test_the_hours_are_the_sum_over_all_runs():
@@ -17,7 +18,7 @@ def test_the_hours_are_the_sum_over_all_runs():
     about = {"validate_every": 20}, {"steps": 36}, before
     cells = [Job(f"cells/{name}", "segment3d", "", *about) for name in "ab"]
     costs = {"rpl3d (a)": Cost(100, 0, 10, 2e9), "segment3d": Cost(100, 20, 10, 1e9)}
-    text = estimate.table(cells, lambda job: costs[estimate.kind(job)], 2)
+    text = estimate.table(cells, costs, 2)
     assert f"2 cells: {(460 + 2 * 520) / 3600:.1f} hours of runs; 2 at a time" in text
     (row,) = [line.split("|") for line in text.splitlines() if "rpl3d" in line]
     assert [float(cell) for cell in row[2:-1]] == [1, 10, 7.67, 2, 0.128]
@@ -49,6 +50,50 @@ def test_an_estimate_runs_a_few_steps_of_each_kind_once(call, capsys):
     said = capsys.readouterr().out
     assert "2 cells" in said
     assert "rpl3d (rpl3d)" not in said
+
+
+def test_a_kind_that_fails_is_left_out(call, stand_in, capsys):
+    """The others are timed and kept."""
+    options = "--methods=scratch,rpl3d,rpl2d", "--fractions=2", "--estimate"
+    stand_in.setenv("STAND_IN_FAILS", "probe/pretraining-rpl3d")
+    assert call(*options) == 0
+    said = capsys.readouterr().out
+    assert "not timed: no luck (see " in said
+    assert "[4 of 4] timing 6 steps of segment2d" in said
+    assert said.endswith("; without rpl3d (rpl3d), which could not be timed\n")
+    (row,) = [line for line in said.splitlines() if line.startswith("| rpl3d (rpl3d) ")]
+    assert [cell.strip() for cell in row.split("|")[2:-1]] == ["1", *["–"] * 4]
+    stand_in.delenv("STAND_IN_FAILS")
+    call(*options)
+    assert "[1 of 1] timing 6 steps of rpl3d (rpl3d)" in capsys.readouterr().out
+
+
+def test_frozen_runs_are_timed_frozen(call, volumes, capsys):
+    call("--methods=rpl3d,untrained-frozen", "--modes=finetune,frozen", "--estimate")
+    said = capsys.readouterr().out
+    assert "timing 6 steps of segment3d\n" in said
+    assert "timing 6 steps of segment3d, frozen\n" in said
+    plan = StudyData(tiny(), volumes, volumes)
+    size = Size(("untrained-frozen", "rpl3d"), ("2",), 1, ("finetune", "frozen"))
+    found = estimate.kinds(grid.jobs(plan, grid.cells(size)))
+    modes = {name: estimate.untrained(jobs[0]).get("transfer.mode") for name, jobs in found.items()}
+    assert modes == {"segment3d": "random", "segment3d, frozen": "frozen", "rpl3d (rpl3d)": None}
+    assert len(found["segment3d, frozen"]) == 2
+
+
+@pytest.mark.slow
+def test_a_stopped_estimate_ends_at_once_and_keeps_what_it_has(volumes, tmp_path):
+    options = ["--methods=scratch,rpl3d", "--fractions=2", "--estimate"]
+    process = start(tmp_path, volumes.path, *options, STAND_IN_SECONDS="3")
+    while not (tmp_path / estimate.FILE).exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.terminate()
+    out, error = process.communicate(timeout=10)
+    assert process.returncode == 1
+    assert "stopped; run the same command again to continue" in out
+    assert error == ""
+    assert len(estimate.read(tmp_path)) == 1
 
 
 def test_damaged_costs_are_named(tmp_path):

@@ -115,6 +115,7 @@ def test_a_study_on_a_cluster(volumes, tmp_path):
     with dask_cluster.started(tmp_path / "cluster", workers=0, STAND_IN_SECONDS="6") as cluster:
         options.append(f"--scheduler={cluster.address}")
         busy = start(output, volumes.path, *options)
+        assert next(busy.stdout) == f"{tiny().title}\n"
         assert "4 cells, 0 finished" in next(busy.stdout)
         assert "waiting for the Dask workers" in next(busy.stdout)
         cluster.add_worker(*preload)

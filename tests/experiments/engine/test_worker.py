@@ -100,6 +100,9 @@ def test_a_diverged_cell_counts(job, monkeypatch):
     # A pretraining is a failure, and so are cases that are at fault from the start.
     with pytest.raises(DivergedError):
         worker.run(job | {"columns": []}, folder)
+    # Nor does a run that is timed count.
+    with pytest.raises(DivergedError):
+        worker.run(job | {"row": {**job["row"], "probe": True}}, folder)
     lines.clear()
     with pytest.raises(DivergedError):
         worker.run(job, folder)
