@@ -190,7 +190,8 @@ def get_config(
     config.plan.channels = bounded(1, at_least(1))
     config.plan.classes = bounded(2, at_least(1))  # the background among them
 
-    # On GPUs, convolutions with channels last (NDHWC) for cuDNN too; without effect elsewhere.
+    # On GPUs, convolutions with channels last (NDHWC) for cuDNN too, in training, prediction and
+    # probes; without effect elsewhere.
     config.xla = Config()
     config.xla.channels_last = False
 

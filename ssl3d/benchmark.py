@@ -44,6 +44,9 @@ def main(arguments: Sequence[str]) -> None:
             print(benchmark.HEAD, benchmark.line(found[0]), sep="\n")
     if options.json:
         print("\n".join(json.dumps(one._asdict()) for one in found))
+    else:
+        for note in dict.fromkeys(note for one in found for note in one.notes):
+            print(note)
 
 
 if __name__ == "__main__":

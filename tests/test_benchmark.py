@@ -33,7 +33,8 @@ def test_the_figures_of_a_config_agree(brief, tiny, tiny_options, pictures, call
     found = figures.Benchmark(**json.loads(line))
     assert found.batch == 4
     assert found.patches == 4 * (1 + 3)  # the centre and three queries
-    numbers = found._replace(data_wait=1)[2:]
+    assert not found.notes
+    numbers = found._replace(data_wait=1)[2:-1]
     assert all(math.isfinite(value) and value > 0 for value in numbers)
     assert 0 <= found.data_wait <= 1
     assert found.step_volumes == pytest.approx(4 / found.step_seconds)
@@ -74,7 +75,8 @@ def test_a_suite_leaves_out_what_cannot_be_measured(call_command, monkeypatch, t
             "from ssl3d.configs import rpl2d\n"
             f"def get_config(arg='{preset}'):\n    return rpl2d.get_config(arg)\n"
         )
-    row = figures.Benchmark("rpl2d_phantom", *range(1, len(figures.Benchmark._fields)))
+    row = figures.Benchmark("rpl2d_phantom", *range(1, len(figures.Benchmark._fields) - 1))
+    row = row._replace(notes=["the figures are too low"])
     measured = json.dumps(row._asdict())
     script = (
         f"import sys; sys.exit('error: no data') if 'a2d' in sys.argv[1] else print({measured!r})"
@@ -88,7 +90,7 @@ def test_a_suite_leaves_out_what_cannot_be_measured(call_command, monkeypatch, t
     given = [f"--config={tmp_path}/b2d.py", "--suite"]
     status, said, error = call_command(benchmark.main, *given)
     assert status == 0
-    assert said.splitlines()[2:] == [figures.line(row)]
+    assert said.splitlines()[2:] == [figures.line(row), *row.notes]
     assert f"left out: --config={tmp_path}/a2d.py: no data" in error
 
 

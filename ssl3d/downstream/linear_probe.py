@@ -129,13 +129,13 @@ def build_encoders(
     loaded, _ = transfer.load_into(nested, {"encoder": pretrained}, config.init.encoder)
     loaded = {name: tree["encoder"] for name, tree in loaded.items()}
 
-    @xla.jit
     def levels(variables: Mapping[str, Any], images: Array) -> Levels:
         return tuple(x.astype(jnp.float32) for x in encoder.apply(variables, images).levels)
 
+    encode = xla.jit(levels, config.xla.channels_last)
     return {
-        "pretrained encoder": functools.partial(levels, loaded),
-        "untrained encoder": functools.partial(levels, random),
+        "pretrained encoder": functools.partial(encode, loaded),
+        "untrained encoder": functools.partial(encode, random),
     }
 
 

@@ -137,7 +137,8 @@ def _build(
     forward = xla.jit(
         lambda variables, images: to_probabilities(
             task.network.apply(variables, images, train=False)
-        )
+        ),
+        saved.config.get("xla", {}).get("channels_last", False),  # models of 0.1.0 have no such key
     )
     return Predictor(saved, lambda images: forward(variables, images))
 

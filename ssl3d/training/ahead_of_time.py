@@ -56,6 +56,7 @@ class Compiled(NamedTuple):
       batch_bytes: of a whole batch, from the hosts to the devices.
       model_flops: for the whole batch on all devices, before any optimisation.
       operations: of the program of one device; none where the compiler refuses it.
+      unread: a line for each unknown form in the text of the programs, see `hlo.unread`.
       seconds: of the compilation.
       needs_whole_batch: whether micro-batches would change the problem.
     """
@@ -67,6 +68,7 @@ class Compiled(NamedTuple):
     batch_bytes: int
     model_flops: float
     operations: list[hlo.Operation]
+    unread: list[str]
     seconds: float
     needs_whole_batch: bool
 
@@ -113,6 +115,7 @@ def compile_step(
     lowered, task, mesh, batch = lower_step(config, data, platform, devices)
     begun = time.monotonic()
     operations, memory = run_compiler(lowered, platform)
+    traced = hlo.traced(lowered)
     leaves = jax.tree.leaves(batch)
     size = batch["subject"].shape[0]
     return Compiled(
@@ -121,8 +124,9 @@ def compile_step(
         unit=sharding.unit_batch(mesh) * config.optimizer.accumulate,
         memory=memory + sum(map(_own_bytes, leaves)),
         batch_bytes=sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves),
-        model_flops=hlo.model_flops(lowered),
+        model_flops=hlo.flops(traced),
         operations=operations,
+        unread=hlo.unread([*traced, *operations]),
         seconds=time.monotonic() - begun,
         needs_whole_batch=task.needs_whole_batch,
     )

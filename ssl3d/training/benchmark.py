@@ -52,6 +52,7 @@ class Benchmark(NamedTuple):
       peak_share: share of the machine's peak, measured by a matrix product.
       peak_flops: that peak, per second.
       memory_mb: at the peak, of the device, or of the process on a CPU.
+      notes: forms of XLA's text that are unknown, so that flops and bytes are too low.
     """
 
     config: str
@@ -71,6 +72,7 @@ class Benchmark(NamedTuple):
     peak_share: float
     peak_flops: float
     memory_mb: float
+    notes: Sequence[str] = ()
 
 
 def benchmark(config: ml_collections.ConfigDict, profile: Path | None = None) -> Benchmark:
@@ -116,7 +118,8 @@ def benchmark(config: ml_collections.ConfigDict, profile: Path | None = None) ->
             for _ in range(_LEAST):
                 step()
     step_seconds = seconds / count
-    flops, peak = hlo.model_flops(lowered), _matmul_peak(config.encoder.dtype)
+    traced, operations = hlo.traced(lowered), hlo.operations(compiled.as_text())
+    flops, peak = hlo.flops(traced), _matmul_peak(config.encoder.dtype)
     return Benchmark(
         config=config.name,
         machine=hardware.machine(),
@@ -130,11 +133,12 @@ def benchmark(config: ml_collections.ConfigDict, profile: Path | None = None) ->
         step_seconds=step_seconds,
         compile_seconds=compile_seconds,
         flops=flops,
-        bytes=hlo.memory_bytes(hlo.operations(compiled.as_text())),
+        bytes=hlo.memory_bytes(operations),
         batch_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(batch)),
         peak_share=flops / step_seconds / (peak * jax.device_count()),
         peak_flops=peak,
         memory_mb=hardware.peak_memory(),
+        notes=hlo.unread([*traced, *operations]),
     )
 
 

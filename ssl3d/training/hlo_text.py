@@ -11,12 +11,9 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-_BYTES = {
-    **dict.fromkeys(("pred", "s8", "u8", "s4", "u4", "f8e4m3fn", "f8e5m2"), 1),
-    **dict.fromkeys(("bf16", "f16", "s16", "u16"), 2),
-    **dict.fromkeys(("f32", "s32", "u32"), 4),
-    **dict.fromkeys(("f64", "s64", "u64", "c64"), 8),
-}
+# Bytes of the element types that do not name their bits, as f8e4m3fn and u32 do.
+_BYTES = {"pred": 1, "token": 0, "opaque": 0}
+_BITS = re.compile(r"(?:b?f|[suc])(\d+)\w*")
 _SHAPE = re.compile(r"(\w+)\[([\d,<=]*)\](\{[^}]*\})?")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+)\s.*\{$|^(ENTRY )?%?([\w.\-]+) \{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
@@ -37,11 +34,14 @@ class Shape(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        return self.stored * _BYTES.get(self.dtype, 0) * self.in_memory
+        return self.stored * (element_bytes(self.dtype) or 0) * self.in_memory
 
 
 class Instruction(NamedTuple):
-    """A line of HLO; `shapes` are those of its result, several of a tuple."""
+    """A line of HLO; `shapes` are those of its result, several of a tuple.
+
+    A line of an unknown form has no opcode, and is its own attributes.
+    """
 
     name: str
     shapes: tuple[Shape, ...]
@@ -54,8 +54,14 @@ class Instruction(NamedTuple):
 Computation = Mapping[str, Instruction]
 
 
+def element_bytes(dtype: str) -> int | None:
+    """Bytes of an element, whole ones; None of an unknown type."""
+    found = _BITS.fullmatch(dtype)
+    return -(-int(found[1]) // 8) if found else _BYTES.get(dtype)
+
+
 def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
-    """Instructions by name, by computation; and the name of the entry computation."""
+    """Instructions by name, by computation; and the name of the entry computation, "" if none."""
     computations: dict[str, dict[str, Instruction]] = {}
     entry, current = "", None
     for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
@@ -66,10 +72,20 @@ def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
                 entry = name if found[1] or found[3] else entry
         elif line.startswith("}"):
             current = None
-        elif found := _INSTRUCTION.match(line):
-            instruction = _instruction(found[2], line[found.end() :], bool(found[1]))
+        elif line.strip():
+            instruction = _line(line)
             current[instruction.name] = instruction
     return computations, entry
+
+
+def _line(line: str) -> Instruction:
+    found = _INSTRUCTION.match(line)
+    try:
+        if found:
+            return _instruction(found[2], line[found.end() :], bool(found[1]))
+    except (ValueError, IndexError):  # a part is missing, or a layout of another form
+        pass
+    return Instruction(line, (), "", (), line.strip(), False)
 
 
 def _instruction(name: str, rest: str, root: bool) -> Instruction:

@@ -114,14 +114,17 @@ def plan(
         largest, found = _largest_batch(first, limit, attempt, cheap)
         if not fits:
             remedies = tuple(_remedies(config, first, largest, limit, attempt, cheap))
-    count, each, share = 0, 0.0, 0.0
+    count, each, share, scoring = 0, 0.0, 0.0, list[hlo.Operation]()
     hosts = len({device.process_index for device in devices})
     measured = _measure(first, chip, hosts)
     if not quick and fits:
         count, scoring = ahead_of_time.compile_validation(config, data, chip.platform, devices)
         each = sum(roofline(one, chip, hosts)[1] * one.times for one in scoring)
         share = count * each / (count * each + config.validate_every * measured["seconds"])
-    notes = [remark] if remark else []
+    unread = dict.fromkeys([*first.unread, *hlo.unread(scoring)])
+    notes = [*([remark] if remark else []), *unread]
+    if chip.clock and first.operations and not measured["expected_seconds"]:
+        notes.append("the compiler's own estimate of the time was not found in XLA's text")
     if chip.platform == "gpu":
         notes.append("cuDNN's workspaces are not part of the memory")
     if chip.platform == "cpu":

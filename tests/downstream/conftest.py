@@ -1,5 +1,6 @@
 """Runs, collections and encoders that the tests of this folder share."""
 
+import jax
 import nibabel as nib
 import numpy as np
 import pytest
@@ -101,3 +102,17 @@ def pretrained(tmp_path_factory):
         3: write_encoder(folder / "3d", 3, 2),
         "slices": write_encoder(folder / "slices", 2, 2),
     }
+
+
+@pytest.fixture
+def compiler_options(monkeypatch):
+    """A list: the compiler options of each jitted function, which is compiled without them."""
+    given = []
+    jit = jax.jit
+
+    def record(function, compiler_options=None, **options):
+        given.append(compiler_options or {})
+        return jit(function, **options)
+
+    monkeypatch.setattr(jax, "jit", record)
+    return given

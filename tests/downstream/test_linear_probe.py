@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl3d import bounds
+from ssl3d import bounds, tasks, xla
 from ssl3d.configs import segment3d
 from ssl3d.data import store
 from ssl3d.downstream import linear_probe
 from ssl3d.errors import UserError
 from ssl3d.models import export, heads, readouts
-from ssl3d.training import problem
+from ssl3d.training import problem, transfer
 from ssl3d.training.cases import choose_cases
 from tests.support import exported
 from tests.support.datasets import forget_digests
@@ -181,6 +181,17 @@ def test_slices_of_volumes_and_grades_of_volumes(tiny, volumes, pretrained, tmp_
     document = linear_probe.probe(config, "test")
     for row in document["rows"]:
         assert all(np.isfinite(score["value"]) for score in row["scores"].values())
+
+
+def test_gpus_encode_with_channels_last_if_the_config_says_so(
+    tiny, pictures, pretrained, compiler_options
+):
+    config = tiny("classify2d", init__encoder=str(pretrained[2]), xla__channels_last=True)
+    transfer.adopt_architecture(config, len(pictures.modalities))
+    task = tasks.build(config, tasks.Labels(pictures.classes, (1, 1, 1)))
+    with xla.compiling_for("gpu"):
+        linear_probe.build_encoders(config, pictures, task)
+    assert "xla_gpu_force_conv_nhwc" in compiler_options[-1]
 
 
 def test_an_encoder_of_fewer_channels_is_repeated(tiny, pictures, tmp_path):

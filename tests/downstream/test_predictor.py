@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from ssl3d import xla
 from ssl3d.data import geometry, store
 from ssl3d.downstream import predictor
 from ssl3d.errors import UserError
@@ -60,6 +61,16 @@ def test_who_trains_without_mirrored_images_predicts_without(save_model, volumes
     )
     with pytest.raises(UserError, match=r"--mirror: .* without mirrored images .*flip=0"):
         predictor.load(tmp_path, mirror=True)
+
+
+def test_gpus_predict_with_channels_last_as_they_were_trained(
+    save_model, pictures, tmp_path, compiler_options
+):
+    for last in (False, True):
+        save_model(tmp_path / str(last), pictures, "classify2d", xla__channels_last=last)
+        with xla.compiling_for("gpu"):
+            predictor.load(tmp_path / str(last))
+        assert ("xla_gpu_force_conv_nhwc" in compiler_options[-1]) == last
 
 
 # Label maps over their scans.

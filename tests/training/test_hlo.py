@@ -1,5 +1,7 @@
 """Operations, flops and bytes, read from the text of programs."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -106,3 +108,89 @@ def test_what_compilers_for_accelerators_write():
     assert (gathered.collective, gathered.group, gathered.bytes) == ("all-gather", 4, 1600)
     assert (halved.group, shared.group) == (2, 4)
     assert {one.kind for one in (reduced, gathered)} == {"collectives"}
+    assert not hlo.unread(hlo.operations(PROGRAM))
+
+
+@pytest.mark.parametrize(
+    ("groups", "devices"),
+    [
+        ("mesh[a=4,b=2], device_ids=([4,2]<=[2,4]T(1,0)) {b}", 2),
+        ("@mesh<a=4,b=2>(devices=[4,2]<=[2,4]T(1,0)) {a:(1)2,b}", 4),
+        ("mesh['a'=4,'b'=2] {}", 1),
+        ("{}", 8),  # all
+    ],
+)
+def test_the_devices_of_a_collective_in_the_forms_of_other_versions(groups, devices):
+    program = PROGRAM.replace("is_scheduled=true", "num_partitions=8").replace(
+        "mesh['axis_0'=4,'axis_1'=2] {'axis_1'}", groups
+    )
+    found = hlo.operations(program)
+    assert found[-2].group == devices
+    assert not hlo.unread(found)
+
+
+@pytest.mark.parametrize(
+    ("known", "unknown", "named"),
+    [
+        ("replica_groups=[2,4]<=[8]", "replica_groups=ring(8)", "all-reduce-start of .*ring"),
+        ("{'axis_1'}", "{'axis_9'}", "all-reduce of replica_groups=mesh"),
+        ("replica_groups={{0,1,2,3},{4,5,6,7}}, ", "", "all-gather of no groups"),
+        ("all-gather(%zeros)", "all-collect(%zeros)", "all-collect of replica_groups={{0,1,2,3}"),
+        ("convForward", "nextForward", "custom-call __cudnn.nextForward"),
+        ("__cudnn$convForward", "forward", "custom-call forward"),
+        ("window={size=", "window={sides=", "custom-call __cudnn"),
+        ("size=3x3x3", "size=3x3", "custom-call __cudnn"),
+        ("bf16[64,128]{1,0:T(8,128)S(1)} copy", "e5[64,128]{1,0} copy", "element type e5"),
+        ("copy(%x)", "copy(<x>)", "operand <x> of copy"),
+        ("calls=%fused", "runs=%fused", "fusion, kind=kLoop, runs="),
+        ("calls=%fused", "calls=%other", "fusion, kind=kLoop, calls=%other"),
+        ("%near = ", "%near := ", "%near := bf16"),
+        ("%near = bf16[64,128]{1,0:T(8,128)S(1)} copy(%x)", "%near = bf16[64]", "%near = bf16"),
+        ("ENTRY %main", "MAIN %main", "computation ENTRY"),
+    ],
+)
+def test_a_form_that_is_unknown_is_reported(known, unknown, named):
+    assert known in PROGRAM
+    (line,) = hlo.unread(hlo.operations(PROGRAM.replace(known, unknown)))
+    assert re.search(f"unknown, {named}.* \\(1 operation", line)
+
+
+CALLS = """\
+HloModule jit_step
+
+%body (x: f32[8,8]) -> f32[8,8] {
+  %x = f32[8,8] parameter(0)
+  ROOT %square = f32[8,8] dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%endless (y: f32[8,8]) -> pred[] {
+  ROOT %y = f32[8,8] parameter(0)
+}
+
+ENTRY %main (z: f32[8,8]) -> f32[8,8] {
+  %z = f32[8,8] parameter(0)
+  ROOT %called = f32[8,8] OPERATION
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("operation", "products", "named"),
+    [
+        ("call(%z), to_apply=%body", 1, ""),
+        ('while(%z), condition=%endless, body=%body, {"known_trip_count":{"n":"7"}}', 7, ""),
+        ("while(%z), condition=%endless, body=%body", 1, "while, condition=%endless"),
+        ("while(%z), condition=%endless, does=%body", 0, "while, condition=%endless, does"),
+        ("conditional(%z, %z), branch_computations={%body, %body}", 2, ""),
+        ("conditional(%z, %z), branches={%body, %body}", 0, "conditional, branches"),
+        ("async-start(%z), calls=%body", 1, ""),
+        ("async-start(%z), wraps=%body", 0, "async-start, wraps"),
+        ("call(%z), to_apply=%other", 0, "computation other"),
+        ("scaled-dot(%z, %z)", 0, "scaled-dot"),
+        ("convolution(%z, %z), window={size=3}", 0, "convolution , window"),
+    ],
+)
+def test_what_calls_in_an_unknown_form_is_reported(operation, products, named):
+    found = hlo.operations(CALLS.replace("OPERATION", operation))
+    assert hlo.flops(found) == products * 2 * 8**3
+    assert [f"unknown, {named}" in line for line in hlo.unread(found)] == [True] * bool(named)

@@ -30,6 +30,7 @@ def test_an_operation_takes_what_bounds_it(one, bound, seconds):
 
 
 SCORING = operation(flops=1e12)
+UNKNOWN = "a form of XLA's text is unknown"
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def pretend(monkeypatch):
             size = config.batch_size
             unit = math.lcm(mesh, hosts) * config.optimizer.accumulate
             return ahead_of_time.Compiled(
-                size, share, unit, memory, 8 * size, 1e12 * size, done, 3.0, False
+                size, share, unit, memory, 8 * size, 1e12 * size, done, [UNKNOWN], 3.0, False
             )
 
         monkeypatch.setattr(ahead_of_time, "compile_step", compile_step)
@@ -79,6 +80,8 @@ def test_the_largest_batch_is_extrapolated_where_compiling_is_dear(tiny, pretend
     assert found.collectives == {"all-reduce": (1, 1e9)}
     assert found.host_volumes == pytest.approx(8 / found.seconds)
     assert found.host_bytes == pytest.approx(8 * found.host_volumes)
+    assert UNKNOWN in planning.text(found)
+    assert "the compiler's own estimate of the time was not found" in planning.text(found)
 
 
 def test_the_largest_batch_divides_over_the_hosts_too(tiny, pretend):

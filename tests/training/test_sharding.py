@@ -92,9 +92,10 @@ def test_two_and_eight_devices_train_as_one_does(volumes):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_two_and_eight_devices_train_as_one_does_for_every_task(volumes):
+def test_two_and_eight_devices_train_as_one_does_for_every_task(volumes, pictures):
     shared = [(f"{task}{rank}d", 1) for rank in (2, 3) for task in (*PROXY, "segment")]
-    assert_twenty_losses_agree(volumes, [*shared, ("classify3d", 1), ("cpc3d", 2)])
+    assert_twenty_losses_agree(volumes, [*shared, ("cpc3d", 2)])
+    assert_twenty_losses_agree(pictures, [("classify2d", 1)])  # the volumes have no grades
 
 
 def test_a_crop_that_the_devices_cannot_share_is_refused(eight_devices):
