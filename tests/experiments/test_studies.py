@@ -170,7 +170,7 @@ def test_cut_slices_are_kept_out_of_repositories_from_the_start(tmp_path):
 
     study = small(dataclasses.replace(hippocampus_levels.STUDY, derive=cut), (8, 8))
     with pytest.raises(UserError, match="killed"):
-        command.main(study, [f"--data={volumes.path}", f"--output={out}", "--report-only"])
+        command.main(study, [f"--data={volumes.path}", f"--output={out}"])
 
 
 def test_grades_have_no_source_to_be_scored_on(tmp_path):
@@ -196,11 +196,15 @@ def test_a_phantom_to_pretrain_on_is_generated_on_first_use(tmp_path):
         },
     )
     (tmp_path / "corpus").mkdir()
-    found = protocol.open_corpus(study, tmp_path / "corpus")
+
+    def made(folder, make):
+        return make()
+
+    found = protocol.open_corpus(study, tmp_path / "corpus", made)
     assert [case.split for case in found.cases].count("train") == 2
     assert found.extra["seed"] == 1
-    assert protocol.open_corpus(study, tmp_path / "corpus") == found
-    assert protocol.open_corpus(phantom.STUDY, None) is None
+    assert protocol.open_corpus(study, tmp_path / "corpus", made) == found
+    assert protocol.open_corpus(phantom.STUDY, None, made) is None
 
 
 def test_the_phantom_is_drawn_on_first_use(tmp_path):

@@ -112,7 +112,7 @@ def test_a_study_on_a_cluster(volumes, tmp_path):
     output = tmp_path / "out"
     options = ["--methods=scratch,rpl3d", "--fractions=2", "--repetitions=2"]
     preload = ["--preload=tests.support.small_study"]
-    with dask_cluster.started(tmp_path / "cluster", workers=0, STAND_IN_SECONDS="6") as cluster:
+    with dask_cluster.started(tmp_path / "cluster", workers=0, STAND_IN_SECONDS="12") as cluster:
         options.append(f"--scheduler={cluster.address}")
         busy = start(output, volumes.path, *options)
         assert next(busy.stdout) == f"{tiny().title}\n"
