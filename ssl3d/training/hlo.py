@@ -53,7 +53,9 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # `models.weight_gradient`, compiled and not: JAX's name of what it may divide among devices.
 _NATIVE = ("ssl3d_weight_gradient", "CustomSPMDPartitioning")
 # Custom calls without products.
-_NO_PRODUCT = re.compile(r"xla\.sdy|Sharding|SPMD|TopK|AllocateBuffer")
+_NO_PRODUCT = re.compile(
+    r"xla\.sdy|Sharding|SPMD|TopK|AllocateBuffer|GatherScatterIndices|AssumeGatherIndices"
+)
 # Letters of an unknown form that are shown.
 _SHOWN = 100
 # Its axes in square or pointed brackets, perhaps the order of its devices; the axes of a group.
