@@ -64,12 +64,14 @@ class Outputs(NamedTuple):
       format: of label maps, "nifti" (PNG for pictures) or "dicom-seg".
       probabilities: whether maps of them too.
       pictures: whether a preview of every case.
+      skip: whether a case that cannot be written is left out; else it is an error.
     """
 
     folder: Path
     format: Format
     probabilities: bool
     pictures: bool
+    skip: bool
 
 
 class Parts(NamedTuple, Generic[T_co]):
