@@ -190,6 +190,6 @@ def module_of(config: ml_collections.ConfigDict) -> Downstream:
     if module is None:
         raise UserError(
             f"config.task.name={config.task.name!r}: {config.task.name} has no labels to predict; "
-            "choose a downstream task, e.g. configs/segment3d.py or configs/classify2d.py"
+            "choose a downstream task, e.g. --config=segment3d or --config=classify2d"
         )
     return cast(Downstream, module)
