@@ -1,8 +1,8 @@
 """How fast a config trains on this machine: the step, the loader, and both together.
 
-    python -m ssl3d.benchmark --config=configs/rpl3d.py[:DATASET] [--json] [--profile=DIR]
+    python -m ssl3d.benchmark --config=rpl3d[:DATASET] [--json] [--profile=DIR]
                               [--config.key=value ...]
-    python -m ssl3d.benchmark --config=configs/rpl3d.py[:DATASET] --suite [--config.key=value ...]
+    python -m ssl3d.benchmark --config=rpl3d[:DATASET] --suite [--config.key=value ...]
 
 Volumes and patches per second of the compiled step on a batch that stays on the device, of the
 loader alone, and of training as it runs; compile time, operations, share of the machine's peak,

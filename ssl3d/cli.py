@@ -120,6 +120,16 @@ def make_folder(folder: Path) -> None:
             pass
 
 
+def check_file(file: Path, example: str) -> None:
+    """Raises `UserError` where an output file has the place of a folder, e.g. `--output=.`.
+
+    Args:
+      example: a file's name, for the message.
+    """
+    if file.is_dir():
+        raise UserError(f"--output={file}: is a folder; give a file, --output={example}")
+
+
 @contextlib.contextmanager
 def disk_errors(place: Path | str = "") -> Iterator[None]:
     """Turns an `OSError`, e.g. a full disk or a read-only folder, into a `UserError`.
@@ -137,17 +147,19 @@ def disk_errors(place: Path | str = "") -> Iterator[None]:
         raise UserError(f"{what}; fix this and run again") from None
 
 
-CONFIG_HELP = """\
-the config:
-  --config=NAME[:DATASET[,VARIANT]]   one that is shipped, e.g. rpl3d:hippocampus
-  --config=FILE[:DATASET[,VARIANT]]   one of your own, e.g. configs/rpl3d.py:hippocampus
-  --config.KEY=VALUE                  overrides one value, e.g. --config.steps=1000
-                                      (configs/default.py explains every key)
-  --config.batch_size=auto            the preset's, rounded up to a multiple of the devices
-"""
-
 # Of the installed package, or of the checkout through a link.
 _SHIPPED = Path(__file__).with_name("configs")
+
+CONFIG_HELP = f"""\
+the config:
+  --config=NAME[:DATASET[,VARIANT]]   one that is shipped, e.g. rpl3d:hippocampus
+  --config=FILE[:DATASET[,VARIANT]]   one of your own, e.g. mine/rpl3d.py:hippocampus
+  --config.KEY=VALUE                  overrides one value, e.g. --config.steps=1000
+  --config.batch_size=auto            the preset's, rounded up to a multiple of the devices
+
+--print_config lists the keys; comments explain them in
+{_SHIPPED / "default.py"}
+"""
 
 _AUTOMATIC = "--config.batch_size=auto"
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ssl3d import cli
-from ssl3d.data import store
+from ssl3d.data.cases import LABELLED_SPLITS
 from ssl3d.downstream.options import add_options
 
 
@@ -25,7 +25,7 @@ def parser() -> cli.Parser:
     result = cli.Parser(prog="python -m ssl3d.evaluate", description=__doc__)
     add = result.add_argument
     add("--workdir", required=True, type=cli.path, help="folder of the run")
-    add("--split", default="test", choices=store.SPLITS, help="cases to score (default: test)")
+    add("--split", default="test", choices=LABELLED_SPLITS, help="cases (default: test)")
     add("--data", type=cli.path, help="prepared data set (default: where the run had it)")
     add("--source", type=cli.path, help="folder the data set was prepared from")
     add("--output", type=cli.path, help="folder for the scores (default: WORKDIR/evaluation)")

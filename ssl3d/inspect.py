@@ -1,6 +1,6 @@
 """Pictures of what the network is shown: the image, its patches, and its inputs.
 
-python -m ssl3d.inspect --config=configs/rpl3d.py[:DATASET[,VARIANT]] [--output=FILE.png]
+python -m ssl3d.inspect --config=rpl3d[:DATASET[,VARIANT]] [--output=FILE.png]
                         [--cases=N] [--split=SPLIT] [--config.key=value ...]
 python -m ssl3d.inspect --config=... --audit [--network]
 
@@ -44,6 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     from ssl3d.figures import inspection
 
     output = options.output or Path(f"inspect_{config.name}.png")
+    cli.check_file(output, "FILE.png")
     with cli.disk_errors(output):
         inspection.inspect(config, options.split, options.cases, output)
     print(output)

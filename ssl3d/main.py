@@ -1,6 +1,6 @@
 """Trains anything: a proxy task or a downstream problem.
 
-python -m ssl3d.main --config=configs/rpl3d.py[:DATASET[,VARIANT]] [--workdir=DIR]
+python -m ssl3d.main --config=rpl3d[:DATASET[,VARIANT]] [--workdir=DIR]
                      [--stop_at=STEP] [--config.key=value ...]
 
 Run again with the same workdir, it goes on where it stopped.

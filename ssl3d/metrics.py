@@ -21,7 +21,7 @@ from ssl3d.intervals import PerDraw, bootstrap_interval
 # Unions of the classes background, necrotic core, oedema, enhancing tumour (BraTS 2012-2020).
 BRATS_REGIONS = {"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)}
 SegmentationScore = Literal[
-    "dice", "hd95", "nsd", "truth_volume", "predicted_volume", "false_positive_volume"
+    "dice", "hd95", "nsd", "reference_volume", "predicted_volume", "false_positive_volume"
 ]
 SEGMENTATION_SCORES: tuple[SegmentationScore, ...] = get_args(SegmentationScore)
 # The scores of one class or region of one case, see `segmentation_scores`.
@@ -32,7 +32,7 @@ MaskRow = TypedDict(
         "dice": float,
         "hd95": float,
         "nsd": float,
-        "truth_volume": float,
+        "reference_volume": float,
         "predicted_volume": float,
         "false_positive_volume": float,
         "absent": bool,
@@ -77,7 +77,7 @@ def segmentation_scores(
         dice: 2 |P and T| / (|P| + |T|).
         hd95: mm, see `hd95`.
         nsd: see `surface_dice`.
-        truth_volume, predicted_volume, false_positive_volume: ml (2D: cm^2).
+        reference_volume, predicted_volume, false_positive_volume: ml (2D: cm^2).
         absent: the truth is empty; `dice`, `hd95` and `nsd` are NaN, and the predicted volume is
           in `false_positive_volume`.
         missed: only the prediction is empty; `dice` and `nsd` are 0 and `hd95` is NaN.
@@ -114,7 +114,7 @@ def _mask_row(
         "dice": 2 * common / (predicted + true) if true else np.nan,
         "hd95": np.nan,
         "nsd": 0.0 if true else np.nan,
-        "truth_volume": true * voxel,
+        "reference_volume": true * voxel,
         "predicted_volume": predicted * voxel,
         "false_positive_volume": (predicted - common) * voxel,
         "absent": not true,
@@ -358,7 +358,7 @@ def confusion_matrix(
 
 def _check_maps(prediction: np.ndarray, truth: np.ndarray, classes: int) -> None:
     if prediction.shape != truth.shape:
-        raise ValueError(f"a prediction {prediction.shape} and a truth {truth.shape}")
+        raise ValueError(f"a prediction {prediction.shape} and a reference {truth.shape}")
     _check_indices(classes, prediction, truth)
 
 

@@ -1,6 +1,6 @@
 """What a config needs on devices that need not be at hand: memory, time, and data per second.
 
-    python -m ssl3d.plan --config=configs/rpl3d.py:DATASET --target=v5e:2x2 [--json] [--quick]
+    python -m ssl3d.plan --config=rpl3d:DATASET --target=v5e:2x2 [--json] [--quick]
                          [--config.key=value ...]
 
 The training step is compiled for the target and its operations are compared with the chip's peak

@@ -1,6 +1,6 @@
 """A linear probe: how much of the labels a linear readout recovers from a frozen encoder.
 
-    python -m ssl3d.probe --config=configs/segment3d.py[:DATASET]
+    python -m ssl3d.probe --config=segment3d[:DATASET]
                           --config.init.encoder=RUN [--config.data.label_fraction=0.1]
                           [--split=test] [--output=FILE.json] [--config.key=value ...]
 
@@ -24,15 +24,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ssl3d import cli
-from ssl3d.data import store
-from ssl3d.errors import UserError
+from ssl3d.data.cases import LABELLED_SPLITS
 
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the command. Raises `UserError`."""
     parser = cli.Parser(prog="python -m ssl3d.probe", description=__doc__, epilog=cli.CONFIG_HELP)
     add = parser.add_argument
-    add("--split", default="test", choices=store.SPLITS, help="cases to score (default: test)")
+    add(
+        "--split",
+        default="test",
+        choices=LABELLED_SPLITS,
+        help="cases to score (default: test)",
+    )
     add("--output", type=cli.path, help="JSON file for all numbers")
     options, config = cli.parse_with_config(parser, arguments)
     from ssl3d.downstream import linear_probe  # loads jax, which --print_config does without
@@ -40,9 +44,8 @@ def main(arguments: Sequence[str]) -> None:
     with cli.disk_errors(options.output or ""):
         if options.output:
             # Before minutes of work whose numbers could not be written.
+            cli.check_file(options.output, "FILE.json")
             options.output.parent.mkdir(parents=True, exist_ok=True)
-            if options.output.is_dir():
-                raise UserError(f"{options.output}: is a folder; give a file, --output=FILE.json")
         document = linear_probe.probe(config, options.split)
         if options.output:
             linear_probe.write(document, options.output)

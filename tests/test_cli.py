@@ -361,6 +361,9 @@ def test_help_is_no_error(monkeypatch, capsys, in_repository):
     captured = capsys.readouterr().out
     assert "What it does." in captured
     assert "--config.KEY=VALUE" in captured
+    # In the checkout and where the package is installed.
+    file = Path(captured.splitlines()[-1])
+    assert "learning_rate" in file.read_text()
 
 
 # Places.

@@ -20,6 +20,19 @@ def test_it_says_what_was_written_and_what_comes_next(tmp_path, capsys):
     ]
 
 
+def test_the_current_folder_is_filled_if_it_is_empty(tmp_path, monkeypatch):
+    run = exported.write_encoder(tmp_path / "run", {"kind": "unet", "width": 4, "depth": 2}, 2)
+    output = tmp_path / "out"
+    output.mkdir()
+    before = output.stat().st_ino
+    monkeypatch.chdir(output)
+    export.main([f"--workdir={run}", "--format=torch", "--output=."])
+    assert output.stat().st_ino == before  # a shell is in it
+    assert len(list(output.iterdir())) == 4
+    with pytest.raises(UserError, match=r"^\.: already exists; give a new folder"):
+        export.main([f"--workdir={run}", "--format=torch", "--output=."])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

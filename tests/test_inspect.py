@@ -20,6 +20,7 @@ def test_as_typed(tiny_options, pictures, as_typed, tmp_path):
         ("--cases=0", "--cases=0: must be 1 or more"),
         ("--split=tset", "invalid choice: 'tset'"),
         ("--split=unlabelled", "no cases in the split unlabelled"),
+        ("--output=.", "--output=.: is a folder; give a file, --output=FILE.png"),
         ("--output=/dev/null/x/y.png", "/dev/null/x: Not a directory; fix this and run again"),
     ],
 )

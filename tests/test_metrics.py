@@ -68,7 +68,7 @@ def test_scores_are_those_of_all_pairs_of_boundary_voxels(seed, tolerance):
     assert row["absent"] == (not truth.any())
     assert row["missed"] == (truth.any() and not prediction.any())
     voxel = np.prod(spacing) / 10**truth.ndim
-    assert row["truth_volume"] == pytest.approx(truth.sum() * voxel)
+    assert row["reference_volume"] == pytest.approx(truth.sum() * voxel)
     assert row["predicted_volume"] == pytest.approx(prediction.sum() * voxel)
     assert row["false_positive_volume"] == pytest.approx((prediction & ~truth).sum() * voxel)
     if not truth.any():
@@ -107,9 +107,9 @@ def test_scores_scale_with_the_spacing(seed, factor):
     prediction, truth, spacing = pair(seed)
     row = scores(prediction, truth, spacing, 1.3)
     larger = scores(prediction, truth, tuple(np.multiply(spacing, factor)), 1.3 * factor)
-    volume = row["truth_volume"] * factor**truth.ndim
-    expected = row | {"hd95": row["hd95"] * factor, "truth_volume": volume}
-    assert_same(larger, expected, (*OVERLAPS, "truth_volume"))
+    volume = row["reference_volume"] * factor**truth.ndim
+    expected = row | {"hd95": row["hd95"] * factor, "reference_volume": volume}
+    assert_same(larger, expected, (*OVERLAPS, "reference_volume"))
 
 
 @given(st.integers(0, 2**32))
@@ -119,7 +119,9 @@ def test_a_picture_is_a_volume_of_one_slice(seed):
     prediction, truth = noise(rng, (5, 6)), noise(rng, (5, 6))
     flat = scores(prediction, truth, (2, 3))
     thick = scores(prediction[..., None], truth[..., None], (2, 3, 10))
-    assert_same(thick, flat, ("dice", "truth_volume", "predicted_volume", "false_positive_volume"))
+    assert_same(
+        thick, flat, ("dice", "reference_volume", "predicted_volume", "false_positive_volume")
+    )
     assert (thick["absent"], thick["missed"]) == (flat["absent"], flat["missed"])
 
 
@@ -129,7 +131,7 @@ def test_scores_of_shifted_boxes():
     row = scores(np.roll(truth, 2, axis=2), truth, (1, 1, 3), tolerance=5.9)
     assert row["dice"] == pytest.approx(3 / 5)
     assert row["hd95"] == 6  # the end face is 25 of 98 boundary voxels, 2 slices of 3 mm away
-    assert row["truth_volume"] == pytest.approx(0.375)  # 125 voxels of 3 mm^3, in ml
+    assert row["reference_volume"] == pytest.approx(0.375)  # 125 voxels of 3 mm^3, in ml
     assert row["false_positive_volume"] == pytest.approx(0.150)
     assert row["nsd"] < scores(np.roll(truth, 2, axis=2), truth, (1, 1, 3), 6.0)["nsd"] == 1
 

@@ -55,7 +55,7 @@ def test_the_encoder_is_checked_before_data_are_generated(call, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "encoder", "options", "message"),
     [
-        ("classify2d", 2, ["--split=unlabelled"], "no labelled case in the split unlabelled"),
+        ("classify2d", 2, ["--split=unlabelled"], "invalid choice: 'unlabelled'"),
         ("classify2d", 2, ["--split=tset"], "invalid choice: 'tset'"),
         ("classify2d", 2, ["--output=/dev/null/x/y.json"], "/dev/null/x"),
         ("classify2d", 2, ["--output=."], "is a folder"),

@@ -1,4 +1,4 @@
-"""Further splits of a prepared data set: its labelled subjects dealt anew, its files linked."""
+"""Further splits of a prepared data set: its labelled subjects randomised again, files linked."""
 
 import dataclasses
 import os

@@ -23,7 +23,8 @@ from ssl3d import documents
 from ssl3d.data.integrity import Digest
 from ssl3d.errors import UserError
 
-SPLITS = ("train", "val", "test", "unlabelled")
+LABELLED_SPLITS = ("train", "val", "test")
+SPLITS = (*LABELLED_SPLITS, "unlabelled")
 
 # An id is a file name: no separators, no leading dot, no characters special to shells or Windows.
 ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")

@@ -64,12 +64,14 @@ class Outputs(NamedTuple):
       format: of label maps, "nifti" (PNG for pictures) or "dicom-seg".
       probabilities: whether maps of them too.
       pictures: whether a preview of every case.
+      skip: whether a case that cannot be written is left out; else it is an error.
     """
 
     folder: Path
     format: Format
     probabilities: bool
     pictures: bool
+    skip: bool
 
 
 class Parts(NamedTuple, Generic[T_co]):
@@ -188,6 +190,6 @@ def module_of(config: ml_collections.ConfigDict) -> Downstream:
     if module is None:
         raise UserError(
             f"config.task.name={config.task.name!r}: {config.task.name} has no labels to predict; "
-            "choose a downstream task, e.g. configs/segment3d.py or configs/classify2d.py"
+            "choose a downstream task, e.g. --config=segment3d or --config=classify2d"
         )
     return cast(Downstream, module)

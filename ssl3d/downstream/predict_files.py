@@ -74,10 +74,11 @@ def predict(
     skip = on_error == "skip"
     for problem in listing.problems:
         leave_out(f"{problem.name}: {problem.reason}", skip)
+    cases = [case for case in listing.cases if _has_format(case, format, skip)]
     output.mkdir(parents=True, exist_ok=True)
-    images = _noted(prepared_images(listing.cases, settings, skip))
+    images = _noted(prepared_images(cases, settings, skip))
     count, what = contract.module_of(config).write_predictions(
-        trained, images, settings, contract.Outputs(output, format, probabilities, pictures)
+        trained, images, settings, contract.Outputs(output, format, probabilities, pictures, skip)
     )
     missing = len(listing.cases) + len(listing.problems) - count
     what += f", {missing} left out" if missing else ""
@@ -90,6 +91,17 @@ def _noted(images: Iterator[PreparedImage]) -> Iterator[PreparedImage]:
         for note in image.case.extra.get("notes", ()):
             report(f"note: {image.source.id}: {note}")
         yield image
+
+
+def _has_format(case: SourceCase, format: contract.Format, skip: bool) -> bool:
+    """Whether the case's prediction can be written so; known before anything is predicted."""
+    if format == "dicom-seg":
+        try:
+            dicom_seg.check_source(case)
+        except UserError as error:
+            leave_out(str(error), skip)
+            return False
+    return True
 
 
 def check_output(place: Path, output: Path) -> None:
@@ -143,6 +155,11 @@ def prepared_images(
                 count += 1
                 yield found
             bar.update()
+    check_any(count, settings)
+
+
+def check_any(count: int, settings: preparation.PreparationSettings) -> None:
+    """Raises `UserError` where no case is left."""
     if not count:
         raise UserError(f"{settings.source}: nothing that could be predicted, see above")
 

@@ -23,8 +23,9 @@ from ssl3d.data import dicom_seg, geometry, store, writers
 from ssl3d.data.preparation import case as preparation
 from ssl3d.downstream import predictor
 from ssl3d.downstream.contract import Outputs, PreparedImage
-from ssl3d.downstream.predict_files import label_values
+from ssl3d.downstream.predict_files import check_any, label_values, leave_out
 from ssl3d.downstream.predictor import Predictor
+from ssl3d.errors import UserError
 from ssl3d.figures import case_pictures
 
 CLASSES, VOLUMES, PREVIEWS, PROBABILITIES = (
@@ -47,33 +48,37 @@ def write(
       The number of label maps, and what they are called.
 
     Raises:
-      UserError: a DICOM segmentation of a case that is no DICOM series.
+      UserError: no DICOM segmentation can refer to the series of a case; with `wanted.skip`, of
+        any case.
     """
     dataset, folder = trained.model.dataset, wanted.folder
     brats = dataset.extra.get("layout") == "brats"
     rows: list[list[str]] = []
     found_values: dict[str, set[int]] = defaultdict(set)
     for source, case, image in images:
-        if wanted.format == "dicom-seg":
-            dicom_seg.check_source(source)
         found = predictor.segment(trained, image)
+        values = label_values(settings, case.id if brats else None)
+        labels = predictor.to_source_grid(trained, found, case)
+        if wanted.format == "dicom-seg":
+            try:
+                with atomic_write(folder / f"{case.id}.dcm") as path:
+                    dicom_seg.write(path, source, labels, dataset.classes)
+            except UserError as error:
+                leave_out(str(error), wanted.skip)
+                continue
+        else:
+            writers.write_on_source_grid(folder, source, case, [values[labels]], values.dtype)
         if wanted.probabilities:
             parts = on_source_grid(trained, found, case)
             place = folder / PROBABILITIES
             dtype, channels = np.dtype(np.float32), found.shape[-1]
             writers.write_on_source_grid(place, source, case, parts, dtype, channels)
-        values = label_values(settings, case.id if brats else None)
-        labels = predictor.to_source_grid(trained, found, case)
-        if wanted.format == "dicom-seg":
-            with atomic_write(folder / f"{case.id}.dcm") as path:
-                dicom_seg.write(path, source, labels, dataset.classes)
-        else:
-            writers.write_on_source_grid(folder, source, case, [values[labels]], values.dtype)
         for name, value in zip(dataset.classes, values.tolist(), strict=True):
             found_values[name].add(value)
         rows.append([case.id, ";".join(case.extra["source"]), *millilitres(labels, case, dataset)])
         if wanted.pictures:
             _write_preview(folder / PREVIEWS, trained, found, case, image)
+    check_any(len(rows), settings)
     _write_classes(folder, dataset, found_values, wanted.format)
     if dataset.rank == 3:
         header = ["id", "file", *(f"{name} (ml)" for name in dataset.classes[1:])]

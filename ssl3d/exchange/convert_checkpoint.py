@@ -1,10 +1,11 @@
-"""Converts the encoder in a checkpoint of nnssl or nnU-Net, for ssl3d to read without PyTorch.
+"""Converts a checkpoint of nnssl or nnU-Net, for ssl3d to read without PyTorch.
 
     python convert_checkpoint.py CHECKPOINT.pth OUTPUT [--configuration=3d_fullres] [--trust]
 
 Runs where torch and safetensors are; ssl3d need not be. For residual encoders: nnssl's ResEncL (the
 OpenMind models), and nnU-Net's with the ResEnc planners. The result is a folder like that of
-`ssl3d.export --format=torch`, for --config.init.encoder=OUTPUT.
+`ssl3d.export --format=torch`, for --config.init.encoder=OUTPUT. It also holds the decoder, without
+its segmentation layers, for --config.transfer.decoder=True; one that is not nnU-Net's is left out.
 
 Volumes are arrays [z, y, x] there and [x, y, z] in ssl3d: the axes of 3D kernels are reversed.
 
@@ -23,10 +24,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch_network
-from safetensors.torch import save, save_file
-from torch import Tensor
+try:
+    import torch
+    import torch_network
+    from safetensors.torch import save, save_file
+    from torch import Tensor, nn
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    raise SystemExit(f"{error}; install what is needed: pip install torch safetensors") from None
 
 STEM, STAGES = "stem.", "stages."
 _PREFIX = re.compile(r"^((module|_orig_mod)\.)+")
@@ -42,15 +48,8 @@ def read(file: Path, trust: bool) -> dict[str, Any]:
         raise SystemExit(f"{file}: cannot be read ({error})") from None
 
 
-def encoder_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The arrays of stem and stages by their names in the encoder, each once. Raises SystemExit."""
-    if not isinstance(checkpoint, dict) or "network_weights" not in checkpoint:
-        raise SystemExit("no checkpoint of nnssl or nnU-Net: it has no network_weights")
-    plan = checkpoint.get("nnssl_adaptation_plan", {})
-    keys = {
-        plan.get("key_to_stem", "encoder.stem") + ".": STEM,
-        plan.get("key_to_encoder", "encoder.stages") + ".": STAGES,
-    }
+def weights_under(checkpoint: dict[str, Any], keys: dict[str, str]) -> dict[str, Tensor]:
+    """The arrays whose names begin with one of the keys, each once, with that key replaced."""
     found = {}
     for name, value in checkpoint["network_weights"].items():
         bare = _PREFIX.sub("", name)
@@ -61,6 +60,27 @@ def encoder_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
                 value = value.permute(0, 1, 4, 3, 2) if value.ndim == 5 else value
                 found[own + bare.removeprefix(key)] = value.contiguous()
     return found
+
+
+def encoder_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The arrays of stem and stages by their names in the encoder. Raises SystemExit."""
+    if not isinstance(checkpoint, dict) or "network_weights" not in checkpoint:
+        raise SystemExit("no checkpoint of nnssl or nnU-Net: it has no network_weights")
+    plan = checkpoint.get("nnssl_adaptation_plan", {})
+    keys = {
+        plan.get("key_to_stem", "encoder.stem") + ".": STEM,
+        plan.get("key_to_encoder", "encoder.stages") + ".": STAGES,
+    }
+    return weights_under(checkpoint, keys)
+
+
+def decoder_weights(checkpoint: dict[str, Any], encoder: nn.Module) -> dict[str, Tensor]:
+    """The arrays of nnU-Net's decoder by their names in it; {} without one that fits."""
+    keys = {f"decoder.{name}": name for name in ("stages.", "transpconvs.")}
+    found = weights_under(checkpoint, keys)
+    decoder = torch_network.ResidualEncoderDecoder(encoder, classes=1, deep=0)
+    own = {name: x.shape for name, x in decoder.state_dict().items() if "logits_" not in name}
+    return found if {name: x.shape for name, x in found.items()} == own else {}
 
 
 def strides(checkpoint: dict[str, Any], configuration: str, depth: int, rank: int) -> list:
@@ -131,16 +151,25 @@ def convert(checkpoint: dict[str, Any], output: Path, origin: str, configuration
     x = torch.randn(2, about["channels"], *sizes, generator=torch.manual_seed(0))
     with torch.no_grad():
         levels = module.eval()(x)
+    decoder = decoder_weights(checkpoint, module)
     output.mkdir(parents=True)
-    data = save(weights)
-    (output / "encoder.safetensors").write_bytes(data)
     reference = {f"output_{i}": level.contiguous() for i, level in enumerate(levels)}
     save_file({"input": x} | reference, output / "reference.safetensors")
     shutil.copyfile(torch_network.__file__, output / "encoder.py")
-    about["sha256"] = hashlib.sha256(data).hexdigest()
-    (output / "encoder.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
-    count = sum(value.numel() for value in weights.values())
-    return f"{output}: {len(weights)} arrays, {count:,} values"
+    parts = {"encoder": weights, "decoder": decoder}
+    for part, arrays in parts.items():
+        if arrays:
+            data = save(arrays)
+            (output / f"{part}.safetensors").write_bytes(data)
+            described = about | {"sha256": hashlib.sha256(data).hexdigest()}
+            text = json.dumps(described, indent=1, sort_keys=True) + "\n"
+            (output / f"{part}.json").write_text(text)
+    counts = [
+        f"{part} of {len(arrays)} arrays, {sum(x.numel() for x in arrays.values()):,} values"
+        for part, arrays in parts.items()
+        if arrays
+    ]
+    return f"{output}: {'; '.join(counts)}" + "; no decoder of nnU-Net's" * (not decoder)
 
 
 def _path(text: str) -> Path:

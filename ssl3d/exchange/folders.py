@@ -48,11 +48,17 @@ def export(
         "hub": partial(hub.write, licence=licence, repository=upload),
     }
     found = source.read(workdir, model)
-    unfinished = output.with_name(f".{os.getpid()}.{output.name}")
+    target = output.resolve()  # "." has no name
+    exists = target.exists()
+    unfinished = (target if exists else target.parent) / f".{os.getpid()}.{target.name}"
     unfinished.mkdir(parents=True)
     try:
         writers[kind](found, unfinished)
-        unfinished.replace(output)
+        if exists:  # it stays in its place, where it may be a shell's folder or a mount
+            for path in unfinished.iterdir():
+                path.replace(target / path.name)
+        else:
+            unfinished.replace(target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     if upload:

@@ -3,7 +3,8 @@
 What `torch_folder` writes, and
 
     adaptation_plan.json     nnU-Net's architecture and nnssl's adaptation plan
-    decoder.safetensors      the weights of the pretraining's decoder, if it had one
+    decoder.safetensors      the weights of the pretraining's decoder, if it had one, without its
+                             last projections, and decoder.json
     nnunet_checkpoint.py     writes checkpoint_final.pth where torch is
 
 A .pth is a pickle: PyTorch itself writes it, in the environment of nnU-Net. Volumes are arrays
@@ -16,13 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flax import traverse_util
-from safetensors.numpy import save
-
 from ssl3d.errors import UserError
 from ssl3d.exchange import torch_folder
 from ssl3d.exchange.source import Source
-from ssl3d.models import encoders, export, torch_layout
+from ssl3d.models import encoders, export
 
 SCRIPT = "nnunet_checkpoint.py"
 
@@ -39,9 +37,8 @@ def write(source: Source, folder: Path) -> None:
     torch_folder.write(source, folder)
     torch_folder.write_json(folder / "adaptation_plan.json", plan)
     if export.weights_file(source.workdir, "decoder").exists():
-        decoder = traverse_util.flatten_dict(export.load_decoder(source.workdir), sep="/")
-        arrays = torch_layout.to_torch(decoder, source.about["rank"])
-        torch_folder.write_bytes(folder / "decoder.safetensors", save(arrays))
+        decoder = export.without_projections(export.load_decoder(source.workdir))
+        torch_folder.write_weights(folder, "decoder", decoder, source.about)
     torch_folder.copy_script(SCRIPT, folder / SCRIPT)
 
 

@@ -19,10 +19,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from encoder import load
-from safetensors.torch import load_file
-from torch import Tensor, nn
+try:
+    import torch
+    from encoder import load
+    from safetensors.torch import load_file
+    from torch import Tensor, nn
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    raise SystemExit(f"{error}; install what is needed: pip install torch safetensors") from None
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-4
@@ -39,12 +44,7 @@ def network() -> nn.Module:
             nn.init.zeros_(module.bias)
     trained = HERE / "decoder.safetensors"
     if trained.exists():
-        weights = {
-            name: value
-            for name, value in load_file(trained).items()
-            if not name.startswith("logits_")
-        }
-        found = whole.decoder.load_state_dict(weights, strict=False)
+        found = whole.decoder.load_state_dict(load_file(trained), strict=False)
         if found.unexpected_keys or any("logits_" not in name for name in found.missing_keys):
             raise SystemExit(f"{trained}: missing {found.missing_keys}, {found.unexpected_keys}")
     return whole

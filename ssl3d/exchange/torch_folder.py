@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -36,26 +37,35 @@ def write(source: Source, folder: Path) -> None:
       UserError: a network whose outputs are not finite.
       RuntimeError: what was read differs from what was written.
     """
-    rank = source.about["rank"]
-    weights = save(torch_layout.to_torch(source.leaves, rank))
-    about = source.about | {
-        "layout": torch_layout.NAME,
-        "sha256": hashlib.sha256(weights).hexdigest(),
-    }
     x = sources.reference_input(source)
     reference = {"input": x} | {
         f"output_{i}": output for i, output in enumerate(sources.outputs(source, x))
     }
     if not all(np.isfinite(array).all() for array in reference.values()):
         raise UserError(f"{source.workdir}: its outputs are not finite; the training diverged")
-    write_bytes(folder / f"{source.part}.safetensors", weights)
+    write_weights(folder, source.part, source.leaves, source.about)
     channels_first = {
         name: np.ascontiguousarray(np.moveaxis(array, -1, 1)) for name, array in reference.items()
     }
     write_bytes(folder / REFERENCE, save(channels_first))
-    write_json(folder / f"{source.part}.json", about)
     copy_script("torch_network.py", folder / f"{source.part}.py")
     _check(source, folder / f"{source.part}.safetensors")
+
+
+def write_weights(
+    folder: Path, part: str, leaves: Mapping[str, np.ndarray], about: Mapping[str, Any]
+) -> None:
+    """Writes PART.safetensors in PyTorch's names and layout, and PART.json with its checksum.
+
+    Args:
+      leaves: the variables by flat name.
+      about: for the JSON; "rank" at least.
+    """
+    weights = save(torch_layout.to_torch(leaves, about["rank"]))
+    checksum = hashlib.sha256(weights).hexdigest()
+    write_bytes(folder / f"{part}.safetensors", weights)
+    described = dict(about) | {"layout": torch_layout.NAME, "sha256": checksum}
+    write_json(folder / f"{part}.json", described)
 
 
 def _check(source: Source, weights: Path) -> None:

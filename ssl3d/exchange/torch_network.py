@@ -21,10 +21,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.nn import functional
+try:
+    import torch
+    from safetensors.torch import load_file
+    from torch import Tensor, nn
+    from torch.nn import functional
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    raise SystemExit(f"{error}; install what is needed: pip install torch safetensors") from None
 
 NAME = Path(__file__).stem  # encoder or network
 TOLERANCE = 1e-4  # largest difference from the reference, as a share of its largest value

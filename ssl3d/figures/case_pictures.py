@@ -17,9 +17,9 @@ from matplotlib.patches import Patch
 
 from ssl3d.figures import slices
 
-# Line width, style and opacity: a wide pale truth shows beneath the broken prediction where they
-# agree.
-_TRUTH: tuple[float, Any, float] = (3.0, "solid", 0.5)
+# Line width, style and opacity: a wide pale reference shows beneath the broken prediction where
+# they agree.
+_REFERENCE: tuple[float, Any, float] = (3.0, "solid", 0.5)
 _PREDICTION: tuple[float, Any, float] = (1.4, (0, (2.5, 1.2)), 1.0)
 _SIDE = 4.0  # inches, the longest side of a slice
 _CAPTION = 1.1  # inches, title and legend together
@@ -56,12 +56,12 @@ def outlines(
     """
 
     def draw(axes: Axes, view: _View, colour: bool) -> None:
-        for labels, line in zip(view.labels, (_TRUTH, _PREDICTION), strict=True):
+        for labels, line in zip(view.labels, (_REFERENCE, _PREDICTION), strict=True):
             slices.outline(axes, labels, colour, *line)
 
     lines = [
         Line2D([], [], color="0.2", linewidth=width, linestyle=style, alpha=opacity)
-        for width, style, opacity in (_TRUTH, _PREDICTION)
+        for width, style, opacity in (_REFERENCE, _PREDICTION)
     ]
     return _figure(
         image,
@@ -70,7 +70,7 @@ def outlines(
         title,
         classes,
         draw,
-        dict(zip(("truth", "prediction"), lines, strict=True)),
+        dict(zip(("reference", "prediction"), lines, strict=True)),
     )
 
 

@@ -6,7 +6,8 @@
     decoder/decoder.*               the same of the decoder, if the task's network has one
 
 A JSON with the layout "torch" describes weights in PyTorch's names and layout (`torch_layout`), as
-`ssl3d.export` writes them and as checkpoints of nnU-Net and nnssl are converted.
+`ssl3d.export` writes them and as checkpoints of nnU-Net and nnssl are converted. Such a folder has
+the files of the decoder, if any, beside those of the encoder.
 
 Equal weights give equal bytes, whenever and wherever they are written. A run replaces both files
 at every checkpoint. At any moment they can be read, and a kill leaves a pair that belongs together:
@@ -30,7 +31,7 @@ from safetensors.numpy import save
 from ssl3d import documents
 from ssl3d.atomic import atomic_write, leftovers, write_json
 from ssl3d.errors import UserError
-from ssl3d.models import encoders, safetensors_files, torch_layout
+from ssl3d.models import decoders, encoders, safetensors_files, torch_layout
 
 WEIGHTS = "encoder.safetensors"
 DESCRIPTION = "encoder.json"
@@ -107,15 +108,10 @@ def load_encoder(given: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     folder = encoder_folder(given)
     file, weights = folder / DESCRIPTION, folder / WEIGHTS
     description, module = _read_description(file)
-    # Any size serves: the encoder is fully convolutional.
-    example = jax.ShapeDtypeStruct(
-        (1, *(16,) * description["rank"], description["channels"]), jnp.float32
-    )
     with documents.fields(file, _REMEDY):
-        wanted = traverse_util.flatten_dict(
-            jax.eval_shape(module.init, jax.random.key(0), example), sep="/"
-        )
-    rank, in_torch = description["rank"], description.get("layout") == torch_layout.NAME
+        _, variables = _shapes(module, description)
+    wanted = traverse_util.flatten_dict(variables, sep="/")
+    rank, in_torch = description["rank"], _in_torch(description)
     stored = torch_layout.wanted(wanted, rank) if in_torch else wanted
     # By the header, before an array of whatever size is read.
     check_leaves(safetensors_files.read_header(weights), stored, weights, DESCRIPTION)
@@ -133,27 +129,71 @@ def save_decoder(
 
 
 def load_decoder(given: str | Path) -> dict[str, Any]:
-    """The variables of the decoder beside an exported encoder.
+    """The variables of the decoder that was exported with an encoder.
 
     Args:
-      given: see `encoder_folder`.
+      given: see `encoder_folder`. Of an export, the arrays that suit its encoder: all but the last
+        projections.
 
     Raises:
-      UserError: no decoder was exported, or a file cannot be read.
+      UserError: no decoder was exported, a file cannot be read, or an array in PyTorch's layout is
+        missing, unknown or of another shape than the encoder requires.
     """
     weights = weights_file(given, "decoder")
     file = weights.with_name(DECODER_DESCRIPTION)
     missing = (
-        f"{file}: missing; give a run whose task has a decoder, or set "
-        "config.transfer.decoder=False"
+        f"{file}: missing; give a run whose task has a decoder (e.g. mae), its export with "
+        "--format=nnunet, or set config.transfer.decoder=False"
     )
-    return traverse_util.unflatten_dict(read_described(file, weights, missing)[1], sep="/")
+    about, found = read_described(file, weights, missing)
+    if _in_torch(about):
+        found = _decoder_from_torch(encoder_folder(given), found, weights)
+    return traverse_util.unflatten_dict(found, sep="/")
+
+
+def _decoder_from_torch(
+    folder: Path, found: dict[str, np.ndarray], weights: Path
+) -> dict[str, np.ndarray]:
+    """A decoder's arrays here, from those in PyTorch; the encoder in `folder` has its settings."""
+    description, module = _read_description(folder / DESCRIPTION)
+    with documents.fields(folder / DESCRIPTION, _REMEDY):
+        features, _ = _shapes(module, description)
+        decoder = decoders.build(module, outputs=1)
+        variables = jax.eval_shape(decoder.init, jax.random.key(0), features)
+    wanted = without_projections(variables)
+    rank = description["rank"]
+    check_leaves(found, torch_layout.wanted(wanted, rank), weights, DESCRIPTION)
+    return torch_layout.from_torch(found, wanted, rank)
+
+
+def without_projections(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays by flat name, without a decoder's last projections, which belong to its task."""
+    flat = traverse_util.flatten_dict(dict(variables), sep="/")
+    return {name: leaf for name, leaf in flat.items() if f"/{decoders.PROJECTION}" not in name}
+
+
+def _in_torch(description: Mapping[str, Any]) -> bool:
+    return description.get("layout") == torch_layout.NAME
+
+
+def _shapes(module: nn.Module, description: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Shapes and types of what an encoder gives and of its variables."""
+    # Any size serves: the encoder is fully convolutional.
+    size = (16,) * description["rank"]
+    example = jax.ShapeDtypeStruct((1, *size, description["channels"]), jnp.float32)
+    return jax.eval_shape(module.init_with_output, jax.random.key(0), example)
 
 
 def weights_file(given: str | Path, part: Literal["encoder", "decoder"]) -> Path:
-    """The weights of a part of a run; `given` as for `encoder_folder`."""
+    """The weights of a part of a run or an export; `given` as for `encoder_folder`.
+
+    Raises `UserError`.
+    """
     own = encoder_folder(given)
-    return own / WEIGHTS if part == "encoder" else own.parent / part / DECODER_WEIGHTS
+    if part == "encoder":
+        return own / WEIGHTS
+    folder = own if _in_torch(describe_encoder(own)) else own.parent / part
+    return folder / DECODER_WEIGHTS
 
 
 def encoder_folder(given: str | Path) -> Path:

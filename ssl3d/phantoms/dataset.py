@@ -158,7 +158,7 @@ def write(
         if any(dataset.extra.get(key) != value for key, value in recipe.items()):
             remedy = "choose another --config.data.path or delete the folder"
             if "phantom" not in dataset.extra:
-                remedy = "for prepared data give a preset, e.g. --config=configs/rpl3d.py:folder"
+                remedy = "for prepared data give a preset, e.g. --config=rpl3d:folder"
             raise UserError(
                 f"{folder}: holds another data set than the requested one ({recipe}); {remedy}"
             )

@@ -149,7 +149,9 @@ def build(config: ml_collections.ConfigDict, labels: Labels | None) -> Task:
     task, size = config.task, tuple(config.data.crop)
     classes, cases = labels or Labels()
     if len(classes) < 2 or len(cases) != len(classes):
-        raise UserError("the data set has no grades to learn; prepare it with its grades (--csv)")
+        raise UserError(
+            "the data set has no grades to learn; prepare it with --csv=FILE, a table of grades"
+        )
     if task.head not in ("softmax", "ordinal"):
         raise UserError(f"config.task.head={task.head!r}: choose softmax or ordinal")
     if task.class_weights not in ("none", "balanced"):

@@ -40,7 +40,7 @@ def open_dataset(config: ml_collections.ConfigDict) -> store.Dataset:
             raise UserError(
                 f"{path}: no such folder, and this config would generate a phantom there; for "
                 "prepared data correct the path and give a preset, e.g. "
-                f"--config=configs/rpl3d.py:folder; for a phantom, first run mkdir -p {path}"
+                f"--config=rpl3d:folder; for a phantom, first run mkdir -p {path}"
             )
         if jax.process_index() == 0:
             counts = {split: data.phantom[split] for split in ("train", "val", "test")}
@@ -58,11 +58,18 @@ def open_dataset(config: ml_collections.ConfigDict) -> store.Dataset:
     if tasks.needs(config) == "grade" and dataset.rank > config.rank:
         raise UserError(
             f"{path}: holds volumes, and the grade of a volume is not that of its slices; use "
-            "--config=configs/classify3d.py"
+            "--config=classify3d"
         )
     if not 0 <= data.slice_axis < 3:
         raise UserError(f"config.data.slice_axis={data.slice_axis}: 0, 1 or 2")
     return dataset
+
+
+# What a downstream task needs -> what to say of a data set without it.
+_WITHOUT = {
+    "grade": "no case has a grade; prepare it with a table of grades, ssl3d.prepare --csv=FILE",
+    "label_map": "no case has a label map; prepare it with its labels, ssl3d.prepare --labels=DIR",
+}
 
 
 def choose_cases(
@@ -77,7 +84,10 @@ def choose_cases(
         )
     train = dataset.split(*config.data.train_splits)
     validation = dataset.split("val")
-    if tasks.needs(config) != "image":
+    needs = tasks.needs(config)
+    if needs != "image":
+        if not labelled(config, dataset.cases):
+            raise UserError(f"{dataset.path}: {_WITHOUT[needs]}")
         train = label_subset(labelled(config, train), config)
         validation = labelled(config, validation)
     for cases, what in ((train, "to train on"), (validation, "in the split val")):

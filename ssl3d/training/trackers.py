@@ -30,6 +30,7 @@ from ssl3d.errors import UserError
 RUNS = "trackers.json"
 # Characters of a setting; MLflow refuses much longer ones.
 _LONGEST = 500
+_STEP = "step"  # the axis of all metrics at Weights & Biases
 
 Picture = UInt8[np.ndarray, "H W 3"]
 
@@ -97,13 +98,17 @@ class WandB:
             project=project, name=name, id=run or None, resume="allow", dir=str(workdir)
         )
         self._run.config.update(dict(settings), allow_val_change=True)
+        # Its own steps never go back, as those of a resumed run do to the last checkpoint: it would
+        # drop what is logged until the run is where it was cut.
+        self._run.define_metric(_STEP)
+        self._run.define_metric("*", step_metric=_STEP)
         self.run = str(self._run.id)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
+        self._run.log({_STEP: step} | dict(values))
 
     def picture(self, step: int, name: str, picture: Picture) -> None:
-        self._run.log({name: self._wandb.Image(picture)}, step=step)
+        self._run.log({_STEP: step, name: self._wandb.Image(picture)})
 
     def close(self) -> None:
         self._run.finish()

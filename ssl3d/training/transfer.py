@@ -8,14 +8,16 @@ fine-tuned after a warm-up in which only the new layers learn.
     config.transfer.mode    finetune, the default where there is an encoder: its weights are used
                             and trained as well, after `warmup_steps`; frozen: they are used and
                             stay bit for bit as they are; random: they are not used
-    config.transfer.decoder segmentation: whether the weights of the run's decoder are used as well,
-                            except its last projections; it is trained from the start in every mode
+    config.transfer.decoder segmentation: whether the decoder's weights, exported with the encoder,
+                            are used as well, except its last projections; it is trained from the
+                            start in every mode
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any, Literal
 
 import jax
@@ -25,7 +27,7 @@ import numpy as np
 from flax import traverse_util
 
 from ssl3d.errors import UserError
-from ssl3d.models import decoders, encoders, export
+from ssl3d.models import encoders, export
 
 # The variables of the submodules to load, as `network.init` nests them.
 Pretrained = Mapping[Literal["encoder", "decoder"], Mapping[str, Any]]
@@ -123,7 +125,8 @@ def adopt_architecture(config: ml_collections.ConfigDict, channels: int) -> Pret
         if _transfer(config).get("decoder", False):
             loaded["decoder"] = export.load_decoder(folder)
     own = {key: config.encoder[key] for key in encoders.COMPUTATION}
-    config.encoder.update(about["encoder"] | own)
+    # A setting that the file lacks is newer than the file, and had no other value before.
+    config.encoder.update(encoders.every_setting(about["encoder"]) | own)
     return loaded or None
 
 
@@ -164,8 +167,10 @@ def load_into(
     about = export.describe_encoder(folder)
     for part, tree in loaded.items():
         file = export.weights_file(folder, part)
-        found = _transferred(tree)
-        wanted = _transferred({name: own[part] for name, own in variables.items() if part in own})
+        found = export.without_projections(tree)
+        wanted = export.without_projections(
+            {name: own[part] for name, own in variables.items() if part in own}
+        )
         repeated = [
             name
             for name, leaf in wanted.items()
@@ -186,16 +191,22 @@ def load_into(
         )
         if repeated:
             sentences[-1] += f" ({', '.join(repeated)} repeated over the channels)"
-    # without the name of the collection
-    names = sorted({name.split("/", 1)[1] for name in rest})
-    sentences.append(f"starting at random: {', '.join(names)}")
+    if rest:
+        modules = ", ".join(_modules(rest, set(merged) - rest))
+        sentences.append(f"starting at random: {len(rest)} arrays of {modules}")
     return traverse_util.unflatten_dict(merged, sep="/"), "; ".join(sentences)
 
 
-def _transferred(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays of a submodule by flat name, without a decoder's last projections."""
-    flat = traverse_util.flatten_dict(dict(tree), sep="/")
-    return {name: leaf for name, leaf in flat.items() if f"/{decoders.PROJECTION}" not in name}
+def _modules(names: AbstractSet[str], others: AbstractSet[str]) -> list[str]:
+    """The largest modules that hold arrays of these flat names and none of the others."""
+
+    def path(name: str) -> list[str]:  # without the collection and the array
+        *modules, _ = name.split("/")[1:]
+        return ["/".join(modules[:count]) for count in range(1, len(modules) + 1)]
+
+    taken = {module for name in others for module in path(name)}
+    own = (next((module for module in path(name) if module not in taken), name) for name in names)
+    return sorted(set(own))
 
 
 def _fewer_channels(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

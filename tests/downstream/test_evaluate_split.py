@@ -38,7 +38,7 @@ def test_cases_that_were_trained_on_are_no_test(segmented, volumes, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--split=unlabelled"], "no labelled case in the split unlabelled; there are some in "),
+        (["--split=unlabelled"], "invalid choice: 'unlabelled'"),
         (["--split=tset"], "invalid choice: 'tset'"),
         (["--source=nowhere"], "was not prepared from files"),
         (["--data=nowhere"], "nowhere: no prepared data set here"),
@@ -48,6 +48,14 @@ def test_cases_that_were_trained_on_are_no_test(segmented, volumes, tmp_path):
 def test_what_cannot_be_evaluated_is_said(segmented, options, message):
     with pytest.raises(UserError, match=message):
         run(segmented, *options)
+
+
+def test_a_split_without_labels_is_said(segmented, volumes, tmp_path):
+    shutil.copytree(volumes.path, tmp_path / "data")
+    file = tmp_path / "data" / store.MANIFEST
+    file.write_text(file.read_text().replace('"test"', '"unlabelled"'))
+    with pytest.raises(UserError, match="no labelled case in the split test; there are some in "):
+        run(segmented, f"--data={tmp_path / 'data'}")
 
 
 def test_models_and_data_that_do_not_fit_are_refused(segmented, exact, volumes, tmp_path):

@@ -135,7 +135,7 @@ def test_a_segmentation_lies_on_the_planes_of_its_series(tmp_path, multiframe):
 
 
 @needs_highdicom
-def test_series_are_predicted_as_dicom(save_model, tmp_path, monkeypatch):
+def test_series_are_predicted_as_dicom(save_model, tmp_path, monkeypatch, capsys):
     source = files.write_dicom(tmp_path / "source")
     dataset = files.prepared(source, tmp_path / "data", "dicom", "--recipe=ct", "--no-labels")
     document = json.loads((dataset.path / "dataset.json").read_text())
@@ -153,12 +153,36 @@ def test_series_are_predicted_as_dicom(save_model, tmp_path, monkeypatch):
     expected = np.asarray(nib.load(tmp_path / f"nifti/{dataset.cases[0].id}.nii.gz").dataobj)
     assert sum(int(plane[1].sum()) for plane in planes.values()) == int((expected == 1).sum()) > 0
 
+    # A series to which no segmentation can refer is a bad case like any other.
+    write = dicom_seg.write
 
-def test_dicom_needs_series_and_highdicom(one, tmp_path, monkeypatch):
+    def refuse_first(path, source, *arguments):
+        if source.id == dataset.cases[0].id:
+            raise UserError(f"{source.id}: no patient")
+        write(path, source, *arguments)
+
+    monkeypatch.setattr(dicom_seg, "write", refuse_first)
+    with pytest.raises(UserError, match=r"no patient \(--on-error=skip leaves it out\)"):
+        run(workdir, source, tmp_path / "more", "--format=dicom-seg")
+    capsys.readouterr()
+    skipped = run(workdir, source, tmp_path / "skipped", "--format=dicom-seg", "--on-error=skip")
+    assert skipped == found[1:]
+    said = capsys.readouterr()
+    assert f"left out: {dataset.cases[0].id}: no patient" in said.err
+    assert ", 1 left out" in said.out
+
+
+def test_dicom_needs_series_and_highdicom(one, tmp_path, monkeypatch, capsys):
     workdir, source = one
     if importlib.util.find_spec("highdicom"):
         with pytest.raises(UserError, match=r"case_\d+\.nii\.gz: no DICOM series"):
             run(workdir, source / "imagesTs", tmp_path / "out", "--format=dicom-seg")
+        skip = ("--format=dicom-seg", "--on-error=skip")
+        with pytest.raises(UserError, match="nothing that could be predicted"):
+            run(workdir, source / "imagesTs", tmp_path / "out", *skip)
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == len(list((source / "imagesTs").iterdir()))
+        assert all(line.startswith("left out: ") and "no DICOM series" in line for line in said)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs highdicom; install it with pip install 'ssl3d\["):
         run(workdir, source / "imagesTs", tmp_path / "out", "--format=dicom-seg")

@@ -28,7 +28,7 @@ def assert_scores(workdir, dataset, rows, summary, kind="best"):
         prediction = predictor.segment(trained, store.load_image(dataset, case)).argmax(-1)
         truth = np.asarray(store.load_label(dataset, case))
         assert float(row["dice"]) == pytest.approx(dice(prediction, truth, 1), abs=1e-12)
-        assert float(row["truth_volume"]) == pytest.approx((truth == 1).sum() / 1000)
+        assert float(row["reference_volume"]) == pytest.approx((truth == 1).sum() / 1000)
         assert float(row["predicted_volume"]) == pytest.approx((prediction == 1).sum() / 1000)
         assert row["class"] == "bright"
         assert row["subject"] == case.subject
@@ -128,7 +128,7 @@ def test_scores_on_the_grid_of_the_source(scans, kind, workdir, request, capsys)
     assert (scored.prediction != prediction).mean() < 1e-3  # ties of interpolated probabilities
     for index, row in enumerate(rows, start=1):
         assert float(row["dice"]) == pytest.approx(dice(prediction, truth, index), abs=5e-3)
-        assert float(row["truth_volume"]) == pytest.approx((truth == index).sum() * 3 / 1000)
+        assert float(row["reference_volume"]) == pytest.approx((truth == index).sum() * 3 / 1000)
     means = [float(row["dice"]) for row in rows]
     assert summary["mean_foreground"]["dice"]["mean"] == pytest.approx(np.mean(means))
 
@@ -147,7 +147,7 @@ def test_resampled_labels_are_scored_as_they_are(scanned_resampled, resampled):
     (case,) = resampled.split("test")
     label = np.asarray(store.load_label(resampled, case))
     volume = (label == 1).sum() * np.prod(case.spacing) / 1000
-    assert float(rows[0]["truth_volume"]) == pytest.approx(volume)
+    assert float(rows[0]["reference_volume"]) == pytest.approx(volume)
 
 
 def test_a_case_without_a_class_is_counted_and_left_out(volumes, segmented, tmp_path):

@@ -147,6 +147,49 @@ def test_the_checkpoint_is_one_of_nnunets(tmp_path):
     assert torch_python.succeeds("-c", finetune, tmp_path / "out").strip() == "[]"
 
 
+@pytest.fixture
+def with_decoder(tmp_path):
+    """A pretraining run with a decoder."""
+    run = exported.write_encoder(tmp_path / "run" / "encoder", FLAT, 3).parent
+    module, variables = export.load_encoder(run)
+    features = jax.eval_shape(module.apply, variables, np.zeros((1, 8, 8, 8, 2), np.float32))
+    variables = exported.random_leaves(decoders.build(module, 3), features, seed=2)
+    export.save_decoder(run / "decoder", variables, export.describe_encoder(run))
+    return run
+
+
+def test_an_export_keeps_the_decoder_for_transfer_and_the_next_export(with_decoder, tmp_path):
+    wanted = export.without_projections(export.load_decoder(with_decoder))
+    source = with_decoder
+    for name in ("first", "second"):
+        folders.export(source, tmp_path / name, "nnunet")
+        source = tmp_path / name
+        found = traverse_util.flatten_dict(export.load_decoder(source), sep="/")
+        assert found.keys() == wanted.keys()
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    names = [path.name for path in source.iterdir()]
+    assert {"decoder.json", "decoder.safetensors"} <= set(names)
+    for name in names:
+        before, after = (tmp_path / name for name in ("first", "second"))
+        assert (before / name).read_bytes() == (after / name).read_bytes()
+
+
+def test_a_decoder_in_torchs_layout_must_fit(with_decoder, tmp_path):
+    folders.export(with_decoder, tmp_path / "out", "nnunet")
+    file = tmp_path / "out" / "decoder.safetensors"
+    arrays = load_file(file)
+    del arrays["transpconvs.0.weight"]
+    save_file(arrays, file)
+    about = json.loads(file.with_suffix(".json").read_text())
+    del about["sha256"]
+    file.with_suffix(".json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match=r"decoder\.safetensors: transpconvs\.0\.weight is missing"):
+        export.load_decoder(tmp_path / "out")
+    folders.export(with_decoder, tmp_path / "torch", "torch")
+    with pytest.raises(UserError, match=r"decoder\.json: missing; give a run .*--format=nnunet"):
+        export.load_decoder(tmp_path / "torch")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -188,6 +231,15 @@ extra = {"nnssl_adaptation_plan": nnssl} if sys.argv[3] == "nnssl" else {"init_a
 torch.save({"network_weights": weights} | extra, sys.argv[1])
 """
 
+# All weights of the first checkpoint are in the second; segmentation layers are the task's own.
+SAME = """
+import sys, torch
+before, after = (torch.load(f, weights_only=True)["network_weights"] for f in sys.argv[1:3])
+for name, value in before.items():
+    if "seg_layers" not in name:
+        assert torch.equal(value, after[name.removeprefix(sys.argv[3])]), name
+"""
+
 
 @pytest.mark.parametrize(
     ("prefix", "plan"),
@@ -200,7 +252,7 @@ def test_a_checkpoint_of_theirs_is_converted_and_read_without_torch(prefix, plan
     (tmp_path / "make.py").write_text(MAKE)
     torch_python.succeeds(tmp_path / "make.py", checkpoint, prefix, plan)
     script = f"{SCRIPTS}/convert_checkpoint.py"
-    assert "arrays" in torch_python.succeeds(script, checkpoint, folder)
+    assert "decoder of 12 arrays" in torch_python.succeeds(script, checkpoint, folder)
     module, variables = export.load_encoder(folder)
     assert encoders.every_setting(export.describe_encoder(folder)["encoder"])["max_width"] == 12
     reference = load_file(folder / "reference.safetensors")
@@ -208,6 +260,10 @@ def test_a_checkpoint_of_theirs_is_converted_and_read_without_torch(prefix, plan
     for i, level in enumerate(levels):
         close(np.moveaxis(np.asarray(level), -1, 1), reference[f"output_{i}"])
     assert "largest difference" in torch_python.succeeds(folder / "encoder.py")
+    folders.export(folder, tmp_path / "back", "nnunet")
+    torch_python.succeeds(tmp_path / "back" / "nnunet_checkpoint.py")
+    back = tmp_path / "back" / "checkpoint_final.pth"
+    torch_python.succeeds("-c", SAME, checkpoint, back, prefix)
     done = torch_python.run(script, checkpoint, folder)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "already exists" in done.stderr

@@ -4,12 +4,16 @@ import hashlib
 import itertools
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import ssl3d.exchange
 from ssl3d.errors import UserError
 from ssl3d.exchange import folders
 from ssl3d.models import export, layers
@@ -93,6 +97,17 @@ def test_jax_reads_it_back_bit_for_bit(folders_of, name):
         assert jax.tree.structure(same) == jax.tree.structure(variables)
         jax.tree.map(np.testing.assert_array_equal, same, variables)
     assert export.describe_encoder(folder)["task"] == "rpl"
+
+
+@pytest.mark.parametrize(
+    "script", ["torch_network.py", "nnunet_checkpoint.py", "convert_checkpoint.py"]
+)
+def test_without_torch_a_script_names_what_to_install(script):
+    file = Path(ssl3d.exchange.__path__[0], script)
+    command = [sys.executable, "-S", "-B", file]  # -S: without any package
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "pip install torch safetensors" in done.stderr
 
 
 def swap_axes(weights):

@@ -32,7 +32,7 @@ def test_worst_mistakes_are_the_farthest_then_the_surest():
     assert [row["id"] for row in worst] == ["far and sure", "far", "near"]
 
 
-def test_classes_have_colours_and_truth_and_prediction_line_styles():
+def test_classes_have_colours_and_reference_and_prediction_line_styles():
     truth = np.zeros((20, 24, 16), np.uint8)
     truth[4:9, 4:9, 4:9], truth[12:17, 4:9, 4:9] = 1, 2
     prediction = np.roll(truth, 1, axis=1)
@@ -41,7 +41,11 @@ def test_classes_have_colours_and_truth_and_prediction_line_styles():
     figure = case_pictures.outlines(image, truth, prediction, (1, 1, 2), "case", names)
     assert [axes.get_title() for axes in figure.axes] == ["axial", "coronal", "sagittal"]
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == [*names[1:], "truth", "prediction"]
+    assert [text.get_text() for text in legend.get_texts()] == [
+        *names[1:],
+        "reference",
+        "prediction",
+    ]
     axial = figure.axes[0]
     colours = {matplotlib.colors.to_hex(c.get_edgecolor()[0]) for c in axial.collections}
     assert colours == {slices.colour_of(1), slices.colour_of(2)}

@@ -41,7 +41,7 @@ def test_a_mistyped_path_is_no_place_for_a_phantom(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(phantom, "write", lambda *_: pytest.fail("written"))
     config = tiny("rpl3d", tmp_path / "hipocampus", data__phantom__kind="brain")
-    with pytest.raises(UserError, match=r"hipocampus: no such folder, .*rpl3d\.py:folder; .*mkdir"):
+    with pytest.raises(UserError, match=r"hipocampus: no such folder, .*rpl3d:folder; .*mkdir"):
         open_dataset(config)
     assert not list(tmp_path.iterdir())
 
@@ -108,6 +108,19 @@ def test_splits_without_cases_are_refused(tiny, volumes, splits, kept, message):
 
 
 # Labels.
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("classify3d", r"no case has a grade; .* ssl3d\.prepare --csv=FILE"),
+        ("segment3d", r"no case has a label map; .* ssl3d\.prepare --labels=DIR"),
+    ],
+)
+def test_data_without_labels_name_the_option_that_gives_them(tiny, volumes, name, message):
+    cases = tuple(dataclasses.replace(case, labelled=False) for case in volumes.cases)
+    with pytest.raises(UserError, match=message):
+        choose_cases(tiny(name), dataclasses.replace(volumes, cases=cases))
 
 
 def test_label_fractions_are_nested_and_leave_validation_alone(tiny, pictures):

@@ -56,6 +56,7 @@ def wandb(monkeypatch):
         id="abc123",
         config=types.SimpleNamespace(update=told.call("config.update")),
         log=told.call("log"),
+        define_metric=told.call("define_metric"),
         finish=told.call("finish"),
     )
     module = types.SimpleNamespace(init=told.call("init", run), Image=lambda picture: picture)
@@ -117,9 +118,13 @@ def test_wandb_is_told_the_same_and_resumed(wandb, tmp_path):
         assert given[0]["data.crop"] == "(8, 8)"
         assert options == {"allow_val_change": True}
         scalars, picture = wandb.named("log")
-        assert scalars[0][0]["train/loss"] == 0.5
-        assert scalars[1] == {"step": 3}
-        assert picture[0][0]["inspect"] is PICTURE
+        # On an axis of our own: its steps cannot go back to the last checkpoint.
+        assert (("*",), {"step_metric": "step"}) in wandb.named("define_metric")
+        assert scalars[0][0] | {"train/kappa": 0} == {
+            "step": 3, "train/loss": 0.5, "train/kappa": 0,
+        }  # fmt: skip
+        assert picture[0][0] == {"step": 4, "inspect": PICTURE}
+        assert scalars[1] == picture[1] == {}
         assert wandb.named("finish")
         wandb.calls.clear()
 

@@ -82,7 +82,7 @@ def test_damaged_models_are_refused(whole, tmp_path):
 
 
 def test_other_cases_in_the_same_workdir_are_refused(config, stopped, pictures, tmp_path):
-    """Splits that were dealt anew would train on former test cases."""
+    """Splits that were randomised again would train on former test cases."""
     shutil.copytree(stopped, tmp_path / "run")
     shutil.copytree(pictures.path, tmp_path / "data")
     swap = {"train": "test", "test": "train", "val": "val"}

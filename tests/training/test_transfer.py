@@ -242,6 +242,18 @@ def test_every_leaf_must_fit(pretrained, what):
         export.load_encoder(pretrained)
 
 
+def test_settings_that_an_older_file_lacks_are_those_of_their_time(tiny, pictures, tmp_path):
+    folder = write_encoder(tmp_path / "pretrained", 2, 3)
+    assert "final_pool" not in export.describe_encoder(folder)["encoder"]
+    config = downstream(tiny, pictures, folder, "finetune")
+    config.encoder.final_pool, config.encoder.dropout = "max", 0.3
+    config.encoder.blocks, config.encoder.dtype = (1, 1), "bfloat16"
+    transfer.adopt_architecture(config, 3)
+    assert (config.encoder.final_pool, config.encoder.dropout) == ("none", 0.0)
+    assert tuple(config.encoder.blocks) == ()
+    assert config.encoder.dtype == "bfloat16"  # how it is computed stays the config's
+
+
 def test_the_warm_up_must_end(tiny, pictures, pretrained, tmp_path):
     config = downstream(tiny, pictures, pretrained, "finetune", transfer__warmup_steps=3)
     with pytest.raises(UserError, match=r"config\.transfer\.warmup_steps=3"):

@@ -1,4 +1,4 @@
-"""Splits of the subjects dealt anew, on a data set of the tests."""
+"""Further random splits of the subjects, on a data set of the tests."""
 
 import dataclasses
 from collections import Counter
