@@ -261,6 +261,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(tiny, pictures, tmp_pa
     assert "chance" not in whole
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_are_those_of_the_whole_batch(tiny):
     config = tiny("mae2d", data__crop=(8, 8), task__block=2)
     task, mesh = tasks.build(config), sharding.make_mesh(1)

@@ -170,12 +170,13 @@ def test_more_channels_repeat_the_first_layer(tmp_path):
     module, loaded = export.load_encoder(folder)
     x = jax.random.normal(jax.random.key(0), (1, 16, 16, 1))
     wide = jnp.repeat(x, 3, axis=-1)
-    own = {"params": {"encoder": module.init(jax.random.key(1), wide)["params"]}}
+    own = {"params": {"encoder": jax.jit(module.init)(jax.random.key(1), wide)["params"]}}
     merged, said = transfer.load_into(own, {"encoder": loaded}, str(folder))
     assert "level_0/first/conv/kernel" in said
     assert "shortcut" in said
-    before = module.apply(loaded, x).levels[-1]
-    after = module.apply({"params": merged["params"]["encoder"]}, wide).levels[-1]
+    apply = jax.jit(module.apply)
+    before = apply(loaded, x).levels[-1]
+    after = apply({"params": merged["params"]["encoder"]}, wide).levels[-1]
     np.testing.assert_allclose(after, before, atol=1e-4)
 
 
