@@ -28,6 +28,12 @@ GRACE = 60.0
 _watched: dict[str, set[subprocess.Popen] | None] = {}
 
 
+def last_line(text: str) -> str:
+    """The last line of what a process printed, which tells its error."""
+    *_, last = text.strip().splitlines() or ["no message"]
+    return last.removeprefix("error: ")
+
+
 class Stopped(KeyboardInterrupt):
     """A signal asked this process to end; its work can be resumed."""
 

@@ -191,7 +191,7 @@ def planned(target: str, jobs: Sequence[Job]) -> dict[str, Cost]:
         with processes.stopping():
             run = subprocess.run(command, capture_output=True, text=True)
         if run.returncode:
-            raise UserError(f"--estimate={target}: {name}: {runs.last_line(run.stderr)}")
+            raise UserError(f"--estimate={target}: {name}: {processes.last_line(run.stderr)}")
         plan = json.loads(run.stdout.splitlines()[-1])
         costs[name] = Cost(0.0, 0.0, plan["seconds"], plan["memory"])
     return costs

@@ -132,13 +132,7 @@ def supervise(study: str, output: Path, job: dict[str, Any], needs: None = None)
 def last_words(folder: Path) -> str:
     """The last message of a run."""
     log = folder / LOG
-    return last_line(log.read_text(errors="replace") if log.exists() else "")
-
-
-def last_line(text: str) -> str:
-    """The last line of what a process printed, which tells its error."""
-    *_, last = text.strip().splitlines() or ["no message"]
-    return last.removeprefix("error: ")
+    return processes.last_line(log.read_text(errors="replace") if log.exists() else "")
 
 
 def _spent(folder: Path) -> float:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from ssl3d import cli, hardware, xla
+from ssl3d import cli, hardware, processes, xla
 from ssl3d.errors import RunError
 from ssl3d.models import encoders
 from ssl3d.training import hlo, loop, problem, run_log, sharding
@@ -163,8 +163,8 @@ def suite(options: Sequence[str], show: bool) -> list[Benchmark]:
         command = [sys.executable, "-m", "ssl3d.benchmark", own, *rest, "--json"]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         if ended.returncode:
-            reason = (ended.stderr.strip().splitlines() or ["no message"])[-1]
-            print(f"left out: {own}: {reason.removeprefix('error: ')}", file=sys.stderr, flush=True)
+            reason = processes.last_line(ended.stderr)
+            print(f"left out: {own}: {reason}", file=sys.stderr, flush=True)
             continue
         found.append(Benchmark(**json.loads(ended.stdout.splitlines()[-1])))
         if show:
