@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from ssl3d import documents, processes
-from ssl3d.atomic import atomic_write
+from ssl3d.atomic import write_json
 from ssl3d.data import store
 from ssl3d.errors import RunError, UserError
 from ssl3d.experiments.engine import grid, runs
@@ -103,8 +103,7 @@ def here(output: Path, jobs: Sequence[Job], connect: Connect) -> dict[str, Cost]
         if cost := probe(output, firsts[name], connect):
             kept[keys[name]] = cost
             document = {key: cost._asdict() for key, cost in kept.items()}
-            with atomic_write(output / FILE) as partial:
-                partial.write_text(json.dumps(document, indent=1) + "\n")
+            write_json(output / FILE, document)
     return {name: kept[key] for name, key in keys.items() if key in kept}
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ssl3d.atomic import write_json
 from ssl3d.exchange import torch_folder
 from ssl3d.exchange.source import Source
 
@@ -23,8 +24,8 @@ def write(source: Source, folder: Path) -> None:
         (folder / name).mkdir()
     torch_folder.write(source, folder / "scripts")
     torch_folder.write_bytes(folder / "scripts" / "__init__.py", b"")
-    torch_folder.write_json(folder / "configs" / "metadata.json", _metadata(source))
-    torch_folder.write_json(folder / "configs" / "network.json", _networks(source))
+    write_json(folder / "configs" / "metadata.json", _metadata(source))
+    write_json(folder / "configs" / "network.json", _networks(source))
 
 
 def _networks(source: Source) -> dict[str, Any]:

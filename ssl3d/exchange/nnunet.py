@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ssl3d.atomic import write_json
 from ssl3d.errors import UserError
 from ssl3d.exchange import torch_folder
 from ssl3d.exchange.source import Source
@@ -35,7 +36,7 @@ def write(source: Source, folder: Path) -> None:
         raise UserError("--format=nnunet: exports an encoder; leave --model out")
     plan = adaptation(source)
     torch_folder.write(source, folder)
-    torch_folder.write_json(folder / "adaptation_plan.json", plan)
+    write_json(folder / "adaptation_plan.json", plan)
     if export.weights_file(source.workdir, "decoder").exists():
         decoder = export.without_projections(export.load_decoder(source.workdir))
         torch_folder.write_weights(folder, "decoder", decoder, source.about)

@@ -11,7 +11,6 @@ of a segmentation, network.* in place of encoder.*.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Mapping
 from importlib import resources
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from ssl3d.atomic import atomic_write
+from ssl3d.atomic import atomic_write, write_json
 from ssl3d.errors import UserError
 from ssl3d.exchange import source as sources
 from ssl3d.exchange.source import Source
@@ -88,7 +87,3 @@ def copy_script(name: str, target: Path) -> None:
 def write_bytes(file: Path, data: bytes) -> None:
     with atomic_write(file) as partial:
         partial.write_bytes(data)
-
-
-def write_json(file: Path, document: dict[str, Any]) -> None:
-    write_bytes(file, (json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
