@@ -22,7 +22,7 @@ def brief(monkeypatch):
 def planned_flops(config):
     data, _ = ahead_of_time.describe(config)
     lowered, *_ = ahead_of_time.lower_step(config, data, "cpu", jax.devices()[:1])
-    return hlo.model_flops(lowered)
+    return hlo.flops(hlo.traced(lowered))
 
 
 def test_the_figures_of_a_config_agree(brief, tiny, tiny_options, pictures, call_command, tmp_path):

@@ -124,13 +124,8 @@ def memory_bytes(found: Iterable[Operation]) -> float:
     return sum(one.bytes * one.times for one in found if not one.collective)
 
 
-def model_flops(lowered: Any) -> float:
-    """Of a lowered program (`jax.stages.Lowered`) on all devices, before any optimisation."""
-    return flops(traced(lowered))
-
-
 def traced(lowered: Any) -> list[Operation]:
-    """The operations of a lowered program on all devices, before any optimisation."""
+    """Those of a lowered program (`jax.stages.Lowered`) on all devices, before any optimisation."""
     return operations(lowered.compiler_ir("hlo").as_hlo_text())
 
 

@@ -33,7 +33,7 @@ def gradients_of(kind, depth, remat):
     # What a compiler makes of it depends on its version.
     kept = jax.eval_shape(lambda params: jax.vjp(loss, params, has_aux=True)[1], params)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
-    return lowered.compile(), params, hlo.model_flops(lowered), size
+    return lowered.compile(), params, hlo.flops(hlo.traced(lowered)), size
 
 
 @pytest.mark.parametrize(

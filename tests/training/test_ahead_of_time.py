@@ -17,7 +17,7 @@ def work(config):
     data, _ = ahead_of_time.describe(config)
     lowered, _, _, batch = ahead_of_time.lower_step(config, data, "cpu", jax.devices()[:1])
     sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch)]
-    return hlo.model_flops(lowered), sum(sizes)
+    return hlo.flops(hlo.traced(lowered)), sum(sizes)
 
 
 def test_the_shapes_are_those_of_a_run(tiny, pictures):
@@ -29,7 +29,7 @@ def test_the_shapes_are_those_of_a_run(tiny, pictures):
     lowered = step.lower(state, sharding.to_devices(batch, mesh, task.spatial))
     sizes = sum(leaf.nbytes for leaf in jax.tree.leaves(batch))
     flops, size = work(config)
-    assert flops == hlo.model_flops(lowered) > 0
+    assert flops == hlo.flops(hlo.traced(lowered)) > 0
     assert size == pytest.approx(sizes, abs=4 * 4 * len(batch))  # integers of another width
     # Twice the batch, and as many channels of data that are not prepared.
     config.batch_size, config.data.path = 2 * config.batch_size, "none"
