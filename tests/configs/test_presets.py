@@ -320,7 +320,13 @@ def pooled_difference(encoder, size, pool):
     return np.linalg.norm(first - second) / max(np.linalg.norm(first - first.mean()), 1e-12)
 
 
-@pytest.mark.parametrize("preset", ["phantom", "phantom_brain", "phantom_abdomen", "hippocampus"])
+@pytest.mark.parametrize(
+    "preset",
+    [
+        pytest.param("phantom", marks=pytest.mark.slow),
+        *("phantom_brain", "phantom_abdomen", "hippocampus"),
+    ],
+)
 def test_two_images_have_two_pooled_features_in_every_preset(preset):
     for name in PROXY_CONFIGS:
         config = get_config(name, preset)

@@ -10,7 +10,9 @@ from ssl3d.training import trained_model
 from tests.support.evaluating import read, run
 
 
-@pytest.mark.parametrize("workdir", ["segmented", "classified"])
+@pytest.mark.parametrize(
+    "workdir", [pytest.param("segmented", marks=pytest.mark.slow), "classified"]
+)
 def test_the_same_tables_without_pictures(workdir, request, tmp_path):
     options = [f"--workdir={request.getfixturevalue(workdir)}", f"--output={tmp_path}"]
     evaluate.main(options)

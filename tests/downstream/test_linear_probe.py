@@ -169,7 +169,7 @@ def test_the_label_fraction_is_respected(graded, whole, pictures):
     assert penalties[0] != penalties[1]
 
 
-@pytest.mark.parametrize("name", ["segment2d", "classify3d"])
+@pytest.mark.parametrize("name", [pytest.param("segment2d", marks=pytest.mark.slow), "classify3d"])
 def test_slices_of_volumes_and_grades_of_volumes(tiny, volumes, pretrained, tmp_path, name):
     dataset = modified(
         volumes,

@@ -55,7 +55,7 @@ def test_size_of_the_original():
     assert shapes_of(TINY).keys() == {"params"}
 
 
-@settings(max_examples=6)
+@settings(max_examples=3)
 @given(sizes)
 def test_stem_is_a_strided_convolution(size):
     rank, x = len(size), normal(0, 2, *size, 3)
@@ -72,7 +72,7 @@ def test_stem_is_a_strided_convolution(size):
     )
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(sizes, st.booleans())
 def test_overlapping_max_pool(size, ties):
     rank, x = len(size), normal(0, 2, *size, 3)
@@ -261,6 +261,7 @@ def test_a_task_with_a_decoder_refuses_it(tiny, pictures, name):
         traced_step(tiny(name, pictures.path, encoder__kind="densenet121"), pictures)
 
 
+@pytest.mark.slow
 def test_a_run_trains_and_exports_it(tiny, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(densenet, "BLOCKS", (2,))  # layers of one block: less to compile
     sizes = {"steps": 2, "validate_every": 2}

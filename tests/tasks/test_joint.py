@@ -56,7 +56,7 @@ def alone(parts, name):
     ("name", "rank"),
     [
         ("rpl", 2),
-        ("rotation", 3),
+        pytest.param("rotation", 3, marks=pytest.mark.slow),
         pytest.param("exemplar", 2, marks=pytest.mark.slow),
         pytest.param("mae", 2, marks=pytest.mark.slow),
     ],
@@ -77,7 +77,7 @@ def test_one_part_is_that_task_alone(tiny, datasets, rank, name):
 
 
 def test_the_gradient_is_the_weighted_sum_of_the_parts(tiny, pictures):
-    weights = {"rpl": 2.0, "contrast": 0.5}
+    weights = {"rpl": 2.0, "rotation": 0.5}
     config = tiny("joint2d", pictures.path, task__parts=tuple(weights))
     for name, weight in weights.items():
         config.parts[name].weight = weight

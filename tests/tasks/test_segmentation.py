@@ -219,6 +219,7 @@ def test_a_threshold_is_learned(tiny, volumes, tmp_path):
     assert lines[0]["reference_soft_dice"] < lines[-1]["reference_soft_dice"] <= 1
 
 
+@pytest.mark.slow
 def test_regions_deep_supervision_and_accumulation_train_together(tiny, volumes, tmp_path):
     config = tiny(
         "segment2d", volumes.path, task__regions=((1,),), task__deep=1, encoder__depth=3,

@@ -78,7 +78,8 @@ def config_of(tiny, name, dataset, **overrides):
 
 
 @pytest.mark.parametrize(
-    "name", ["rpl3d", "rotation3d", pytest.param("rotation2d", marks=pytest.mark.slow)]
+    "name",
+    ["rpl3d", *(pytest.param(f"rotation{r}d", marks=pytest.mark.slow) for r in (2, 3))],
 )
 def test_shipped_tasks_stay_at_chance(tiny, scans, name):
     result = audit.audit(config_of(tiny, name, scans), **SMALL)

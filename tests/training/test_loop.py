@@ -311,10 +311,9 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     "name",
     [
         "cpc2d",
-        "exemplar2d",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("rpl2d", "mae2d", "contrast2d", "joint2d")
+            for name in ("exemplar2d", "rpl2d", "mae2d", "contrast2d", "joint2d")
         ),
     ],
 )

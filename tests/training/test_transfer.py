@@ -265,11 +265,10 @@ def test_the_warm_up_must_end(tiny, pictures, pretrained, tmp_path):
 
 
 def test_a_pretraining_goes_on_from_an_unfinished_one(tiny, pictures, tmp_path, capsys):
-    before = tiny("rpl2d", pictures.path, steps=4, checkpoint_every=1)
+    still = {"optimizer__learning_rate": 1e-12, "optimizer__weight_decay": 0.0, "steps": 4}
+    before = tiny("rpl2d", pictures.path, checkpoint_every=1, **still)
     assert loop.train(before, tmp_path / "run", stop_at=1)
-    longer = tiny("rotation2d", pictures.path, steps=2, init__encoder=str(tmp_path / "run"))
-    longer.optimizer.learning_rate = 1e-12
-    longer.optimizer.weight_decay = 0.0
+    longer = tiny("rpl2d", pictures.path, seed=1, init__encoder=str(tmp_path / "run"), **still)
     assert loop.train(longer, tmp_path / "longer")
     said = capsys.readouterr().out
     assert "arrays of the encoder loaded" in said
