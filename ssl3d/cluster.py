@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 # Seconds for a scheduler to answer.
 _PATIENCE = 20
-_ACCELERATORS = "ssl3d.accelerators"  # key of Dask's settings
+_ACCELERATORS, _WORKERS = "ssl3d.accelerators", "ssl3d.workers"  # keys of Dask's settings
 
 
 @contextlib.contextmanager
@@ -49,14 +50,16 @@ def connect(scheduler: str, workers: int | None = None) -> Iterator[Client]:
     with contextlib.ExitStack() as stack:
         address: Any = scheduler
         if not scheduler:
+            workers = workers or max(count_accelerators(), 1)
             settings = {
                 # A laptop that was asleep has not lost its workers.
                 "distributed.scheduler.worker-ttl": None,
                 _ACCELERATORS: count_accelerators(),
+                _WORKERS: workers,
             }
             stack.enter_context(dask.config.set(settings))
             local = distributed.LocalCluster(
-                n_workers=workers or max(count_accelerators(), 1),
+                n_workers=workers,
                 threads_per_worker=1,
                 processes=False,
                 memory_limit=0,  # that of this process is not theirs
@@ -125,6 +128,22 @@ def environment() -> dict[str, str]:
     names = "JAX_CUDA_VISIBLE_DEVICES", "JAX_ROCM_VISIBLE_DEVICES", "TPU_VISIBLE_CHIPS"
     bounds = "TPU_PROCESS_BOUNDS", "TPU_CHIPS_PER_PROCESS_BOUNDS"
     return dict.fromkeys(names, str(own)) | dict.fromkeys(bounds, "1,1,1")
+
+
+def cores() -> set[int]:
+    """The cores for a process of this Dask worker: its share of this machine's; empty for all.
+
+    Small networks use several cores badly: processes with one each do more together. Only on
+    workers of `connect`'s own process, where there are several and no accelerators.
+    """
+    import dask
+    import distributed
+
+    workers = dask.config.get(_WORKERS, 1)
+    if workers == 1 or dask.config.get(_ACCELERATORS, 0) or not hasattr(os, "sched_getaffinity"):
+        return set()
+    own, available = int(distributed.get_worker().name), sorted(os.sched_getaffinity(0))
+    return set(available[own::workers] or [available[own % len(available)]])
 
 
 @functools.cache

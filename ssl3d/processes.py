@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -56,15 +56,21 @@ def stopping() -> Iterator[None]:
 
 
 def start(
-    module: str, argument: str, folder: Path, log: TextIO, environment: dict[str, str]
+    module: str,
+    argument: str,
+    folder: Path,
+    log: TextIO,
+    environment: dict[str, str],
+    cores: Collection[int] = (),
 ) -> subprocess.Popen:
     """Starts `python -m MODULE ARGUMENT` in a folder, with the repository on its path.
 
-    Its standard input closes when this process ends, however it ends.
+    Its standard input closes when this process ends, however it ends. It runs on `cores` alone, if
+    there are any.
     """
     root = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", module, argument],
         cwd=folder,
         stdin=subprocess.PIPE,
@@ -74,6 +80,10 @@ def start(
         # Ctrl-C reaches this process alone, which passes it on once.
         start_new_session=True,
     )
+    if cores:  # at once: its threads will have the same
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(process.pid, cores)
+    return process
 
 
 def watch(process: subprocess.Popen, group: str) -> int:

@@ -1,6 +1,7 @@
 """Dask clusters; their work: data/preparation/test_workers.py, experiments/engine/test_runs.py."""
 
 import gc
+import os
 import time
 from types import SimpleNamespace
 
@@ -34,6 +35,26 @@ def test_local_workers_share_the_accelerators(monkeypatch, accelerators, workers
         ]
     devices = [one.get("JAX_CUDA_VISIBLE_DEVICES") for one in found]
     assert sorted(devices, key=str) == expected
+
+
+@pytest.mark.parametrize(
+    ("accelerators", "workers", "expected"),
+    [
+        (0, 1, [set()]),
+        (0, 2, [{3, 6}, {4}]),
+        (0, 5, [{3}, {3}, {4}, {4}, {6}]),
+        (2, 2, [set(), set()]),
+    ],
+)
+def test_local_workers_share_the_cores(monkeypatch, accelerators, workers, expected):
+    monkeypatch.setattr(cluster, "count_accelerators", lambda: accelerators)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4, 3, 6}, raising=False)
+    with cluster.connect("", workers) as client:
+        found = [
+            client.submit(cluster.cores, workers=[address], pure=False).result()
+            for address in client.nthreads()
+        ]
+    assert sorted(found, key=sorted) == expected
 
 
 def test_accelerators_are_counted_apart(monkeypatch):

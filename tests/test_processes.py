@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from ssl3d import processes
 
@@ -77,3 +78,14 @@ os.kill(os.getpid(), signal.SIGKILL)
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < latest
         time.sleep(0.05)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores are assigned on Linux")
+def test_a_process_runs_on_its_cores_alone(tmp_path):
+    core = max(os.sched_getaffinity(0))
+    code = "import os, sys\nsys.stdin.readline()\nprint(os.sched_getaffinity(0))"
+    (tmp_path / "asks.py").write_text(code)
+    with (tmp_path / "log.txt").open("w") as log:
+        started = processes.start("asks", "", tmp_path, log, {}, {core})
+    started.communicate(b"\n", timeout=60)
+    assert (tmp_path / "log.txt").read_text().strip() == str({core})

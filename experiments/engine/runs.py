@@ -147,4 +147,4 @@ def _spent(folder: Path) -> float:
 def launch(output: Path, name: str, log: TextIO) -> subprocess.Popen:
     """Starts the process of a run."""
     module = "ssl3d.experiments.engine.worker"
-    return processes.start(module, name, output, log, cluster.environment())
+    return processes.start(module, name, output, log, cluster.environment(), cluster.cores())
