@@ -1,6 +1,7 @@
 """Execution of a grid's runs on a Dask cluster, each in a process of its own.
 
-A run is a future that depends on that of its pretraining. A Dask worker, without JAX, starts
+A run is a future, submitted once its pretraining is finished: those that wait for nothing stand in
+Dask's queue in the order of the grid, whichever are ready first. A Dask worker, without JAX, starts
 `experiments.engine.worker` and waits for it. When the Dask worker dies, the run ends with a
 checkpoint, from which it goes on elsewhere.
 """
@@ -47,6 +48,7 @@ def work(
     # A pretraining has the number of the first job that needs it.
     numbers: dict[str, int] = {}
     futures: dict[str, Future] = {}
+    waiting: dict[str, list[Job]] = {}  # for a pretraining
     failed: dict[str, str] = {}
     study = uuid.uuid4().hex  # this call, in keys, events and processes
 
@@ -54,35 +56,42 @@ def work(
         _, name = event
         print(f"[{numbers[name]} of {len(jobs)}] {name}", flush=True)
 
-    def submit(job: "Job", number: int) -> "Future | None":
-        """The future of a job, after that of its pretraining; None for a finished one."""
-        if job.name not in futures and not _is_done(output, job.name):
-            numbers[job.name] = number
-            needs = submit(job.needs, number) if job.needs else None
-            about = {"needs": job.needs and job.needs.name, "command": job.command}
-            run = study, output, json.loads(json.dumps(vars(job) | about))
-            key = f"{job.name}-{study}"
-            futures[job.name] = client.submit(supervise, *run, needs, key=key, priority=-number)
-        return futures.get(job.name)
+    def submit(job: "Job", number: int) -> "list[Future]":
+        """The future of an unfinished job or, once, of the pretraining that it waits for."""
+        if job.name in futures or _is_done(output, job.name):
+            return []
+        numbers.setdefault(job.name, number)
+        if job.needs and not _is_done(output, job.needs.name):
+            waiting.setdefault(job.needs.name, []).append(job)
+            return submit(job.needs, number)
+        about = {"needs": job.needs and job.needs.name, "command": job.command}
+        run = study, output, json.loads(json.dumps(vars(job) | about))
+        # One prefix: Dask queues the many tasks of a group, and orders those in its queue alone.
+        key = f"run-{job.name}-{study}"
+        futures[job.name] = client.submit(supervise, *run, key=key, priority=-number)
+        return [futures[job.name]]
 
     with processes.stopping(), connect() as client:
         from distributed import as_completed
 
         client.subscribe_topic(study, announce)
         try:
-            for number, job in enumerate(jobs, 1):
-                submit(job, number)
-            for future in as_completed(list(futures.values())):
-                name = future.key.removesuffix(f"-{study}")
+            running = as_completed(
+                [run for number, job in enumerate(jobs, 1) for run in submit(job, number)]
+            )
+            for future in running:
+                name = future.key.removeprefix("run-").removesuffix(f"-{study}")
+                ready = waiting.pop(name, [])
                 try:
                     cluster.result(future)
                     cluster.wait_to_see(output / name / RESULT)
                     after()
                 except (RunError, BrokenExecutor) as error:
                     reason = str(error) or f"{name}: the Dask workers that ran it were killed"
-                    if reason not in failed.values():  # but that of its pretraining
-                        print(reason, flush=True)
-                    failed[name] = reason
+                    print(reason, flush=True)
+                    failed |= dict.fromkeys([name, *(job.name for job in ready)], reason)
+                    continue
+                running.update([run for job in ready for run in submit(job, numbers[job.name])])
         except BaseException:
             with contextlib.suppress(Exception):  # the scheduler may be what has failed
                 client.cancel(list(futures.values()))
@@ -99,11 +108,11 @@ def _is_done(output: Path, name: str) -> bool:
     return (output / name / RESULT).exists()
 
 
-def supervise(study: str, output: Path, job: dict[str, Any], needs: None = None) -> None:
+def supervise(study: str, output: Path, job: dict[str, Any]) -> None:
     """Runs a job (content of job.json) in a process, on a Dask worker.
 
-    `needs` makes it wait for its pretraining. Raises `RunError` where the run failed, `UserError`
-    for an input error of the run or an output that the cluster does not share.
+    Raises `RunError` where the run failed, `UserError` for an input error of the run or an output
+    that the cluster does not share.
     """
     from distributed import Reschedule, get_worker
 

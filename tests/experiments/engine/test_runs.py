@@ -89,6 +89,31 @@ def test_an_input_error_of_a_run_is_the_persons(stand_in, tmp_path):
         runs.work(tmp_path, [Job("cells/a", "segment3d", "", {}, {})], HERE)
 
 
+def test_runs_begin_in_the_order_of_the_grid(stand_in, tmp_path):
+    """So that a study that is stopped early compares all methods, on as many repetitions."""
+    begun = []
+
+    def launch(output, name, log):
+        begun.append(name)
+        # Longer than a message takes.
+        command = f"sleep 0.05; touch {output / name / runs.RESULT}"
+        return subprocess.Popen(["sh", "-c", command], stdin=subprocess.PIPE)
+
+    stand_in.setattr(runs, "launch", launch)
+    encoders = [Job(f"pretraining/e{n}", "rpl3d", "", {}, {}) for n in range(6)]
+    jobs = [
+        Job(f"cells/{method}-r{n}", "segment3d", "", {}, {}, encoders[n % 6] if encoded else None)
+        for n in range(12)
+        for method, encoded in (("scratch", False), ("double", False), ("rpl3d", True))
+    ]
+    runs.work(tmp_path, jobs, functools.partial(cluster.connect, "", 2))
+    cells = [name for name in begun if name.startswith("cells")]
+    numbers = [[job.name for job in jobs].index(name) for name in cells]
+    assert sorted(numbers) == list(range(len(jobs)))
+    # A pretraining takes a while, and each worker has a run in advance.
+    assert max(number - place for place, number in enumerate(numbers)) <= 6
+
+
 def test_a_run_that_the_system_ends_goes_on(stand_in, tmp_path):
     """As before the time of a SLURM job is over: not a failure, but a run to be resumed."""
     begun = []
