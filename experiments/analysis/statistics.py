@@ -27,6 +27,7 @@ equivalent to scratch, one or more is called different in 41 % of studies of two
 and intervals are up to 1.4 times wider than necessary.
 """
 
+import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -202,13 +203,11 @@ def estimate(
     if count > 1:
         parts.append((whole.var(ddof=1) / count, count - 1))
     if tested > 1:
-        random = np.random.default_rng(seed)
-        means = []
-        for start in range(0, draws, _BLOCK):
-            size = min(_BLOCK, draws - start)
-            # How often each case counts when subjects are resampled with replacement.
-            counts = random.multinomial(tested, np.full(tested, 1 / tested), size)
-            means.append(paired(counts[:, of_subject].astype(float)).mean(1))
+        counts = _resampled(tested, draws, seed)
+        means = [
+            paired(counts[start : start + _BLOCK, of_subject].astype(float)).mean(1)
+            for start in range(0, draws, _BLOCK)
+        ]
         # A resampling without any defined score is NaN, and ignored. Resampling M of M subjects
         # has (M - 1) / M of the variance.
         variance = np.nanvar(np.concatenate(means)) * tested / (tested - 1)
@@ -220,6 +219,19 @@ def estimate(
         return Estimate(float(whole.mean()), 0.0, np.inf)
     freedom = square**2 / sum(part**2 / known for part, known in parts)
     return Estimate(float(whole.mean()), float(np.sqrt(square)), float(freedom))
+
+
+@functools.lru_cache(maxsize=1)  # the methods of a study share their test subjects
+def _resampled(subjects: int, draws: int, seed: int) -> np.ndarray:
+    """How often each subject counts when they are resampled with replacement: [D, M]."""
+    random, even = np.random.default_rng(seed), np.full(subjects, 1 / subjects)
+    blocks = [min(_BLOCK, draws - start) for start in range(0, draws, _BLOCK)]
+    return np.concatenate(
+        [
+            random.multinomial(subjects, even, size).astype(np.min_scalar_type(subjects))
+            for size in blocks
+        ]
+    )
 
 
 def holm(p_values: Sequence[float]) -> tuple[list[float], list[float]]:
