@@ -7,7 +7,8 @@
 
 The tables are sufficient: a cell whose rows exist is not run again, even without its run folder,
 e.g. in a checkout of the repository. In cases.csv and curves.csv `nan` is an undefined score and an
-empty field one that does not exist (a step or a case of other cells).
+empty field one that does not exist (a step or a case of other cells). A table that was compressed
+by gzip, e.g. cases.csv.gz, stays so: where each split has its own cases, most fields are empty.
 """
 
 from collections.abc import Iterable
@@ -78,8 +79,8 @@ def read(output: Path) -> Record:
     )
     if lacking := found.known().difference(found.cases):
         raise UserError(
-            f"{output / CASES}: has no column {min(lacking)}; restore the file, or remove the row "
-            f"of that cell from {RESULTS} to run it again"
+            f"{_path(output, CASES)}: has no column {min(lacking)}; restore the file, or remove "
+            f"the row of that cell from {RESULTS} to run it again"
         )
     return found
 
@@ -89,8 +90,23 @@ def write(output: Path, record: Record) -> None:
     output.mkdir(parents=True, exist_ok=True)
     tables = *record[:3], record.curves.T.rename_axis("cell")
     for file, table, index in zip(_TABLES, tables, (False, False, True, True), strict=True):
-        with atomic_write(output / file) as partial:
-            table.to_csv(partial, index=index, lineterminator="\n", encoding="utf-8")
+        path = _path(output, file)
+        # Without the time of day: the same table has the same bytes.
+        packed = {"method": "gzip", "mtime": 1} if path.suffix == ".gz" else None
+        with atomic_write(path) as partial:
+            table.to_csv(
+                partial,
+                index=index,
+                lineterminator="\n",
+                encoding="utf-8",
+                compression=packed,
+            )
+
+
+def _path(output: Path, file: str) -> Path:
+    """That of a table, or of its compressed form where that exists."""
+    packed = output / f"{file}.gz"
+    return packed if packed.exists() else output / file
 
 
 def update(output: Path) -> None:
@@ -128,18 +144,17 @@ def _read_result(file: Path) -> dict[str, Any]:
 
 
 def _read_table(output: Path, file: str) -> pd.DataFrame:
+    path = _path(output, file)
     try:
-        table = pd.read_csv(output / file, dtype=str, keep_default_na=False)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
         if missing := [name for name in _TABLES[file][:1] if name not in table]:
             raise ValueError(f"no column {missing[0]}")
         return table
     except (FileNotFoundError, pd.errors.EmptyDataError):
         return pd.DataFrame(columns=_TABLES[file], dtype=str)
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(
-            f"{output / file}: cannot be read ({reason}); remove it to merge anew"
-        ) from None
+        raise UserError(f"{path}: cannot be read ({reason}); remove it to merge anew") from None
 
 
 def _with_rows(stored: pd.DataFrame, runs: Iterable[dict[str, Any]], key: str) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """The stored tables: wide rows of cases and curves, and the long ones of older outputs."""
 
 import csv
+import gzip
 
 import pandas as pd
 import pytest
@@ -59,6 +60,23 @@ def test_tables_read_as_they_were_written(tmp_path, cases):
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
     results_table.update(tmp_path)
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_compressed_table_stays_compressed(tmp_path):
+    results_table.write(tmp_path, record_of(GRADED))
+    plain, packed = tmp_path / "cases.csv", tmp_path / "cases.csv.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+    more = [row | {"c": "1"} for row in GRADED]
+    results_table.write(tmp_path, record_of(more))
+    assert cases_of(results_table.read(tmp_path)) == more
+    once = packed.read_bytes()
+    results_table.update(tmp_path)
+    assert packed.read_bytes() == once
+    assert not plain.exists()
+    packed.write_bytes(once[:-12])
+    with pytest.raises(UserError, match=r"cases\.csv\.gz: cannot be read"):
+        results_table.read(tmp_path)
 
 
 def test_tables_are_wide(tmp_path):
