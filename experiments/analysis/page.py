@@ -9,14 +9,19 @@ from ssl3d.experiments.analysis import results_table, statistics, templates
 from ssl3d.experiments.analysis.findings import Key, find
 from ssl3d.experiments.analysis.statistics import Comparison
 from ssl3d.experiments.analysis.tables import where
+from ssl3d.experiments.engine.grid import Cell, Size, cells
 from ssl3d.experiments.engine.study import DOUBLES, METHODS, Study
+
+# What tells the cells of a grid apart, whatever encoders and splits are dealt to them.
+_IDENTITY = ["method", "mode", "labels", "repetition", "arm"]
 
 
 def render(folder: Path, planned: Sequence[Study], studies: Sequence[Study]) -> str:
     """The page, from the tables of the subfolders, each named after the study it begins with.
 
     Args:
-      planned: of several encoders: each has a section as soon as its tables are stored.
+      planned: of several encoders: each has a section as soon as its tables are stored, and
+        verdicts once all cells of its default grid are.
       studies: of one. The longest prefix of a folder's name that is a study's names the study.
 
     Raises:
@@ -29,8 +34,14 @@ def render(folder: Path, planned: Sequence[Study], studies: Sequence[Study]) -> 
         return Stored(folder / name, max(fitting, key=lambda study: len(study.name)))
 
     kept = [study for study in planned if (folder / _folder(study)).exists()]
-    shown = [Stored(folder / _folder(study), study) for study in kept]
+    shown = [Stored(folder / _folder(study), study, grid=planned_cells(study)) for study in kept]
     return templates.render("results.md", stored=stored, planned=shown)
+
+
+def planned_cells(study: Study) -> tuple[Cell, ...]:
+    """The grid of a study, as its command runs it by default."""
+    numbers = study.repetitions, study.modes, study.first_repetition, study.encoders, study.splits
+    return cells(Size(study.methods, study.labels, *numbers, tuple(study.arms) or ("",)))
 
 
 def _folder(study: Study) -> str:
@@ -38,17 +49,28 @@ def _folder(study: Study) -> str:
 
 
 class Stored:
-    """A study as its folder of results keeps it, all rows; its settings may have changed since."""
+    """A study as its folder of results keeps it, all rows; its settings may have changed since.
 
-    def __init__(self, folder: Path, study: Study) -> None:
+    Before all cells of `grid` are there, there is no verdict.
+    """
+
+    def __init__(self, folder: Path, study: Study, grid: Sequence[Cell] = ()) -> None:
         self.record = results_table.read(folder)
         if self.record.results.empty:
             raise UserError(f"{folder}: no results.csv; restore the stored study")
         index = self.record.cases.reset_index()
         classes = 1 + int(index["grade"].astype(int).max()) if "grade" in index else 0
-        self.facts = find(study, self.record, classes)
+        found = self.record.results.reindex(columns=_IDENTITY, fill_value="")
+        known = set(found.itertuples(index=False, name=None))
+        missing = {tuple(str(getattr(cell, name)) for name in _IDENTITY) for cell in grid} - known
+        self.count = f"{len(known)} cells"
+        if missing:
+            self.count = f"{len(grid) - len(missing)} of {len(grid)} cells so far"
+        self.facts = find(study, self.record, classes, missing=(len(missing), len(grid)))
         self.name, self.folder, self.title = study.name, folder.name, study.title
         self.question, self.score = study.question, study.columns[0].name
+        generated = study.preset.startswith("phantom")
+        self.data = "" if generated else f"--data=data/{study.preset} "  # of its command
 
     @property
     def days(self) -> str:
@@ -70,7 +92,10 @@ class Stored:
         return self.facts.runs[_key(method), amount]["pretraining"].nunique()
 
     def plateau(self, scratch: str, amount: str) -> str:
-        """Whether a scratch is at its plateau."""
+        """Whether a scratch is at its plateau, once that can be told."""
+        missing, planned = self.facts.missing
+        if missing:
+            return f"no verdict yet, {missing} of {planned} cells are missing"
         return f"{where(self.facts.plateau[scratch, amount])}at its plateau"
 
     def largest(self, amount: str) -> str:

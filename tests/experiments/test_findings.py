@@ -1,12 +1,13 @@
 """The stored results: small, and one page whose numbers come from them."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
 import pytest
 
 from ssl3d.errors import UserError
-from ssl3d.experiments import findings
+from ssl3d.experiments import findings, hippocampus_splits
 from ssl3d.experiments.analysis import results_table
 from tests.support.hand_made_study import record_of, result
 
@@ -14,11 +15,17 @@ RESULTS = Path(__file__).parents[2] / "results"
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    """The page of the stored results and of a planned study, as the command renders it."""
+def pages(tmp_path_factory):
+    """The page of the stored results and of a planned study, and one where cells are missing."""
     folder = tmp_path_factory.mktemp("results") / "results"
     shutil.copytree(RESULTS, folder)
     (folder / "README.md").unlink()
+    small = dataclasses.replace(
+        hippocampus_splits.STUDY,
+        methods=("scratch", "scratch-double", "rpl3d"),
+        labels=("all",),
+        first_repetition=1,
+    )
     rows = []
     for n in range(1, 9):
         about = {"split": str(n), "finished": f"2026-12-0{n}"}
@@ -27,8 +34,20 @@ def page(tmp_path_factory):
         own = {"mode": "finetune", "pretraining": f"rpl3d-e{n}", **about}
         rows.append(result("rpl3d", "all", n, 0.73 + n / 500 + n / 1000, **own))
     results_table.write(folder / "hippocampus-splits", record_of(rows))
-    assert findings.main([f"--results={folder}"]) == 0
-    return (folder / "README.md").read_text()
+    pages = []
+    with pytest.MonkeyPatch.context() as patch:
+        for repetitions in (8, 9):
+            planned = dataclasses.replace(small, repetitions=repetitions)
+            patch.setattr(findings, "PLANNED", (*findings.PLANNED[:-1], planned))
+            assert findings.main([f"--results={folder}"]) == 0
+            pages.append((folder / "README.md").read_text())
+    return pages
+
+
+@pytest.fixture(scope="module")
+def page(pages):
+    """With the planned study as a whole."""
+    return pages[0]
 
 
 def test_the_page_is_what_the_command_renders(page):
@@ -43,7 +62,18 @@ def test_a_planned_study_has_a_section_once_it_is_stored(page):
     assert row + "8 repetitions, 8 splits, 8 encoders | gain |" in page
     assert "| all | `rpl3d` | `scratch-double` | +0.034" in page
     assert "| 8 repetitions | at its plateau |" in page
-    assert "python -m experiments.hippocampus_splits --output=results/hippocampus-splits" in page
+    command = "python -m experiments.hippocampus_splits --data=data/hippocampus --output="
+    assert f"{command}results/hippocampus-splits\n" in page
+
+
+def test_there_is_no_verdict_before_all_planned_cells(pages):
+    assert "24 of 27 cells so far, 2026-12-01 to 2026-12-08; planned before the first." in pages[1]
+    verdict = "no verdict yet, 3 of 27 cells are missing |"
+    assert "| all | `rpl3d` | `scratch` | +0.034 [+0.032, +0.037] | " in pages[1]
+    section = pages[1][pages[1].index("## Hippocampus: MR") : pages[1].index("## Studies of one")]
+    rows = [line for line in section.splitlines() if line.startswith("| all")]
+    assert rows
+    assert all(row.endswith(verdict) for row in rows)
 
 
 def test_no_stored_scratch_is_called_at_its_plateau_by_its_mean():
