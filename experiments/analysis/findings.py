@@ -132,11 +132,16 @@ class Findings:
             if where
         ]
 
+    @property
+    def incomplete(self) -> str:
+        """That planned cells are missing, in the place of a verdict; "" if none is."""
+        missing, planned = self.missing
+        return f"no verdict yet, {missing} of {planned} cells are missing" if missing else ""
+
     def pending(self, scratch: str, amount: str, least: float) -> str:
         """Why nothing can be judged by a scratch with an amount of labels; "" if it can."""
-        missing, planned = self.missing
-        if missing:
-            return f"no verdict yet, {missing} of {planned} cells are missing"
+        if self.incomplete:
+            return self.incomplete
         score = self.scores.get((Key(scratch, "random"), amount))
         doubled = self.plateau.get((scratch, amount))
         short = score and score.value < least and not (doubled and doubled.within(PLATEAU))

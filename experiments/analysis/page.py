@@ -93,10 +93,8 @@ class Stored:
 
     def plateau(self, scratch: str, amount: str) -> str:
         """Whether a scratch is at its plateau, once that can be told."""
-        missing, planned = self.facts.missing
-        if missing:
-            return f"no verdict yet, {missing} of {planned} cells are missing"
-        return f"{where(self.facts.plateau[scratch, amount])}at its plateau"
+        found = f"{where(self.facts.plateau[scratch, amount])}at its plateau"
+        return self.facts.incomplete or found
 
     def largest(self, amount: str) -> str:
         """The 3D proxy task with the largest difference to scratch."""

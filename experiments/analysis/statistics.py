@@ -225,13 +225,7 @@ def estimate(
 def _resampled(subjects: int, draws: int, seed: int) -> np.ndarray:
     """How often each subject counts when they are resampled with replacement: [D, M]."""
     random, even = np.random.default_rng(seed), np.full(subjects, 1 / subjects)
-    blocks = [min(_BLOCK, draws - start) for start in range(0, draws, _BLOCK)]
-    return np.concatenate(
-        [
-            random.multinomial(subjects, even, size).astype(np.min_scalar_type(subjects))
-            for size in blocks
-        ]
-    )
+    return random.multinomial(subjects, even, draws).astype(np.min_scalar_type(subjects))
 
 
 def holm(p_values: Sequence[float]) -> tuple[list[float], list[float]]:
