@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ssl3d.atomic import atomic_write
 from ssl3d.experiments.analysis import statistics
-from ssl3d.experiments.analysis.findings import PLATEAU, Findings, Key
+from ssl3d.experiments.analysis.findings import PLATEAU, Findings, Key, arm_of, in_words
 from ssl3d.experiments.engine.study import DOUBLES, METHODS, Study
 
 _SIDE = 2.5  # inches of a panel
@@ -51,7 +51,7 @@ def differences(study: Study, findings: Findings) -> Figure:
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.set(title=f"{amount} labels", xlabel=f"{study.columns[0].name}, difference to scratch")
+        axes.set(title=in_words(amount), xlabel=f"{study.columns[0].name}, difference to scratch")
     return figure
 
 
@@ -66,11 +66,16 @@ def data_efficiency(study: Study, findings: Findings) -> Figure:
     for axes, key in zip(figure.axes, keys, strict=False):
         for own in dict.fromkeys((*_baselines(findings, key), key)):
             found = {i: findings.scores.get((own, amount)) for i, amount in enumerate(labels)}
-            points = {i: (one.value, *one.interval()) for i, one in found.items() if one}
-            if not points:
-                continue
-            mean, low, high = np.array(list(points.values())).T
-            _draw(axes, own, list(points), mean, low, high, marker="o")
+            # A line joins amounts of labels, never the arms of a study.
+            for arm in dict.fromkeys(map(arm_of, labels)):
+                points = {
+                    i: (one.value, *one.interval())
+                    for i, one in found.items()
+                    if one and arm_of(labels[i]) == arm
+                }
+                if points:
+                    mean, low, high = np.array(list(points.values())).T
+                    _draw(axes, own, list(points), mean, low, high, marker="o")
         axes.set_xticks(range(len(labels)), labels)
         axes.set_title(findings.label(key))
     _limit(figure.axes, findings, name)
@@ -93,7 +98,7 @@ def _scores(study: Study, findings: Findings) -> Figure:
             axes.plot(score.value, place - 0.1, "D", color=colour)
     axes.set_yticks(range(len(keys)), [findings.label(key) for key in keys])
     axes.set_ylim(len(keys) - 0.5, -0.5)
-    axes.set(title=f"{amount} labels", xlabel=f"{name}, test set")
+    axes.set(title=in_words(amount), xlabel=f"{name}, test set")
     return figure
 
 
@@ -115,7 +120,7 @@ def convergence(findings: Findings) -> Figure:
             # Within the observed range: the band of few repetitions can be far wider.
             band = np.clip(statistics.t_interval(scores), scores.min(), scores.max())
             _draw(axes, own, steps, scores.mean(0), *band)
-        axes.set_title(f"{findings.label(key)}, {amount} labels")
+        axes.set_title(f"{findings.label(key)}, {in_words(amount)}")
     figure.supxlabel("step", fontsize="medium")
     figure.supylabel("validation score", fontsize="medium")
     return figure

@@ -31,6 +31,18 @@ class Key(NamedTuple):
 
 # A row of the tables at an amount of labels.
 Place = tuple[Key, str]
+_ARM = ", "  # between an amount of labels and its arm
+
+
+def arm_of(amount: str) -> str:
+    """The arm "rate 0.002" of "2, rate 0.002"; "" of an amount of labels alone."""
+    return amount.partition(_ARM)[2]
+
+
+def in_words(amount: str) -> str:
+    """An amount of labels in a sentence: "2 labels", or "2 labels (rate 0.002)" with its arm."""
+    labels, _, arm = amount.partition(_ARM)
+    return f"{labels} labels ({arm})" if arm else f"{labels} labels"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,7 +294,7 @@ def arrange(study: Study, record: Record, classes: int) -> Findings:
     # Tables from before there were versions of draws, encoders, splits and arms.
     for name, value in (("draws", "1"), ("encoder", "1"), ("split", "0"), ("arm", "")):
         results[name] = results[name].replace("", value) if name in results else value
-    arms = results["arm"].where(results["arm"] == "", ", " + results["arm"])
+    arms = results["arm"].where(results["arm"] == "", _ARM + results["arm"])
     results["labels"] = results["labels"] + arms
     weighted, subjects = weighted_scores(study, record, classes)
     results["weighted"] = results["cell"].map(weighted.get)

@@ -62,7 +62,7 @@ def predictions(facts: Findings, output: Path) -> dict[str, Path]:
         folder = output / grid.CELLS / cell / "run" / "evaluation"
         pictures = [folder / name for name in ("median.png", "mistakes.png")]
         if shown := next(filter(Path.exists, pictures), None):
-            found[f"{facts.label(key)}, {amount} labels"] = shown
+            found[f"{facts.label(key)}, {findings.in_words(amount)}"] = shown
     return found
 
 

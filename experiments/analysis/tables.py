@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ssl3d.experiments.analysis.findings import PLATEAU, Findings, Place
+from ssl3d.experiments.analysis.findings import PLATEAU, Findings, Place, in_words
 from ssl3d.experiments.analysis.published import TABLES, Published
 from ssl3d.experiments.analysis.results_table import Record
 from ssl3d.experiments.analysis.statistics import Comparison
@@ -62,7 +62,7 @@ def scores_by_column(study: Study, findings: Findings) -> Table:
     # The paper used all labels: its scores do not compare with ours of fewer.
     published = TABLES.get(study.published_scores) if amount == "all" else None
     columns = {column.name: (amount, column.name) for column in study.columns}
-    return _scores(f"Scores with {amount} labelled training subjects", findings, columns, published)
+    return _scores(f"Scores with {in_words(amount)}", findings, columns, published)
 
 
 def _scores(title: str, findings: Findings, columns: Columns, published: Published | None) -> Table:

@@ -1,6 +1,8 @@
 import pandas as pd
+import pytest
 
 from ssl3d.experiments.analysis import figures, findings
+from ssl3d.experiments.analysis.templates import sentences
 from tests.support.hand_made_study import record_of, result, rows_of
 
 
@@ -43,3 +45,32 @@ def test_figures_without_curves_or_a_single_repetition(study, tmp_path):
     assert len(figures.write(tmp_path / "a", study, facts)) == 3
     facts = findings.find(study, full._replace(curves=pd.DataFrame()), 2, draws=200)
     assert len(figures.write(tmp_path / "b", study, facts)) == 2
+
+
+@pytest.fixture(scope="module")
+def of_arms(study):
+    """The study with both amounts of labels in each of two arms."""
+    rows = [
+        result(method, amount, number, score + number / 100, mode=mode, arm=arm)
+        | {"cell": f"{method}-{amount}-{arm}-{number}"}
+        for method, mode in (("scratch", "random"), ("rpl3d", "finetune"))
+        for arm, score in (("rate 0.002", 0.5), ("rate 0.005", 0.6))
+        for amount in ("5%", "all")
+        for number in (1, 2)
+    ]
+    return findings.find(study, record_of(rows), 2, draws=200)
+
+
+def test_lines_join_the_amounts_of_labels_of_one_arm(study, of_arms):
+    figure = figures.data_efficiency(study, of_arms)
+    (panel,) = [axes for axes in figure.axes if axes.lines]
+    amounts = [text.get_text() for text in panel.get_xticklabels()]
+    joined = [[amounts[i] for i in line.get_xdata()] for line in panel.lines]
+    each = [["5%, rate 0.002", "all, rate 0.002"], ["5%, rate 0.005", "all, rate 0.005"]]
+    assert joined == each + each  # of scratch and of the method
+
+
+def test_words_tell_the_arm_from_the_labels(study, of_arms):
+    titles = [axes.get_title() for axes in figures.differences(study, of_arms).axes]
+    assert titles[0] == "5% labels (rate 0.002)"
+    assert sentences("summary", of_arms)[0].startswith("With 5% labels (rate 0.002) no gain")

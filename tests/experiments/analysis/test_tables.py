@@ -104,7 +104,7 @@ def test_scores_of_all_labels_are_not_set_beside_ours_of_fewer(two_scores, recor
     few = record_of([row for row in rows_of(record) if row["labels"] == "5%"])
     facts = findings.find(two_scores, few, 2, draws=200)
     table = tables.scores_by_column(two_scores, facts)
-    assert table.title == "Scores with 5% labelled training subjects"
+    assert table.title == "Scores with 5% labels"
     assert table.header == ("method", "dice", "WT")
 
 
