@@ -12,7 +12,7 @@ from ssl3d.errors import UserError
 from tests.support import dask_cluster
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def collected():
     """A client that could not start is closed when it is collected.
 
@@ -70,6 +70,7 @@ def test_accelerators_are_counted_apart(monkeypatch):
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nothing://at-all"])
+@pytest.mark.usefixtures("collected")
 def test_no_scheduler_is_one_line(monkeypatch, address):
     monkeypatch.setattr(cluster, "_PATIENCE", 1)
     with pytest.raises(UserError, match=rf"^--scheduler={address}: no Dask scheduler here"):

@@ -303,6 +303,13 @@ def test_phantoms_are_drawn_as_large_as_the_crop_and_suit_the_rank(name):
 
 
 @functools.cache
+def random_encoder(encoder, rank):
+    """An encoder of these settings and its variables, which images of all sizes share."""
+    module = encoders.build(dict(encoder))
+    return module, random_variables(module, np.zeros((1, *(32,) * rank, 1), np.float32))
+
+
+@functools.cache
 def pooled_difference(encoder, size, pool):
     """How far apart the pooled features of two images are, in units of their own spread.
 
@@ -311,8 +318,7 @@ def pooled_difference(encoder, size, pool):
     rng = np.random.default_rng(1)
     images = np.broadcast_to(rng.normal(size=(1, *size, 1)), (2, *size, 1)).copy()
     images[(1, *(slice(0, side // 2) for side in size))] += 2
-    module = encoders.build(dict(encoder))
-    variables = random_variables(module, np.zeros((1, *size, 1), np.float32))
+    module, variables = random_encoder(encoder, rank=len(size))
     features = xla.jit(lambda v, x: heads.pooled(module.apply(v, x, False), pool))(
         variables, jnp.asarray(images, jnp.float32)
     )

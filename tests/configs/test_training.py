@@ -15,10 +15,9 @@ from ssl3d.training import step as steps
 from tests.support.examples import traced_step
 from tests.support.shipped_configs import PROXY_CONFIGS, PUBLISHED_CONFIGS
 
-# Rank is a number: in 2D by default only what changes with it.
-BY_DEFAULT = ({name for name in PROXY_CONFIGS if name[-2] == "3"} | {"cpc2d", "joint2d"}) - {
-    "joint3d"
-}
+# Rank is a number: by default each task trains in one, these in 3D.
+IN_3D = ("cpc", "rotation", "rpl")
+BY_DEFAULT = {name for name in PROXY_CONFIGS if (name[-2:] == "3d") == (name[:-2] in IN_3D)}
 
 
 @pytest.mark.parametrize(

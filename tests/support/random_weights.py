@@ -26,10 +26,7 @@ def random_variables(module, *inputs, seed=0):
 def write_encoder(folder, rank, channels, settings=ENCODER, seed=5):
     """The folder of a pretraining run with a random encoder."""
     encoder = encoders.build(settings)
-    variables = jax.jit(encoder.init)(jax.random.key(seed), jnp.zeros((1, *(16,) * rank, channels)))
-    export.save_encoder(
-        folder / "encoder",
-        jax.device_get(variables),
-        {"encoder": settings, "rank": rank, "channels": channels},
-    )
+    variables = random_variables(encoder, jnp.zeros((1, *(16,) * rank, channels)), seed=seed)
+    about = {"encoder": settings, "rank": rank, "channels": channels}
+    export.save_encoder(folder / "encoder", variables, about)
     return folder
