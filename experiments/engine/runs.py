@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ssl3d import cluster, processes
-from ssl3d.atomic import atomic_write
+from ssl3d.atomic import write_json
 from ssl3d.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -124,8 +124,7 @@ def supervise(study: str, output: Path, job: dict[str, Any]) -> None:
     get_worker().log_event(study, name)
     folder.mkdir(parents=True, exist_ok=True)
     about = {"spent": _spent(folder), "launched": time.time()}
-    with atomic_write(folder / JOB) as partial:
-        partial.write_text(json.dumps(job | about, indent=1) + "\n")
+    write_json(folder / JOB, job | about)
     with (folder / LOG).open("a") as log:
         status = processes.watch(launch(output, name, log), study)
     if _is_done(output, name):
