@@ -97,6 +97,8 @@ class Task(NamedTuple):
         at once; they replace metrics of the same name.
       needs_whole_batch: whether the other examples of a batch are negatives, so that gradient
         accumulation would change the problem.
+      learns_from_noise: whether noise can be told apart or continued too, so that accuracy on it is
+        no shortcut: there is no noise audit of the task.
       best_by: the validation metric that selects the best model, the highest; "" for a proxy task,
         which keeps the encoder of its last step and no model.
       predict: downstream only: outputs -> probabilities, [B, *S, K] of a segmentation, [B, K] of a
@@ -116,6 +118,7 @@ class Task(NamedTuple):
         Callable[[Collected, Integer[np.ndarray, " M"], Integer[np.ndarray, " M"]], Scores] | None
     ) = None
     needs_whole_batch: bool = False
+    learns_from_noise: bool = False
     best_by: str = ""
     predict: Callable[[Any], Float[Array, "B ... K"]] | None = None
 

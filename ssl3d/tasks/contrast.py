@@ -150,4 +150,5 @@ def build(config: ml_collections.ConfigDict) -> Task:
         collect=None if grid else retrieval.collect,
         score=None if grid else functools.partial(retrieval.score, pool=task.pool),
         needs_whole_batch=not grid,
+        learns_from_noise=True,
     )

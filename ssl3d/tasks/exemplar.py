@@ -170,4 +170,5 @@ def build(config: ml_collections.ConfigDict) -> Task:
         collect=retrieval.collect,
         score=functools.partial(retrieval.score, pool=task.pool),
         needs_whole_batch=True,
+        learns_from_noise=True,
     )

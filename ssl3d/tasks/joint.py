@@ -162,4 +162,5 @@ def build(config: ml_collections.ConfigDict) -> Task:
         collect=collect if collected_by else None,
         score=score if scored_by else None,
         needs_whole_batch=any(task.needs_whole_batch for task in parts.values()),
+        learns_from_noise=parts[first].learns_from_noise,
     )

@@ -140,4 +140,5 @@ def build(config: ml_collections.ConfigDict) -> Task:
         headline="explained",
         shown=("explained_filling",),
         spatial=("volume",),
+        learns_from_noise=True,
     )

@@ -92,11 +92,17 @@ def audit(
       images: at most so many of noise; fewer where they are large.
 
     Raises:
-      UserError: a downstream task, a task without a metric `chance`, or data that do not suit.
+      UserError: a downstream task, one that can be learned on noise or has no metric `chance`, or
+        data that do not suit.
       RunError: a signal stopped it.
     """
     if tasks.needs(config) != "image":
         raise UserError(f"--audit: {config.task.name} learns from labels; give a proxy task")
+    if tasks.build(config).learns_from_noise:
+        raise UserError(
+            f"--audit: {config.task.name} can be learned on noise too, where its scores are no "
+            "shortcut; audit another proxy task"
+        )
     steps = steps or (_NETWORK_STEPS if network else _LINEAR_STEPS)
     dataset = open_dataset(config)
     train_cases, validation_cases = choose_cases(config, dataset)

@@ -13,12 +13,13 @@ from ssl3d.phantoms import noise
 from ssl3d.training import audit, loop, problem
 from tests.support.shipped_configs import PROXY
 
-# The classes of exemplar and contrast are the volumes themselves, of noise too; a reconstruction
-# has no chance level; joint tasks are their parts.
+# The classes of exemplar and contrast are the volumes themselves, of noise too, and smooth noise can
+# be filled in; joint tasks are their parts.
+LEARN_FROM_NOISE = ("contrast", "exemplar", "mae")
 AUDITED = [
     f"{task}{rank}d"
     for task in PROXY
-    if task not in {"contrast", "exemplar", "joint", "mae"}
+    if task not in {*LEARN_FROM_NOISE, "joint"}
     for rank in (3, 2)
 ]
 # Enough to tell chance from a shortcut.
@@ -133,6 +134,20 @@ def test_a_mirrored_border_is_a_shortcut(tiny, scans, tmp_path, monkeypatch):
 def test_a_downstream_task_has_no_audit(tiny, volumes):
     with pytest.raises(UserError, match="segmentation learns from labels"):
         audit.audit(tiny("segment3d", volumes.path))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        *((f"{task}2d", {}) for task in LEARN_FROM_NOISE),
+        ("contrast2d", {"task__objective": "overlap", "task__view": (8, 8)}),
+        ("joint2d", {"task__parts": ("exemplar", "rpl")}),
+    ],
+)
+def test_what_can_be_learned_on_noise_has_no_audit(tiny, scans, monkeypatch, name, settings):
+    monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("too late"))
+    with pytest.raises(UserError, match=f"--audit: {name[:-2]} can be learned on noise too"):
+        audit.audit(config_of(tiny, name, scans, **settings))
 
 
 def test_the_command(tiny_options, call_command, scans, monkeypatch):
