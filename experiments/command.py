@@ -74,7 +74,7 @@ def main(study: Study, arguments: Sequence[str]) -> int:
         raise UserError("--workers: give a whole number from 1, and no --scheduler")
     if options.variant:
         study = with_variant(study, options.variant)
-    study = with_settings(study, options.set)
+    with_settings(study, options.set)  # whose errors come first
     print(study.title, flush=True)  # before the seconds that the imports and the data take
     from ssl3d.experiments import protocol  # JAX and pandas, which --help does without
 
@@ -95,8 +95,8 @@ def check_counts(study: Study, options: argparse.Namespace) -> None:
     if options.repetitions < 1:
         raise UserError("--repetitions: give a whole number from 1")
     for name in ("encoders", "splits"):
-        if getattr(options, name) is None:
-            setattr(options, name, min(getattr(study, name), options.repetitions))
-        if not 1 <= getattr(options, name) <= options.repetitions:
+        if getattr(options, name) is None:  # fewer repetitions are the first of the study's
+            setattr(options, name, getattr(study, name))
+        elif not 1 <= getattr(options, name) <= options.repetitions:
             most = f"1 to {options.repetitions}, the repetitions"
             raise UserError(f"--{name}: give a whole number from {most}")

@@ -24,6 +24,7 @@ from ssl3d.experiments.engine.study import (
     StudyData,
     check,
     label_fraction,
+    with_settings,
 )
 from ssl3d.training import cases as sources
 
@@ -37,28 +38,34 @@ _TEMPORARY = (grid.CELLS, grid.PRETRAINING, "data", "splits", estimate.PROBE)
 Made = Callable[[Path, Callable[[], store.Dataset]], store.Dataset]
 
 
-def print_plan(study: Study, options: argparse.Namespace) -> None:
+def print_plan(base: Study, options: argparse.Namespace) -> None:
     """Prints what the study takes on the GPUs of `--estimate`, by plan and without data."""
     gpus = estimate.gpus(options.estimate)
-    data = estimate.without_data(study, options.splits)
-    jobs = grid.jobs(data, grid.cells(choose_size(data, options)))
+    data = estimate.without_data(with_settings(base, options.set), options.splits)
+    size = choose_size(data, options)
+    check_settings(base, options, data, size)
+    jobs = grid.jobs(data, grid.cells(size))
     costs = estimate.planned(options.estimate, jobs)
     print(estimate.table(jobs, costs, gpus))
 
 
-def carry_out(study: Study, options: argparse.Namespace, arguments: Sequence[str]) -> None:
-    """Runs the missing cells and writes the report, as the only command to run in the output."""
+def carry_out(base: Study, options: argparse.Namespace, arguments: Sequence[str]) -> None:
+    """Runs the missing cells and writes the report, as the only command to run in the output.
+
+    The study is `base` with the settings of `--set`.
+    """
     alone = processes.claimed(options.output / grid.CELLS, "--output", "runs this study")
     with contextlib.nullcontext() if options.report_only else alone:
-        _carry_out(study, options, report.as_typed(study, arguments))
+        _carry_out(base, options, report.as_typed(base, arguments))
 
 
-def _carry_out(study: Study, options: argparse.Namespace, typed: str) -> None:
+def _carry_out(base: Study, options: argparse.Namespace, typed: str) -> None:
     """Writes the report of a stopped or failed study too."""
     output = options.output.resolve()
-    data, ending = open_data(study, options, output), None
+    data, ending = open_data(with_settings(base, options.set), options, output), None
     connect = functools.partial(cluster.connect, options.scheduler, options.workers)
     size = choose_size(data, options)
+    check_settings(base, options, data, size)
     jobs = grid.jobs(data, grid.cells(size))
     known = results_table.read(output).known()
     missing = [job for job in jobs if job.row["cell"] not in known]
@@ -76,9 +83,10 @@ def _carry_out(study: Study, options: argparse.Namespace, typed: str) -> None:
             _update(output)
     everything = results_table.read(output)
     found = results_table.restrict(everything, current(data, everything, size))
-    left = len({job.row["cell"] for job in jobs} - found.known())
+    planned = jobs + grid.jobs(data, begun(found, size))
+    names = {job.row["cell"] for job in planned}
     if len(found.results) or not ending:
-        report.write(data, found, (left, len(jobs)), typed, output)
+        report.write(data, found, (len(names - found.known()), len(names)), typed, output)
     if options.report_only:
         results_table.update(output)  # by cells of a process that was killed before it did
     if ending:
@@ -98,10 +106,11 @@ def print_estimate(output: Path, missing: Sequence[grid.Job], connect: runs.Conn
     ]
     with connect() as client:
         try:
-            costs = estimate.here(output, missing, lambda: contextlib.nullcontext(client))
+            again, workers = lambda: contextlib.nullcontext(client), len(client.nthreads())
+            costs = estimate.here(output, missing, again, workers)
         finally:
             _keep_out_of_repositories(output)
-        print(estimate.table(missing, costs, len(client.nthreads())))
+        print(estimate.table(missing, costs, workers))
 
 
 class _Keeping:
@@ -156,15 +165,22 @@ def open_data(study: Study, options: argparse.Namespace, output: Path) -> StudyD
         for folder in [output / "splits" / str(number)]
     )
     keys = grid.read_keys(output)
-    return StudyData(study, dataset, corpus, options.transductive, source, dealt, keys)
+    data = StudyData(study, dataset, corpus, options.transductive, source, dealt, keys)
+    encoders, number = options.encoders, options.splits
+    if data.elsewhere and number > 1 and encoders % number and number % encoders:
+        raise UserError(
+            f"--encoders={encoders} --splits={number}: all splits share these encoders: one number "
+            f"must be a multiple of the other; give --encoders={number}"
+        )
+    return data
 
 
 def open_corpus(study: Study, path: Path | None, made: Made) -> store.Dataset | None:
     """The separate data to pretrain on, if any; a phantom is generated on first use."""
-    if path and not (study.corpus and not (path / store.MANIFEST).exists()):
-        return store.read(path)
     if not study.corpus:
-        return None
+        return store.read(path) if path else None
+    if path and (path / store.MANIFEST).exists() and "phantom" not in store.read(path).extra:
+        return store.read(path)
     folder = path or Path("data") / f"{study.preset}_corpus"
     return _phantom(study, study.corpus, folder, made)
 
@@ -221,6 +237,41 @@ def choose_size(data: StudyData, options: argparse.Namespace) -> Size:
     )
 
 
+def begun(found: Record, size: Size) -> list[Cell]:
+    """The cells of `size`'s repetitions of what was begun beyond it, e.g. of further methods.
+
+    They are in the report, and there is no verdict before they are finished.
+    """
+    rows = found.results.reindex(columns=[*Cell._fields], fill_value="")
+    places = {tuple(row) for row in rows[["method", "mode", "labels", "arm"]].to_numpy()}
+    methods, modes, labels, _ = (
+        map(dict.fromkeys, zip(*places, strict=True)) if places else [()] * 4
+    )
+    wide = size._replace(methods=tuple(methods), modes=tuple(modes), labels=tuple(labels))
+    asked = set(grid.cells(size))
+    return [
+        cell
+        for cell in grid.cells(wide)
+        if (cell.method, cell.mode, cell.labels, cell.arm) in places and cell not in asked
+    ]
+
+
+def check_settings(base: Study, options: argparse.Namespace, data: StudyData, size: Size) -> None:
+    """Raises `UserError` for a setting of `--set` that changes no run of the study `base`."""
+    cells = grid.cells(size._replace(repetitions=1))
+    jobs = grid.jobs(data, cells)
+    for text in options.set:
+        others = [one for one in options.set if one != text]
+        study = with_settings(base, others)
+        if study == data.study or text.startswith("corpus."):  # as it is; the corpus itself
+            continue
+        if grid.jobs(dataclasses.replace(data, study=study), cells) == jobs:
+            raise UserError(
+                f"--set={text}: changes no run, as the study sets this itself, or has no run of "
+                "such a method or amount of labels; leave it out"
+            )
+
+
 def current(data: StudyData, everything: Record, size: Size) -> set[str]:
     """Names of the stored cells that were run with the present settings.
 
@@ -232,6 +283,7 @@ def current(data: StudyData, everything: Record, size: Size) -> set[str]:
     numbers = ["repetition", "encoder", "split"]
     table[numbers] = table[numbers].replace("", "0").astype(int)
     allowed = []
+    table = table[table["method"].isin(METHODS)]
     for cell in map(Cell._make, table.drop_duplicates().itertuples(index=False)):
         encoder, split = grid.dealt(size, cell.repetition)
         dealt = encoder if METHODS[cell.method].task else 0, split

@@ -15,10 +15,11 @@ from ssl3d.experiments.engine.study import DOUBLES, METHODS, SCRATCH, SCRATCH_2D
 # At a plateau, doubling the steps moves the score of scratch by less than this: the whole interval
 # of what it adds lies within.
 PLATEAU = 0.005
-# A scratch of a lower score (a Dice; of a kappa 0.2) that is not at its plateau was trained too
-# shortly to judge anything by.
+# A scratch of a lower score (a Dice; of a kappa 0.2) was trained too shortly to judge anything by,
+# unless twice the steps add less than this: with few labels more steps need not help.
 LEAST_SCORE = 0.5
 LEAST_KAPPA = 0.2
+LITTLE = 0.02
 LONGER = (*DOUBLES.values(), "scratch-long")
 
 
@@ -156,7 +157,8 @@ class Findings:
             return self.incomplete
         score = self.scores.get((Key(scratch, "random"), amount))
         doubled = self.plateau.get((scratch, amount))
-        short = score and score.value < least and not (doubled and doubled.within(PLATEAU))
+        trained = doubled and doubled.repetitions > 1 and doubled.interval[1] < LITTLE
+        short = score and score.value < least and not trained
         return "too short to judge" if short else ""
 
     def replication(self, place: Place) -> str:

@@ -12,9 +12,6 @@ from ssl3d.experiments.analysis.tables import where
 from ssl3d.experiments.engine.grid import Cell, Size, cells
 from ssl3d.experiments.engine.study import DOUBLES, METHODS, Study
 
-# What tells the cells of a grid apart, whatever encoders and splits are dealt to them.
-_IDENTITY = ["method", "mode", "labels", "repetition", "arm"]
-
 
 def render(folder: Path, planned: Sequence[Study], studies: Sequence[Study]) -> str:
     """The page, from the tables of the subfolders, each named after the study it begins with.
@@ -49,28 +46,43 @@ def _folder(study: Study) -> str:
 
 
 class Stored:
-    """A study as its folder of results keeps it, all rows; its settings may have changed since.
+    """A study as its folder of results keeps it; its settings may have changed since.
 
-    Before all cells of `grid` are there, there is no verdict.
+    Of a planned study, the cells of its `grid` alone: before all are there, there is no verdict.
+
+    Raises:
+      UserError: no stored table, or two rows of one cell of the grid.
     """
 
     def __init__(self, folder: Path, study: Study, grid: Sequence[Cell] = ()) -> None:
-        self.record = results_table.read(folder)
+        self.record, self.folder = results_table.read(folder), folder.name
         if self.record.results.empty:
             raise UserError(f"{folder}: no results.csv; restore the stored study")
+        missing = self._restrict(grid) if grid else 0
         index = self.record.cases.reset_index()
         classes = 1 + int(index["grade"].astype(int).max()) if "grade" in index else 0
-        found = self.record.results.reindex(columns=_IDENTITY, fill_value="")
-        known = set(found.itertuples(index=False, name=None))
-        missing = {tuple(str(getattr(cell, name)) for name in _IDENTITY) for cell in grid} - known
-        self.count = f"{len(known)} cells"
+        self.count = f"{len(self.record.results)} cells"
         if missing:
-            self.count = f"{len(grid) - len(missing)} of {len(grid)} cells so far"
-        self.facts = find(study, self.record, classes, missing=(len(missing), len(grid)))
-        self.name, self.folder, self.title = study.name, folder.name, study.title
+            self.count = f"{len(grid) - missing} of {len(grid)} cells so far"
+        self.facts = find(study, self.record, classes, missing=(missing, len(grid)))
+        self.name, self.title = study.name, study.title
         self.question, self.score = study.question, study.columns[0].name
         generated = study.preset.startswith("phantom")
         self.data = "" if generated else f"--data=data/{study.preset} "  # of its command
+
+    def _restrict(self, grid: Sequence[Cell]) -> int:
+        """Leaves the rows of a grid; the number of its cells that have none."""
+        rows = self.record.results.reindex(columns=["cell", *Cell._fields], fill_value="")
+        wanted = {tuple(map(str, cell)) for cell in grid}
+        names: dict[tuple[str, ...], str] = {}
+        for name, *cell in rows.itertuples(index=False, name=None):
+            if tuple(cell) in wanted and names.setdefault(tuple(cell), name) != name:
+                raise UserError(
+                    f"{self.folder}/results.csv: {names[tuple(cell)]} and {name} are of one cell; "
+                    "remove the row of the older"
+                )
+        self.record = results_table.restrict(self.record, names.values())
+        return len(wanted) - len(names)
 
     @property
     def days(self) -> str:

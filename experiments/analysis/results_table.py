@@ -11,6 +11,7 @@ empty field one that does not exist (a step or a case of other cells). A table t
 by gzip, e.g. cases.csv.gz, stays so: where each split has its own cases, most fields are empty.
 """
 
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,9 +105,11 @@ def write(output: Path, record: Record) -> None:
 
 
 def _path(output: Path, file: str) -> Path:
-    """That of a table, or of its compressed form where that exists."""
-    packed = output / f"{file}.gz"
-    return packed if packed.exists() else output / file
+    """That of a table, or of its compressed form where that exists; `UserError` for both."""
+    plain, packed = output / file, output / f"{file}.gz"
+    if plain.exists() and packed.exists():
+        raise UserError(f"{plain}: is beside {packed.name}; remove the older of the two")
+    return packed if packed.exists() else plain
 
 
 def update(output: Path) -> None:
@@ -152,7 +155,7 @@ def _read_table(output: Path, file: str) -> pd.DataFrame:
         return table
     except (FileNotFoundError, pd.errors.EmptyDataError):
         return pd.DataFrame(columns=_TABLES[file], dtype=str)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: cannot be read ({reason}); remove it to merge anew") from None
 

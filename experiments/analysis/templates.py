@@ -6,7 +6,7 @@ from typing import Any
 import jinja2
 
 from ssl3d.data import store
-from ssl3d.experiments.analysis.findings import LEAST_KAPPA, LEAST_SCORE, PLATEAU, in_words
+from ssl3d.experiments.analysis.findings import LEAST_KAPPA, LEAST_SCORE, LITTLE, PLATEAU, in_words
 from ssl3d.experiments.engine.study import DOUBLES, METHODS
 
 _TEMPLATES = jinja2.Environment(
@@ -20,6 +20,7 @@ _TEMPLATES.filters["labels"] = in_words
 _TEMPLATES.globals |= {"DOUBLES": DOUBLES, "METHODS": METHODS}
 _TEMPLATES.globals |= {"PLATEAU": PLATEAU, "SPLITS": store.SPLITS}
 _TEMPLATES.globals |= {"LEAST_SCORE": LEAST_SCORE, "LEAST_KAPPA": LEAST_KAPPA}
+_TEMPLATES.globals |= {"LITTLE": LITTLE}
 
 
 def render(name: str, **values: Any) -> str:

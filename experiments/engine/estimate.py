@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import platform
 import re
 import shutil
 import subprocess
@@ -75,28 +76,37 @@ def table(jobs: Sequence[Job], costs: Mapping[str, Cost], workers: int) -> str:
 
 def kinds(jobs: Sequence[Job]) -> dict[str, list[Job]]:
     """The runs and the pretrainings that they need, each once, by what they cost alike."""
-    found: dict[str, dict[str, Job]] = {}
+    found: dict[str, dict[str, dict[str, Job]]] = {}
     for job in jobs:
         for run in filter(None, (job.needs, job)):
-            found.setdefault(kind(run), {})[run.name] = run
-    return {name: list(own.values()) for name, own in found.items()}
+            alike = found.setdefault(kind(run), {})
+            alike.setdefault(_settings(run, (*_FREE, "data.path")), {})[run.name] = run
+    several: dict[str, list[Job]] = {}
+    for name, alike in found.items():
+        for own in map(list[Job], map(dict.values, alike.values())):
+            row = own[0].row
+            amount = ", ".join(filter(None, (row.get("labels"), row.get("arm"))))
+            several[f"{name}, {amount}" if len(alike) > 1 else name] = own
+    return several
 
 
 def kind(job: Job) -> str:
-    """Runs of one kind have the same seconds per step."""
+    """Runs of one kind and with the same settings have the same seconds per step."""
     if job.name.startswith(grid.PRETRAINING):
         return f"{job.config} ({job.row['method']})"
     return job.config + ", frozen" * (job.overrides.get("transfer.mode") == "frozen")
 
 
-def here(output: Path, jobs: Sequence[Job], connect: Connect) -> dict[str, Cost]:
+def here(output: Path, jobs: Sequence[Job], connect: Connect, workers: int = 1) -> dict[str, Cost]:
     """The cost of each kind on this machine (or cluster); none of a kind that failed.
 
-    Times what the output has not kept, or has kept of other settings. Raises `UserError` and
+    Times what the output has not kept, or has kept of other settings, another machine or another
+    number of workers, each with its share of the cores. Raises `UserError` and
     `processes.Stopped`; what was timed before is kept.
     """
     kept, firsts = read(output), {name: own[0] for name, own in kinds(jobs).items()}
-    keys = {name: f"{name} {_settings(job)}" for name, job in firsts.items()}
+    place = f"{platform.node()} x{workers}"
+    keys = {name: f"{name} {_settings(job)} {place}" for name, job in firsts.items()}
     missing = [name for name, key in keys.items() if key not in kept]
     for number, name in enumerate(missing, 1):
         print(f"[{number} of {len(missing)}] timing {_STEPS} steps of {name}", flush=True)
@@ -107,9 +117,9 @@ def here(output: Path, jobs: Sequence[Job], connect: Connect) -> dict[str, Cost]
     return {name: kept[key] for name, key in keys.items() if key in kept}
 
 
-def _settings(job: Job) -> str:
+def _settings(job: Job, free: tuple[str, ...] = _FREE) -> str:
     """A short hash of the settings on which the seconds of a step depend."""
-    kept = {key: value for key, value in job.overrides.items() if not key.startswith(_FREE)}
+    kept = {key: value for key, value in job.overrides.items() if not key.startswith(free)}
     return grid.digest(json.dumps([job.argument, kept], sort_keys=True))
 
 

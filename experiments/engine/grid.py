@@ -35,6 +35,10 @@ PRETRAINING_VALIDATIONS = 5
 # tested model is the last one, however the best is selected.
 _UNHASHED = (*NEUTRAL, "name", "init.encoder", "task.select_by")
 KEYS = "keys.json"
+# What the hash has of the settings of a phantom where there is none: as there were at first.
+_NO_PHANTOM = {"train": 96, "val": 32, "test": 32, "seed": 0}
+# The scores of the study, beside the config files of `KEYS`.
+_COLUMNS = "columns"
 
 
 class Size(NamedTuple):
@@ -194,7 +198,7 @@ def cell_job(data: StudyData, cell: Cell, needs: Job | None) -> Job:
         raise UserError(f"{data.dataset.path}: no labelled test cases; prepare with --test=0.2")
     before = needs.row if needs else {}
     hashed = _known(data, config, data.dataset), before.get("config_hash", ""), bool(data.source)
-    own = config_hash(data, file, study.preset, config, *hashed)
+    own = config_hash(data, file, study.preset, config, *hashed, *_redefined(data))
     arm = re.sub("[^0-9A-Za-z.]+", "", cell.arm)
     about = cell.method, cell.mode, cell.labels.replace("%", "pc"), arm, f"r{cell.repetition}"
     name = "-".join(filter(None, about))
@@ -275,7 +279,8 @@ def config_hash(data: StudyData, file: str, argument: str, config: Any, *more: o
     """Identifies a run by all that decides its result.
 
     A key that its config file did not have when the study was begun counts only where it is not at
-    its default: a new key, for something else, leaves finished runs as they are.
+    its default: a new key, for something else, leaves finished runs as they are. So do other
+    defaults of a phantom, where there is none.
     """
     known = data.keys.get(file)
     default = _flat(load_config(file, argument, {})) if known else {}
@@ -284,11 +289,30 @@ def config_hash(data: StudyData, file: str, argument: str, config: Any, *more: o
         for key, value in _flat(config).items()
         if key not in _UNHASHED and (not known or key in known or value != default.get(key))
     }
+    if not config.data.phantom.kind:
+        shape = [64] * config.rank
+        for key, value in {**_NO_PHANTOM, "shape": shape}.items():
+            if (own := f"data.phantom.{key}") in kept:
+                kept[own] = value
     return digest(json.dumps([kept, *more], sort_keys=True))
 
 
+def _redefined(data: StudyData) -> tuple[list[str], ...]:
+    """The study's columns, where some are not those that the output's runs have as scores."""
+    columns = _columns(data.study.columns)
+    known = data.keys.get(_COLUMNS, columns)
+    return () if set(columns) <= set(known) else (columns,)
+
+
+def _columns(columns: Iterable[Column]) -> list[str]:
+    return sorted(f"{name}={of}" for name, of in columns)
+
+
 def read_keys(output: Path) -> dict[str, tuple[str, ...]]:
-    """The keys of each config file when the output's first runs of it were planned."""
+    """The keys of each config file when the output's first runs of it were planned.
+
+    And, under "columns", the scores of these runs.
+    """
     if not (output / KEYS).exists():
         return {}
     remedy = "remove it, and run all cells again"
@@ -298,13 +322,18 @@ def read_keys(output: Path) -> dict[str, tuple[str, ...]]:
 
 
 def keep_keys(output: Path, planned: Iterable[Job]) -> None:
-    """Keeps those of config files that are new to the output."""
+    """Keeps those of config files that are new to the output, and the first columns."""
     kept = read_keys(output)
     runs = {run.config: run for job in planned for run in (job, job.needs) if run}
-    new = {file: run for file, run in runs.items() if file not in kept}
+    new = {
+        file: tuple(sorted(_flat(load_config(file, run.argument, run.overrides))))
+        for file, run in runs.items()
+        if file not in kept
+    }
+    columns = [column for job in planned for column in job.columns]
+    new |= {_COLUMNS: tuple(_columns(set(columns)))} if _COLUMNS not in kept and columns else {}
     if new:
-        for file, run in new.items():
-            kept[file] = tuple(sorted(_flat(load_config(file, run.argument, run.overrides))))
+        kept |= new
         with atomic_write(output / KEYS) as partial:
             partial.write_text(json.dumps(kept, sort_keys=True) + "\n")
 

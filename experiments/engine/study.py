@@ -144,6 +144,13 @@ def with_settings(study: Study, given: Sequence[str]) -> Study:
                     one: {own: kept for own, kept in settings.items() if own != name}
                     for one, settings in getattr(study, table).items()
                 }
+            if section == "finetuning":
+                # A crop of volumes is none of slices.
+                changes["finetuning_slices"] = {
+                    own: kept
+                    for own, kept in study.finetuning_slices.items()
+                    if own != name or _sides(kept) != _sides(parsed)
+                }
         elif equals and section in _SECTIONS_OF and inner:
             table = getattr(study, section)
             changes = {section: {**table, owner: {**table.get(owner, {}), inner: parsed}}}
@@ -195,6 +202,10 @@ def with_variant(study: Study, variant: str) -> Study:
         pretraining=kept(study.pretraining),
         pretraining_of={name: kept(own) for name, own in study.pretraining_of.items()},
     )
+
+
+def _sides(value: Any) -> int:
+    return len(value) if isinstance(value, tuple) else 0
 
 
 def _literal(text: str) -> Any:
@@ -317,6 +328,11 @@ def check(data: StudyData, methods: Sequence[str], labels: Sequence[str] = ()) -
 
 
 def _by_content(cases: Iterable[store.Case]) -> dict[str, store.Case]:
-    """Cases by the checksums of the image and, for a slice, of its volume."""
-    keys = ("content", "volume_content")
-    return {case.extra[key]: case for case in cases for key in keys if key in case.extra}
+    """Cases by the checksums of the image and, for a slice, of its volume (of a phantom: file)."""
+    found: dict[str, store.Case] = {}
+    for case in cases:
+        keys = [case.extra[key] for key in ("content", "volume_content") if key in case.extra]
+        if not keys and "image" in case.files:
+            keys = [case.files["image"].sha256]
+        found |= dict.fromkeys(keys, case)
+    return found

@@ -61,33 +61,30 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     config = load_config(job["config"], job["argument"], as_tuples(job["overrides"]))
     if "probe_every" in config:
         config.probe_every = 0  # the test scores the encoder, and a run's time is its method's
-    workdir, diverged = folder / "run", ""
+    workdir, diverged = folder / "run", without_encoder(job)
     try:
-        if not loop.train(config, workdir):
+        if not diverged and not loop.train(config, workdir):
             return None
     except DivergedError as error:
-        # A pretraining, without which its cells say nothing; cases at fault from the start; or a
-        # run that is timed.
-        timed = job["row"].get("probe")
-        if not job["columns"] or timed or not run_log.read_metrics(workdir):
+        # Cases at fault from the start, or a run that is timed.
+        if job["row"].get("probe") or not run_log.read_metrics(workdir):
             raise
         diverged = str(error).partition(":")[0]
     lines = run_log.read_metrics(workdir)
     training = [line for line in lines if line["split"] == "train"]
     validation = [line for line in lines if line["split"] == "val"]
-    task = open_problem(config)[0].task
+    task: Any = open_problem(config)[0].task if lines else None
     result: dict[str, Any] = {"row": job["row"] | versions(), "cases": [], "curve": []}
     row = result["row"]
+    row["diverged"] = diverged
     if job["columns"]:
         result["curve"] = [[line["step"], _rounded(line[task.best_by])] for line in validation]
-        if diverged:
-            result["cases"], scores = diverged_scores(job)
-        else:
-            result["cases"], scores = test(job, workdir)
-        row |= scores | {"diverged": diverged}
+        result["cases"], scores = diverged_scores(job) if diverged else test(job, workdir)
+        row |= scores
         row |= {key: _rounded(line[key]) for line in validation[-1:] for key in line.keys() & LIKE}
     else:
-        for name, line in (("untrained", validation[0]), ("trained", validation[-1])):
+        ends = {"untrained": validation[0]} | ({} if diverged else {"trained": validation[-1]})
+        for name, line in ends.items():
             row |= {f"{name}_score": line[task.headline], f"{name}_loss": line["loss"]}
         row["chance"] = validation[-1].get("chance")
     row |= {
@@ -103,6 +100,16 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
         row["step_seconds"] = config.batch_size / speed
         row["validation_seconds"] = min(line["seconds"] for line in validation)
     return result
+
+
+def without_encoder(job: dict[str, Any]) -> str:
+    """Where the pretraining that a cell needs diverged, e.g. "pretraining, step 12"; else ""."""
+    result = Path(job.get("needs") or "") / RESULT
+    if not job.get("needs") or not result.exists():
+        return ""
+    with documents.fields(result, "remove it to pretrain again"):
+        where = documents.read_object(result, "remove it to pretrain again")["row"].get("diverged")
+    return f"pretraining, {where}" if where else ""
 
 
 def test(job: dict[str, Any], workdir: Path) -> tuple[list[Any], dict[str, Any]]:

@@ -88,3 +88,45 @@ def test_cells_of_other_encoders_and_splits_are_kept_but_not_reported(call):
         call(*options, *dealt)
         assert "Run: 2026-01-31; 4 cells." in (call.output / "tables.md").read_text()
     assert len(rows(call.output)) == 4 + 1 + 4
+
+
+def test_a_repetition_alone_has_the_split_and_encoder_that_it_has_among_all(call):
+    study = tiny(splits=2, encoders=2)
+    call("--methods=rpl3d", "--fractions=2", "--repetitions=1", study=study)
+    (row,) = rows(call.output)
+    assert (row["split"], row["encoder"]) == ("1", "1")
+    first = done(call.output)
+    call("--methods=rpl3d", "--fractions=2", study=study)
+    assert sum((done(call.output) - first).values()) == 2
+    assert "Shorter than planned" not in (call.output / "tables.md").read_text()
+
+
+def test_what_was_begun_is_finished_before_there_is_a_verdict(call):
+    """Fewer methods than before are no study of their own: the others are in the report."""
+    call("--methods=scratch,rpl3d,rotation3d", "--fractions=2", "--repetitions=1")
+    text = (call.output / "tables.md").read_text()
+    assert "Shorter than planned: 1 of the study's 2 repetitions." in text
+    assert "Not complete" not in text
+    call("--methods=scratch,rpl3d", "--fractions=2")
+    text = (call.output / "tables.md").read_text()
+    assert "Not complete: 1 of 6 cells are missing." in text
+    assert "no verdict yet, 1 of 6 cells are missing" in text
+    call("--methods=rotation3d", "--fractions=2")
+    text = (call.output / "tables.md").read_text()
+    assert "Not complete" not in text
+    assert "no verdict yet" not in text
+
+
+def test_a_row_of_a_method_that_is_no_more_is_left_alone(call):
+    call("--methods=scratch", "--fractions=2")
+    file = call.output / "results.csv"
+    row = file.read_text().splitlines()[1]
+    with file.open("a") as text:
+        text.write(row.replace("scratch", "telepathy3d") + "\n")
+    file = call.output / "cases.csv"
+    head, *cases = file.read_text().splitlines()
+    name = row.partition(",")[0].replace("scratch", "telepathy3d")
+    file.write_text("\n".join([f"{head},{name}", *(f"{case},0.5" for case in cases)]) + "\n")
+    call("--methods=scratch", "--fractions=2")
+    assert len(rows(call.output)) == 3
+    assert "telepathy3d" not in (call.output / "tables.md").read_text()

@@ -8,6 +8,7 @@ import pytest
 
 from ssl3d.errors import UserError
 from ssl3d.experiments import findings, hippocampus_splits
+from ssl3d.experiments.analysis import page as findings_page
 from ssl3d.experiments.analysis import results_table
 from tests.support.hand_made_study import record_of, result
 
@@ -26,12 +27,14 @@ def pages(tmp_path_factory):
         labels=("all",),
         first_repetition=1,
     )
-    rows = []
+    # A trial of one repetition, on the split of the data, is none of the planned cells.
+    trial = {"cell": "trial", "split": "0", "arm": "", "encoder": "0"}
+    rows = [result("scratch", "all", 1, 0.1, **trial)]
     for n in range(1, 9):
-        about = {"split": str(n), "finished": f"2026-12-0{n}"}
+        about = {"split": str(n), "finished": f"2026-12-0{n}", "arm": "", "encoder": "0"}
         rows.append(result("scratch", "all", n, 0.7 + n / 500, **about))
         rows.append(result("scratch-double", "all", n, 0.7 + n / 500, 12, **about))
-        own = {"mode": "finetune", "pretraining": f"rpl3d-e{n}", **about}
+        own = about | {"mode": "finetune", "pretraining": f"rpl3d-e{n}", "encoder": str(n)}
         rows.append(result("rpl3d", "all", n, 0.73 + n / 500 + n / 1000, **own))
     results_table.write(folder / "hippocampus-splits", record_of(rows))
     pages = []
@@ -105,3 +108,18 @@ def test_the_page_has_the_command_of_every_stored_study():
 def test_missing_tables_are_an_error(tmp_path):
     with pytest.raises(UserError, match=r"hippocampus: no results\.csv; restore the stored study"):
         findings.main([f"--results={tmp_path}"])
+
+
+def test_two_rows_of_one_planned_cell_are_an_error(tmp_path):
+    """As after the labels were corrected: nothing tells which of them counts."""
+    folder = tmp_path / "hippocampus-splits"
+    about = {"split": "1", "encoder": "0", "arm": ""}
+    rows = [result("scratch", "8", 101, 0.7, training_cases="8", **about)]
+    rows.append(rows[0] | {"cell": "of the corrected labels"})
+    results_table.write(folder, record_of(rows))
+    planned = findings_page.planned_cells(hippocampus_splits.STUDY)
+    message = (
+        r"hippocampus-splits/results\.csv: scratch-8-101 and of the corrected labels are of one"
+    )
+    with pytest.raises(UserError, match=message):
+        findings_page.Stored(folder, hippocampus_splits.STUDY, planned)

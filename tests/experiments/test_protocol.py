@@ -1,13 +1,14 @@
 """The command as a whole, with a stand-in for the training (see `small_study`)."""
 
 import base64
+import dataclasses
 import re
 import shutil
 
 import pandas as pd
 import pytest
 
-from ssl3d.data import pipeline
+from ssl3d.data import pipeline, store
 from ssl3d.errors import UserError
 from ssl3d.experiments import command
 from ssl3d.experiments.analysis import report, results_table
@@ -122,7 +123,10 @@ def test_other_settings_are_other_cells(call, study):
     assert call("--methods=scratch", study=other) == 0
     assert len(rows(call.output)) == 8
     # The report is of the settings as they are now.
-    assert "downstream steps: 8 with 2, 8 with all\n" in (call.output / "tables.md").read_text()
+    assert (
+        "downstream steps: 8 with 2 labels, 8 with all labels\n"
+        in (call.output / "tables.md").read_text()
+    )
 
 
 def test_rows_of_other_data_are_kept_but_not_reported(call):
@@ -149,6 +153,21 @@ def test_the_report_opens_with_question_data_and_days(call, study):
     ]
     lines = (call.output / "tables.md").read_text().splitlines()
     assert [line for line in lines[1:8] if line] == opening
+
+
+def test_a_setting_of_the_study_is_no_error(call):
+    options = "--methods=scratch", "--fractions=2", "--repetitions=1"
+    call(*options, "--set=finetuning.steps=6", "--set=finetuning.data.margin=0")
+    assert [row["steps"] for row in rows(call.output)] == ["6"]
+
+
+def test_encoders_and_splits_that_cross_are_refused(call, volumes, tmp_path):
+    """Encoders of other data serve all splits: in means over splits they would not vary."""
+    store.write_manifest(dataclasses.replace(volumes, path=tmp_path / "corpus"))
+    options = f"--pretrain-data={tmp_path / 'corpus'}", "--repetitions=6", "--splits=2"
+    message = "--encoders=3 --splits=2: all splits share these encoders: .*; give --encoders=2"
+    with pytest.raises(UserError, match=message):
+        call(*options, "--encoders=3")
 
 
 def test_a_setting_of_the_command_line(call):
@@ -252,6 +271,13 @@ def test_a_report_of_a_part_says_what_is_missing(call):
         (["--splits=0"], "--splits: give a whole number from 1"),
         (["--set=steps=8"], "--set=steps=8: write SECTION.KEY=VALUE"),
         (["--set=finetuning.stepz=8", "--methods=scratch"], "stepz"),
+        (["--set=finetuning.seed=7"], "--set=finetuning.seed=7: changes no run"),
+        (["--set=finetuning.validate_every=50"], "validate_every=50: changes no run"),
+        (["--set=finetuning.transfer.mode=frozen"], "transfer.mode=frozen: changes no run"),
+        (["--set=finetuning.data.label_fraction=0.5"], "label_fraction=0.5: changes no run"),
+        (["--set=pretraining.seed=9", "--set=finetuning.steps=8"], "seed=9: changes no run"),
+        (["--set=finetuning_of.32.steps=5"], "--set=finetuning_of.32.steps=5: changes no run"),
+        (["--set=pretraining_of.jigsaw3d.steps=3"], "jigsaw3d.steps=3: changes no run"),
         (["--variant=best"], "--variant"),
         (["--workers=0"], "--workers"),
         (["--workers=2", "--scheduler=tcp://127.0.0.1:9"], "no --scheduler"),

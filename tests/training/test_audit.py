@@ -13,8 +13,7 @@ from ssl3d.phantoms import noise
 from ssl3d.training import audit, loop, problem
 from tests.support.shipped_configs import PROXY
 
-# The classes of exemplar and contrast are the volumes themselves, of noise too, and smooth noise can
-# be filled in; joint tasks are their parts.
+# Volumes of noise can be recognised, and smooth noise filled in; joint tasks are their parts.
 LEARN_FROM_NOISE = ("contrast", "exemplar", "mae")
 AUDITED = [
     f"{task}{rank}d"

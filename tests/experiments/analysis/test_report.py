@@ -102,6 +102,15 @@ def test_a_diverged_cell_is_shown(study, record):
     ]
     facts = findings.find(study, record_of(rows), 2, draws=200)
     assert facts.diverged == [(findings.Key("rpl3d", "finetune"), "5%", 2, "step 120")]
-    plan = SimpleNamespace(transductive=False)
+    plan = SimpleNamespace(transductive=False, study=study)
     wanted = "Diverged, and counted as a score of 0: rpl3d with 5% labels, repetition 2 (step 120)."
     assert wanted in sentences("notes", plan, facts)
+
+
+def test_a_study_of_controls_alone_has_something_to_say(study):
+    rows = [result("scratch", "5%", n, 0.6 + n / 100) for n in (1, 2, 3)]
+    own = {"mode": "finetune", "pretraining": "supervised-x"}
+    rows += [result("supervised", "5%", n, 0.7 + n / 100, **own) for n in (1, 2, 3)]
+    said = sentences("summary", findings.find(study, record_of(rows), 2, draws=500))
+    assert said[0].startswith("With 5% labels the positive control, an encoder trained on other")
+    assert not [text for text in said if text.startswith("Nothing to compare")]

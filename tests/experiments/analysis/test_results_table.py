@@ -148,3 +148,27 @@ def test_a_cell_without_test_cases_is_an_error(tmp_path):
     results_table.write(tmp_path, record_of(lacking))
     with pytest.raises(UserError, match=r"cases\.csv: has no column b; restore.*results\.csv"):
         results_table.read(tmp_path)
+
+
+def test_no_flipped_bit_of_a_compressed_table_is_a_traceback(tmp_path):
+    results_table.write(tmp_path, record_of(GRADED))
+    plain, packed = tmp_path / "cases.csv", tmp_path / "cases.csv.gz"
+    whole = gzip.compress(plain.read_bytes(), mtime=1)
+    plain.unlink()
+    failed = 0
+    for place in range(10, len(whole)):
+        packed.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        try:
+            results_table.read(tmp_path)
+        except UserError as error:
+            failed += "cases.csv.gz: cannot be read" in str(error)
+    assert failed == len(whole) - 10
+
+
+def test_a_table_beside_its_compressed_form_is_an_error(tmp_path):
+    """Which of them is the newer, nobody can tell: `gzip -k` leaves both."""
+    results_table.write(tmp_path, record_of(GRADED))
+    plain = tmp_path / "cases.csv"
+    plain.with_suffix(".csv.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    with pytest.raises(UserError, match=r"cases\.csv: is beside cases\.csv\.gz; remove the older"):
+        results_table.read(tmp_path)

@@ -160,3 +160,20 @@ def test_the_planned_study_of_levels_is_what_was_asked_for():
     assert len(cells) == 3 * 2 * 32
     encoders = {(cell.split, cell.encoder) for cell in cells if cell.encoder}
     assert encoders == {(number, number) for number in range(1, 9)}
+
+
+def test_amounts_of_labels_with_settings_of_their_own_are_timed_apart(volumes):
+    own = {"2": {"batch_size": 4}, "all": {"batch_size": 2}}
+    plan = StudyData(tiny(finetuning_of=own), volumes, volumes)
+    size = Size(("scratch", "rpl3d"), ("2", "all"), 2, ("finetune",))
+    found = estimate.kinds(grid.jobs(plan, grid.cells(size)))
+    assert {name: len(jobs) for name, jobs in found.items()} == {
+        **{"rpl3d (rpl3d)": 1, "segment3d, 2": 4, "segment3d, all": 4}
+    }
+
+
+def test_another_number_of_workers_is_timed_anew(call):
+    options = "--methods=scratch", "--fractions=2", "--estimate"
+    for workers, times in (("1", 1), ("2", 2), ("1", 2)):
+        call(*options, f"--workers={workers}")
+        assert sum(done(call.output).values()) == times

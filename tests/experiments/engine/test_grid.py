@@ -11,7 +11,7 @@ from ssl3d.data.integrity import Digest
 from ssl3d.experiments import hippocampus_slices
 from ssl3d.experiments.engine import grid, splits
 from ssl3d.experiments.engine.grid import Cell, Size, case_hash
-from ssl3d.experiments.engine.study import METHODS, StudyData
+from ssl3d.experiments.engine.study import METHODS, Column, StudyData
 from ssl3d.training.cases import choose_cases
 from tests.support.small_study import STUDIES, tiny
 
@@ -249,8 +249,44 @@ def test_a_new_key_for_something_else_leaves_cells_as_they_are(plan, monkeypatch
 
     monkeypatch.setattr(segment3d, "get_config", with_another_default)
     assert name_of(plan) != before
+
+    def with_another_phantom(arg):
+        config = weaker(arg)
+        config.data.phantom.train, config.data.phantom.shape = 100, (48, 48, 48)
+        return config
+
+    # Which these data are none of.
+    monkeypatch.setattr(segment3d, "get_config", with_another_phantom)
+    assert name_of(plan) == before
+    assert name_of(changed(plan, data={"data.phantom.kind": "brain"})) != before
+    monkeypatch.undo()
     # What is kept is of the first runs.
     grid.keep_keys(tmp_path, grid.jobs(plan, [Cell("scratch", "random", "2", 1)]))
+    assert grid.read_keys(tmp_path) == plan.keys
+
+
+def test_other_scores_are_other_cells(plan, tmp_path):
+    """What was scored as another class says nothing of this one."""
+    cells = [Cell("rpl3d", "finetune", "2", 1, encoder=1)]
+    plan = changed(plan, columns=(Column("tumour", 2), Column("dice", "mean")))
+    before = grid.jobs(plan, cells)
+    grid.keep_keys(tmp_path, before)
+    plan = dataclasses.replace(plan, keys=grid.read_keys(tmp_path))
+    assert grid.jobs(plan, cells) == before
+    fewer = changed(plan, columns=(Column("dice", "mean"),))
+    assert grid.jobs(fewer, cells)[0].name == before[0].name
+    for columns in ((Column("tumour", 1),), (*plan.study.columns, Column("organ", 1))):
+        (job,) = grid.jobs(changed(plan, columns=columns), cells)
+        assert job.name != before[0].name
+        assert job.needs == before[0].needs
+    # The first runs of an older output had no such note.
+    file = tmp_path / grid.KEYS
+    kept = json.loads(file.read_text())
+    del kept["columns"]
+    file.write_text(json.dumps(kept))
+    old = dataclasses.replace(plan, keys=grid.read_keys(tmp_path))
+    assert grid.jobs(old, cells)[0].name == before[0].name
+    grid.keep_keys(tmp_path, before)
     assert grid.read_keys(tmp_path) == plan.keys
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ssl3d.data import store
 from ssl3d.errors import UserError
 from ssl3d.experiments.engine import grid
 from ssl3d.experiments.engine.grid import Cell
@@ -17,6 +18,7 @@ from ssl3d.experiments.engine.study import (
     with_settings,
     with_variant,
 )
+from ssl3d.phantoms import dataset as phantom
 from tests.support.small_study import STUDIES
 
 
@@ -120,3 +122,24 @@ def test_supervised_pretraining_needs_other_labels(plan, tmp_path):
     told = grid.pretraining_job(dataclasses.replace(plan, transductive=True), "supervised")
     assert told.name == job.name
     assert told.row["transductive"] is False
+
+
+def test_subjects_that_are_in_two_phantoms_are_found(study, tmp_path):
+    """A phantom of the same seed has the same subjects, in other splits."""
+    counts = {"a": {"train": 2, "val": 1, "test": 1}, "b": {"train": 4, "val": 0, "test": 0}}
+    for name, own in counts.items():
+        phantom.write("brain", tmp_path / name, (16, 16, 16), own, seed=0)
+    dataset, corpus = (store.read(tmp_path / name) for name in counts)
+    with pytest.raises(UserError, match=r"is the same image as .*, a (val|test) case of .*/a;"):
+        check(StudyData(study, dataset, corpus), ["rpl3d"])
+    phantom.write("brain", tmp_path / "c", (16, 16, 16), counts["b"], seed=1)
+    check(StudyData(study, dataset, store.read(tmp_path / "c")), ["rpl3d"])
+
+
+def test_settings_for_all_runs_are_those_of_slices_too(study):
+    study = dataclasses.replace(
+        study, finetuning_slices={"batch_size": 4, "data.crop": (16, 16), "augment.noise": 0.1}
+    )
+    found = with_settings(study, ["finetuning.batch_size=8", "finetuning.data.crop=(24,24,24)"])
+    # A crop of volumes is none of slices.
+    assert found.finetuning_slices == {"data.crop": (16, 16), "augment.noise": 0.1}

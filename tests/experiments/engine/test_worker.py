@@ -4,14 +4,15 @@ import math
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import filelock
 import numpy as np
 import pytest
 
 from ssl3d.errors import DivergedError, UserError
-from ssl3d.experiments.analysis import statistics
-from ssl3d.experiments.engine import grid, worker
+from ssl3d.experiments.analysis import results_table, statistics
+from ssl3d.experiments.engine import grid, runs, worker
 from ssl3d.experiments.engine.grid import ROOT, Cell
 from ssl3d.experiments.engine.study import StudyData
 from tests.support.small_study import tiny
@@ -97,10 +98,7 @@ def test_a_diverged_cell_counts(job, monkeypatch):
     assert result["curve"] == [[0, 0.1]]
     assert len(result["cases"]) == 2
     assert {case["dice"] for case in result["cases"]} == {0}
-    # A pretraining is a failure, and so are cases that are at fault from the start.
-    with pytest.raises(DivergedError):
-        worker.run(job | {"columns": []}, folder)
-    # Nor does a run that is timed count.
+    # Cases that are at fault from the start do not count, nor does a run that is timed.
     with pytest.raises(DivergedError):
         worker.run(job | {"row": {**job["row"], "probe": True}}, folder)
     lines.clear()
@@ -185,3 +183,31 @@ def test_what_another_process_has_finished_meanwhile_is_kept(tmp_path, monkeypat
     (tmp_path / worker.RESULT).write_text("{}")
     assert worker.main([str(tmp_path)]) == 0
     assert (tmp_path / worker.RESULT).read_text() == "{}"
+
+
+def test_cells_of_a_diverged_pretraining_count(volumes, tmp_path, monkeypatch):
+    """Otherwise one seed in eight would leave the study without a verdict."""
+    monkeypatch.chdir(tmp_path)
+    cells = [Cell("rpl3d", "finetune", "2", 1, 1)]
+    (job,) = grid.jobs(StudyData(tiny(), volumes, volumes), cells)
+    line = {"step": 0, "split": "val", "loss": 1.0, "accuracy": 0.1, "chance": 0.04}
+
+    def diverge(config, workdir):
+        assert workdir.parts[0] == grid.PRETRAINING, "there is no encoder to start from"
+        workdir.mkdir(parents=True)
+        (workdir / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        raise DivergedError("step 4: loss nan, gradient norm nan; lower the rate")
+
+    monkeypatch.setattr(worker.loop, "train", diverge)
+    for one, needs in ((job.needs, None), (job, job.needs.name)):
+        folder = tmp_path / one.name
+        folder.mkdir(parents=True)
+        about = vars(one) | {"needs": needs, "spent": 0.0, "launched": 0.0}
+        result = worker.run(json.loads(json.dumps(about)), Path(one.name))
+        (folder / runs.RESULT).write_text(json.dumps(result))
+    record = results_table.read(tmp_path)
+    (trained,), (cell,) = (table.to_dict("records") for table in record[:2][::-1])
+    assert (trained["diverged"], trained["untrained_score"]) == ("step 4", "0.1")
+    assert "trained_score" not in trained
+    assert (cell["diverged"], cell["dice"]) == ("pretraining, step 4", "0.0")
+    assert set(record.cases[cell["cell"]]) == {"0.0"}
