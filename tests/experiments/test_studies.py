@@ -22,6 +22,7 @@ from ssl3d.experiments import (
     protocol,
     retina,
 )
+from ssl3d.experiments.engine.study import METHODS
 from tests.support import source_files
 from tests.support.long_axis import write_hippocampi
 from tests.support.small_study import tiny
@@ -53,6 +54,24 @@ SMALL = {
     "pretraining_of": {},
     "finetuning_of": {},
 }
+
+
+@pytest.mark.parametrize(
+    ("study", "tasks", "rate", "told"),
+    [
+        (brats.STUDY, ("cpc3d", "rpl3d"), 1e-5, "171 of them are left to train on: all is 60 %"),
+        (pancreas.STUDY, ("cpc3d", "rpl3d"), 1e-5, "169 are left to train on"),
+        (retina.STUDY, ("cpc2d", "rpl2d"), 5e-5, "ours trains on 60 %"),
+    ],
+)
+def test_the_papers_studies_can_settle_something(study, tasks, rate, told):
+    """Few arms, ten repetitions and encoders of their own; the paper's rates and what differs."""
+    assert (study.repetitions, study.encoders) == (10, 5)
+    assert tuple(name for name in study.methods if not METHODS[name].control) == tasks
+    assert {"scratch", "scratch-double"} < set(study.methods)
+    assert study.finetuning["optimizer.learning_rate"] == rate
+    assert [note for note in study.notes if told in note]
+    assert [note for note in study.notes if "fractions" in note]
 
 
 def small(study, crop, **changes):

@@ -52,6 +52,12 @@ def test_one_pretraining_serves_all_cells_of_its_method(plan):
         assert bool(job.needs) == bool(METHODS[job.row["method"]].task)
 
 
+def test_the_first_repetition_alone_keeps_pictures(plan):
+    """Of every method and amount: the median case for the report."""
+    jobs = grid.jobs(plan, cells_of(plan.study))
+    assert [job.pictures for job in jobs] == [job.row["repetition"] == 1 for job in jobs]
+
+
 def test_all_methods_are_treated_alike(plan):
     """The same labels, validation and test cases, seeds, steps, batches and augmentation."""
     jobs = [job for job in grid.jobs(plan, cells_of(plan.study))]
