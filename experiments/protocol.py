@@ -177,10 +177,12 @@ def open_data(study: Study, options: argparse.Namespace, output: Path) -> StudyD
 
 def open_corpus(study: Study, path: Path | None, made: Made) -> store.Dataset | None:
     """The separate data to pretrain on, if any; a phantom is generated on first use."""
+    if path and not (study.corpus and not (path / store.MANIFEST).exists()):
+        found = store.read(path)
+        if not study.corpus or "phantom" not in found.extra:
+            return found
     if not study.corpus:
-        return store.read(path) if path else None
-    if path and (path / store.MANIFEST).exists() and "phantom" not in store.read(path).extra:
-        return store.read(path)
+        return None
     folder = path or Path("data") / f"{study.preset}_corpus"
     return _phantom(study, study.corpus, folder, made)
 
@@ -244,10 +246,8 @@ def begun(found: Record, size: Size) -> list[Cell]:
     """
     rows = found.results.reindex(columns=[*Cell._fields], fill_value="")
     places = {tuple(row) for row in rows[["method", "mode", "labels", "arm"]].to_numpy()}
-    methods, modes, labels, _ = (
-        map(dict.fromkeys, zip(*places, strict=True)) if places else [()] * 4
-    )
-    wide = size._replace(methods=tuple(methods), modes=tuple(modes), labels=tuple(labels))
+    methods, modes, labels = (tuple(rows[name].unique()) for name in ("method", "mode", "labels"))
+    wide = size._replace(methods=methods, modes=modes, labels=labels)
     asked = set(grid.cells(size))
     return [
         cell

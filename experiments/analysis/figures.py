@@ -65,17 +65,14 @@ def data_efficiency(study: Study, findings: Findings) -> Figure:
     _hide(figure, len(keys), _layout(len(keys))[0])
     for axes, key in zip(figure.axes, keys, strict=False):
         for own in dict.fromkeys((*_baselines(findings, key), key)):
-            found = {i: findings.scores.get((own, amount)) for i, amount in enumerate(labels)}
             # A line joins amounts of labels, never the arms of a study.
-            for arm in dict.fromkeys(map(arm_of, labels)):
-                points = {
-                    i: (one.value, *one.interval())
-                    for i, one in found.items()
-                    if one and arm_of(labels[i]) == arm
-                }
-                if points:
-                    mean, low, high = np.array(list(points.values())).T
-                    _draw(axes, own, list(points), mean, low, high, marker="o")
+            lines: dict[str, dict[int, tuple[Any, ...]]] = {}
+            for i, amount in enumerate(labels):
+                if one := findings.scores.get((own, amount)):
+                    lines.setdefault(arm_of(amount), {})[i] = one.value, *one.interval()
+            for points in lines.values():
+                mean, low, high = np.array(list(points.values())).T
+                _draw(axes, own, list(points), mean, low, high, marker="o")
         axes.set_xticks(range(len(labels)), labels)
         axes.set_title(findings.label(key))
     _limit(figure.axes, findings, name)

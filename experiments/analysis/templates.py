@@ -19,8 +19,7 @@ _TEMPLATES = jinja2.Environment(
 _TEMPLATES.filters["labels"] = in_words
 _TEMPLATES.globals |= {"DOUBLES": DOUBLES, "METHODS": METHODS}
 _TEMPLATES.globals |= {"PLATEAU": PLATEAU, "SPLITS": store.SPLITS}
-_TEMPLATES.globals |= {"LEAST_SCORE": LEAST_SCORE, "LEAST_KAPPA": LEAST_KAPPA}
-_TEMPLATES.globals |= {"LITTLE": LITTLE}
+_TEMPLATES.globals |= {"LEAST_SCORE": LEAST_SCORE, "LEAST_KAPPA": LEAST_KAPPA, "LITTLE": LITTLE}
 
 
 def render(name: str, **values: Any) -> str:

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,18 +77,18 @@ def table(jobs: Sequence[Job], costs: Mapping[str, Cost], workers: int) -> str:
 
 def kinds(jobs: Sequence[Job]) -> dict[str, list[Job]]:
     """The runs and the pretrainings that they need, each once, by what they cost alike."""
-    found: dict[str, dict[str, dict[str, Job]]] = {}
+    found: dict[tuple[str, str], dict[str, Job]] = {}
     for job in jobs:
         for run in filter(None, (job.needs, job)):
-            alike = found.setdefault(kind(run), {})
-            alike.setdefault(_settings(run, (*_FREE, "data.path")), {})[run.name] = run
-    several: dict[str, list[Job]] = {}
-    for name, alike in found.items():
-        for own in map(list[Job], map(dict.values, alike.values())):
-            row = own[0].row
-            amount = ", ".join(filter(None, (row.get("labels"), row.get("arm"))))
-            several[f"{name}, {amount}" if len(alike) > 1 else name] = own
-    return several
+            about = kind(run), _settings(run, (*_FREE, "data.path"))
+            found.setdefault(about, {})[run.name] = run
+    alike = Counter(name for name, _ in found)
+    named = {}
+    for (name, _), own in found.items():
+        row = next(iter(own.values())).row
+        apart = (row.get("labels"), row.get("arm")) if alike[name] > 1 else ()
+        named[", ".join(filter(None, (name, *apart)))] = list(own.values())
+    return named
 
 
 def kind(job: Job) -> str:

@@ -104,11 +104,11 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any] | None:
 
 def without_encoder(job: dict[str, Any]) -> str:
     """Where the pretraining that a cell needs diverged, e.g. "pretraining, step 12"; else ""."""
-    result = Path(job.get("needs") or "") / RESULT
-    if not job.get("needs") or not result.exists():
+    if not job.get("needs") or not (result := Path(job["needs"]) / RESULT).exists():
         return ""
-    with documents.fields(result, "remove it to pretrain again"):
-        where = documents.read_object(result, "remove it to pretrain again")["row"].get("diverged")
+    remedy = "remove it to pretrain again"
+    with documents.fields(result, remedy):
+        where = documents.read_object(result, remedy)["row"].get("diverged")
     return f"pretraining, {where}" if where else ""
 
 

@@ -114,12 +114,12 @@ def test_two_rows_of_one_planned_cell_are_an_error(tmp_path):
     """As after the labels were corrected: nothing tells which of them counts."""
     folder = tmp_path / "hippocampus-splits"
     about = {"split": "1", "encoder": "0", "arm": ""}
-    rows = [result("scratch", "8", 101, 0.7, training_cases="8", **about)]
+    rows = [result("scratch", "all", 101, 0.7, **about)]
     rows.append(rows[0] | {"cell": "of the corrected labels"})
     results_table.write(folder, record_of(rows))
-    planned = findings_page.planned_cells(hippocampus_splits.STUDY)
+    study = dataclasses.replace(hippocampus_splits.STUDY, labels=("all",))
     message = (
-        r"hippocampus-splits/results\.csv: scratch-8-101 and of the corrected labels are of one"
+        r"hippocampus-splits/results\.csv: scratch-all-101 and of the corrected labels are of one"
     )
     with pytest.raises(UserError, match=message):
-        findings_page.Stored(folder, hippocampus_splits.STUDY, planned)
+        findings_page.Stored(folder, study, findings_page.planned_cells(study))

@@ -28,7 +28,7 @@ def result(method, labels, repetition, score, steps=6, mode="random", **more):
         "mode": mode,
         "labels": labels,
         "repetition": str(repetition),
-        "training_cases": {"5%": "2", "all": "8"}.get(labels, ""),
+        "training_cases": {"5%": "2", "all": "8"}[labels],
         "steps": str(steps),
         "pretraining": f"{method}-x" if mode == "finetune" else "",
         "dice": str(score),
